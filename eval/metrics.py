@@ -1,0 +1,593 @@
+"""Metrics as pure numpy functions over stored predictions and ground truth.
+
+Letters: S sequences, M samples, T frames, N slots, K particles, n balls, H x W the crop (50 x 50).
+
+Coordinates: (row, column) in pixels of the crop, where the *centre* of pixel i is at i, so that a frame covers
+[-0.5, H - 0.5] and matplotlib's ``imshow`` draws everything in place. The model's ``where`` uses them by itself
+(its -1 and 1 are the centres of the first and last pixel); the data put pixel centres at i + 0.5, which
+``pixel_centres`` takes off. Sums are in float64 whatever comes in.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.special import expit, logsumexp
+
+FRAME_SIZE = 64  # pixels of a stored frame, a side
+CROP_SIZE = 50  # pixels the model sees, a side
+CROP_START = (FRAME_SIZE - CROP_SIZE) // 2  # rows and columns 7..56
+MIN_SCALE = 1e-4  # the spatial transformer's lower bound on sx, sy
+HALF_LOG_2PI = 0.5 * np.log(2.0 * np.pi)
+
+
+def _require(condition, message):
+    if not condition:
+        raise ValueError(message)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Ground truth as stored -> as the model sees it
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def crop_truth(frames):
+    """Stored frames to what the model sees: rows and columns 7..56, sequences first.
+
+    Args:
+      frames: [T, S, 64, 64, 1], any dtype: features, groups or collisions of a data file.
+
+    Returns:
+      [S, T, 50, 50], the same dtype (a view).
+
+    Raises:
+      ValueError: if the shape is another one.
+    """
+    frames = np.asarray(frames)
+    expected = (FRAME_SIZE, FRAME_SIZE, 1)
+    _require(frames.ndim == 5 and frames.shape[2:] == expected, f"frames must be [T, S, 64, 64, 1], got {frames.shape}")
+    seen = slice(CROP_START, CROP_START + CROP_SIZE)
+    return frames[:, :, seen, seen, 0].swapaxes(0, 1)
+
+
+def pixel_centres(positions, n, box_size):
+    """Ball positions in box units to (row, column) in pixels of the crop: 64 x / box_size - 7 - 0.5.
+
+    Args:
+      positions: [T, S, n_max, 2] in box units, x[0] the column, x[1] the row.
+      n: [S], integers: the number of balls of each sequence.
+      box_size: side of the box in units: 15 (4 and 6-8 balls) or 10 (curtain).
+
+    Returns:
+      [S, T, n_max, 2] float64, (row, column) in pixels; NaN beyond a sequence's n.
+
+    Raises:
+      ValueError: if the shapes do not fit together.
+    """
+    positions, n = np.asarray(positions, float), np.asarray(n)
+    shape = positions.shape
+    _require(len(shape) == 4 and shape[-1] == 2, f"positions must be [T, S, n_max, 2], got {shape}")
+    _require(n.shape == shape[1:2], f"n must be [S] = {shape[1:2]}, got {n.shape}")
+    centres = positions.swapaxes(0, 1)[..., ::-1] * (FRAME_SIZE / box_size) - CROP_START - 0.5
+    exists = np.arange(centres.shape[2]) < n[:, None]  # [S, n_max]
+    return np.where(exists[:, None, :, None], centres, np.nan)
+
+
+def boxes_from_balls(centres, radii, box_size):
+    """The balls' boxes: the square around each disc, not clipped at the frame's edge.
+
+    Args:
+      centres: [S, T, n_max, 2], (row, column) in pixels, from ``pixel_centres``.
+      radii: [S, n_max] in box units.
+      box_size: side of the box in units.
+
+    Returns:
+      [S, T, n_max, 4] float64: top, left, height, width in pixels; NaN where the centre is.
+
+    Raises:
+      ValueError: if the shapes do not fit together.
+    """
+    centres, radii = np.asarray(centres, float), np.asarray(radii, float)
+    _require(centres.ndim == 4 and centres.shape[-1] == 2, f"centres must be [S, T, n_max, 2], got {centres.shape}")
+    expected = (centres.shape[0], centres.shape[2])
+    _require(radii.shape == expected, f"radii must be [S, n_max] = {expected}, got {radii.shape}")
+    radius = np.broadcast_to((radii * (FRAME_SIZE / box_size))[:, None, :, None], centres.shape)
+    diameter = np.where(np.isnan(centres), np.nan, 2.0 * radius)
+    return np.concatenate([centres - radius, diameter], axis=-1)
+
+
+def centres_inside(centres, image_size=CROP_SIZE):
+    """Whether a centre lies in the frame, [-0.5, size - 0.5) on both axes; False for NaN.
+
+    Args:
+      centres: [..., 2], (row, column) in pixels.
+      image_size: side of the frame in pixels, or (H, W).
+
+    Returns:
+      [...] bool.
+    """
+    centres = np.asarray(centres, float)
+    _require(centres.shape[-1:] == (2,), f"centres must be [..., 2], got {centres.shape}")
+    return np.all((centres >= -0.5) & (centres < np.asarray(image_size) - 0.5), axis=-1)
+
+
+def visible_pixels(groups, balls):
+    """Visible pixels of each ball: what the crop, the curtain and the balls in front leave of it.
+
+    Args:
+      groups: [..., H, W], integers: 0 background, 1..n the ball.
+      balls: n_max.
+
+    Returns:
+      [..., n_max] int64, pixels. ``(visible_pixels(...) > 0).sum(-1)`` is the true count of a frame.
+    """
+    groups = np.asarray(groups)
+    _require(groups.ndim >= 2, f"groups must be [..., H, W], got {groups.shape}")
+    return np.stack([np.sum(groups == ball, axis=(-2, -1)) for ball in range(1, balls + 1)], axis=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Where -> pixels
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _transform(where, image_size):
+    """where logits [..., 4] -> scale [..., 2], shift [..., 2], size [2], each (row, column)."""
+    where = np.asarray(where, float)
+    _require(where.shape[-1:] == (4,), f"where must be [..., 4] (sx, sy, tx, ty), got {where.shape}")
+    scale = np.maximum(expit(where[..., 1::-1]), MIN_SCALE)
+    return scale, np.tanh(where[..., :1:-1]), np.broadcast_to(np.asarray(image_size, float), (2,))
+
+
+def boxes_from_where(where, image_size=CROP_SIZE):
+    """The boxes SQAIR draws: height = (H + 1) sy, top = (H - 1)/2 (ty - sy + 1); width and left likewise from x.
+
+    These are the original's formulas. Their middle lies sy pixels below and to the right of the glimpse's centre
+    (a quarter of a pixel for a ball); positions are better taken from ``centres_from_where``.
+
+    Args:
+      where: [..., 4] logits (sx, sy, tx, ty), before sigmoid and tanh.
+      image_size: side of the frame in pixels, or (H, W).
+
+    Returns:
+      [..., 4] float64: top, left, height, width in pixels.
+
+    Raises:
+      ValueError: if the last axis is not 4.
+    """
+    scale, shift, size = _transform(where, image_size)
+    return np.concatenate([(size - 1) / 2 * (shift - scale + 1), (size + 1) * scale], axis=-1)
+
+
+def centres_from_where(where, image_size=CROP_SIZE):
+    """The glimpse's centre in the frame, exactly: (H - 1)/2 (ty + 1), (W - 1)/2 (tx + 1).
+
+    Args:
+      where: [..., 4] logits (sx, sy, tx, ty), before sigmoid and tanh.
+      image_size: side of the frame in pixels, or (H, W).
+
+    Returns:
+      [..., 2] float64: (row, column) in pixels.
+
+    Raises:
+      ValueError: if the last axis is not 4.
+    """
+    _, shift, size = _transform(where, image_size)
+    return (size - 1) / 2 * (shift + 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Likelihoods
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def gaussian_log_likelihood(image, canvas, std):
+    """Log-density of every pixel: log N(image; canvas, std) = -((x - c)/std)^2 / 2 - log std - log(2 pi)/2.
+
+    Args:
+      image: [..., H, W], intensities in [0, 1].
+      canvas: [..., H, W], the decoder's mean; the leading axes broadcast with the image's.
+      std: standard deviation, a number or an array that broadcasts with the canvas; positive.
+
+    Returns:
+      [..., H, W] float64, nats.
+
+    Raises:
+      ValueError: if H x W differ, the leading axes do not broadcast, or std is not positive.
+    """
+    image, canvas, std = (np.asarray(a, float) for a in (image, canvas, std))
+    _require(np.all(std > 0), "std must be positive")
+    shapes = f"image {image.shape} and canvas {canvas.shape}"
+    _require(image.ndim >= 2 and image.shape[-2:] == canvas.shape[-2:], f"{shapes} must share [H, W]")
+    try:
+        residual = (image - canvas) / std
+    except ValueError:
+        raise ValueError(f"{shapes} and std {std.shape} do not broadcast") from None
+    return -0.5 * residual**2 - np.log(std) - HALF_LOG_2PI
+
+
+def data_log_likelihood(image, canvas, std):
+    """log p(x|z) of a frame: the sum over all its pixels.
+
+    Args, Raises: as ``gaussian_log_likelihood``.
+
+    Returns:
+      [...] float64, nats a frame.
+    """
+    return gaussian_log_likelihood(image, canvas, std).sum(axis=(-2, -1))
+
+
+def relational_log_likelihood(image, canvas, collisions, std):
+    """The relational log-likelihood of the paper (section 3): the sum over the pixels of colliding balls only.
+
+    It is not divided by their number, and a frame without a collision counts as 0.
+
+    Args:
+      image, canvas, std: as ``gaussian_log_likelihood``.
+      collisions: [..., H, W], non-zero on the visible pixels of colliding balls; broadcasts with the image.
+
+    Returns:
+      [...] float64, nats a frame.
+
+    Raises:
+      ValueError: as ``gaussian_log_likelihood``, or if the collisions' H x W differ.
+    """
+    collisions = np.asarray(collisions) != 0
+    pixels = gaussian_log_likelihood(image, canvas, std)
+    _require(
+        collisions.shape[-2:] == pixels.shape[-2:],
+        f"collisions {collisions.shape} and image {pixels.shape} must share [H, W]",
+    )
+    return np.where(collisions, pixels, 0.0).sum(axis=(-2, -1))
+
+
+class UpperBounds(NamedTuple):
+    """What a perfect canvas reaches, in nats: ``pixel`` each, ``data`` and ``relational`` a frame (means)."""
+
+    pixel: float
+    data: float
+    relational: float
+
+
+def upper_bounds(images, collisions, std):
+    """The log-likelihoods of a canvas equal to the image: -log std - log(2 pi)/2 a pixel, times the pixels.
+
+    At std 0.3: 0.28503 a pixel, 712.6 a frame of 50 x 50.
+
+    Args:
+      images: [..., H, W], the frames scored (their size is what counts).
+      collisions: [..., H, W], the same shape, non-zero on the pixels of colliding balls.
+      std: standard deviation, a positive number.
+
+    Returns:
+      UpperBounds, means over the frames.
+
+    Raises:
+      ValueError: if the shapes differ or std is not positive.
+    """
+    images, collisions = np.asarray(images), np.asarray(collisions)
+    _require(images.ndim >= 2, f"images must be [..., H, W], got {images.shape}")
+    _require(images.shape == collisions.shape, f"images {images.shape} and collisions {collisions.shape} differ")
+    _require(std > 0, "std must be positive")
+    pixel = float(-np.log(std) - HALF_LOG_2PI)
+    pixels = images.shape[-2] * images.shape[-1]
+    return UpperBounds(pixel, pixel * pixels, pixel * pixels * float(np.mean(collisions != 0)))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Bounds from importance weights
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class ParticleBounds:
+    """IWAE, VAE bound and effective sample size from chunks of particles, in memory that does not grow with K.
+
+    With log w_k of all particles seen so far: IWAE = logsumexp_k log w_k - log K (Burda et al., 2016); VAE bound =
+    mean_k log w_k; ESS = (sum_k w_k)^2 / sum_k w_k^2. 500 particles are 100 updates of 5; the result does not
+    depend on how they were split.
+    """
+
+    def __init__(self):
+        self.particles = 0
+        self._log_sum = self._log_sum_of_squares = -np.inf
+        self._sum = 0.0
+
+    def update(self, log_weights):
+        """Adds particles.
+
+        Args:
+          log_weights: [..., k], nats, summed over the frames; k may differ from call to call, the rest may not.
+
+        Returns:
+          self.
+
+        Raises:
+          ValueError: if there is no particle, or the leading axes are not those of the first call.
+        """
+        log_weights = np.asarray(log_weights, float)
+        shape, so_far = log_weights.shape, np.shape(self._log_sum)
+        _require(len(shape) > 0 and shape[-1] > 0, f"log_weights must be [..., k > 0], got {shape}")
+        _require(
+            self.particles == 0 or so_far == shape[:-1], f"log_weights {shape} do not continue particles of {so_far}"
+        )
+        self._log_sum = np.logaddexp(self._log_sum, logsumexp(log_weights, axis=-1))
+        self._log_sum_of_squares = np.logaddexp(self._log_sum_of_squares, logsumexp(2 * log_weights, axis=-1))
+        self._sum = self._sum + log_weights.sum(axis=-1)
+        self.particles += log_weights.shape[-1]
+        return self
+
+    @property
+    def iwae(self):
+        """[...] float64, nats a sequence."""
+        return self._log_sum - np.log(self.particles)
+
+    @property
+    def vae(self):
+        """[...] float64, nats a sequence."""
+        return self._sum / self.particles
+
+    @property
+    def effective_sample_size(self):
+        """[...] float64, particles, in [1, K]."""
+        return np.exp(2 * self._log_sum - self._log_sum_of_squares)
+
+
+def iwae_bound(log_weights, frames=1):
+    """IWAE bound, (logsumexp_k log w_k - log K) / frames (Burda et al., 2016).
+
+    Args:
+      log_weights: [..., K], nats, summed over the frames.
+      frames: T for nats a frame, 1 for nats a sequence.
+
+    Returns:
+      [...] float64, nats.
+
+    Raises:
+      ValueError: if there is no particle.
+    """
+    return ParticleBounds().update(log_weights).iwae / frames
+
+
+def vae_bound(log_weights, frames=1):
+    """The evidence lower bound, mean_k log w_k / frames. Args, Returns and Raises as ``iwae_bound``."""
+    return ParticleBounds().update(log_weights).vae / frames
+
+
+def effective_sample_size(log_weights):
+    """(sum_k w_k)^2 / sum_k w_k^2: 1 when one particle has all the weight, K when all weigh the same.
+
+    Args:
+      log_weights: [..., K], nats.
+
+    Returns:
+      [...] float64, particles.
+
+    Raises:
+      ValueError: if there is no particle.
+    """
+    return ParticleBounds().update(log_weights).effective_sample_size
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Counting
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def count_accuracy(true_counts, inferred_counts):
+    """The share of frames whose number of objects is right.
+
+    Args:
+      true_counts, inferred_counts: integers of shapes that broadcast, e.g. [S, 1, T] and [S, M, T].
+
+    Returns:
+      float in [0, 1].
+
+    Raises:
+      ValueError: if the shapes do not broadcast.
+    """
+    true_counts, inferred_counts = _same_counts(true_counts, inferred_counts)
+    return float(np.mean(true_counts == inferred_counts))
+
+
+def confusion_matrix(true_counts, inferred_counts, max_count):
+    """How often each true count was inferred as each count.
+
+    Args:
+      true_counts, inferred_counts: integers of shapes that broadcast, in 0..max_count.
+      max_count: the largest count, of truth and model alike.
+
+    Returns:
+      [max_count + 1, max_count + 1] int64, frames; rows are true counts, columns inferred ones.
+
+    Raises:
+      ValueError: if the shapes do not broadcast or a count is out of range.
+    """
+    true_counts, inferred_counts = (c.astype(np.int64).ravel() for c in _same_counts(true_counts, inferred_counts))
+    for name, counts in (("true", true_counts), ("inferred", inferred_counts)):
+        _require(np.all((counts >= 0) & (counts <= max_count)), f"{name} counts must lie in 0..{max_count}")
+    size = max_count + 1
+    return np.bincount(true_counts * size + inferred_counts, minlength=size * size).reshape(size, size)
+
+
+def _same_counts(true_counts, inferred_counts):
+    true_counts, inferred_counts = np.asarray(true_counts), np.asarray(inferred_counts)
+    try:
+        return np.broadcast_arrays(true_counts, inferred_counts)
+    except ValueError:
+        raise ValueError(f"counts {true_counts.shape} and {inferred_counts.shape} do not broadcast") from None
+
+
+def collapsed(inferred_counts, slots, true_counts=None, fraction=0.99):
+    """Whether a model has given up counting: no object, or all N slots, in (nearly) every frame.
+
+    A count that is right is no collapse: where the true counts are given, cut off at N, and are themselves 0 (or N)
+    in as many frames, the answer is 'none'.
+
+    Args:
+      inferred_counts: integers, any shape: the objects of each frame.
+      slots: N, the most objects the model can have.
+      true_counts: integers, any shape: the visible objects of the same frames; None to leave truth out.
+      fraction: how many of the frames make 'nearly every'.
+
+    Returns:
+      'all zero', 'always N' or 'none'.
+
+    Raises:
+      ValueError: if there are no counts.
+    """
+    inferred_counts = np.asarray(inferred_counts)
+    _require(inferred_counts.size > 0, "inferred_counts is empty")
+    for verdict, count in (("all zero", 0), ("always N", slots)):
+        right = true_counts is not None and np.mean(np.minimum(true_counts, slots) == count) >= fraction
+        if np.mean(inferred_counts == count) >= fraction and not right:
+            return verdict
+    return "none"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Segmentation
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def foreground_ari(true_groups, predicted_segmentation):
+    """Adjusted Rand index (Hubert & Arabie, 1985) over the pixels that truly are an object, frame by frame.
+
+    Over pairs of foreground pixels, with a = pairs together in both, b = together in truth only, c = together in
+    the prediction only, d = apart in both: ARI = 2 (ad - bc) / ((a + b)(b + d) + (a + c)(c + d)). The background is
+    left out, as R-NEM does; foreground pixels that the model gives to no slot (0) are a cluster like any other.
+    Degenerate frames: equal partitions give 1, also a single object in a single slot, or a single pixel; a single
+    object in several slots gives 0; a frame without foreground has no value: NaN, to be left out with ``np.nanmean``.
+    Reshape to [S, T*H, W] for one index a sequence, which also asks labels to keep their object over time.
+
+    Args:
+      true_groups: [..., H, W], integers >= 0: 0 background, else the ball.
+      predicted_segmentation: [..., H, W], integers >= 0: 0 nothing, else slot + 1.
+
+    Returns:
+      [...] float64, at most 1, about 0 for chance.
+
+    Raises:
+      ValueError: if the shapes differ or a label is negative.
+    """
+    true_groups, predicted = np.asarray(true_groups), np.asarray(predicted_segmentation)
+    _require(true_groups.ndim >= 2, f"true_groups must be [..., H, W], got {true_groups.shape}")
+    _require(
+        true_groups.shape == predicted.shape,
+        f"true_groups {true_groups.shape} and segmentation {predicted.shape} differ",
+    )
+    shape = true_groups.shape[:-2]
+    foreground = (true_groups != 0).reshape(int(np.prod(shape)), -1)  # [frames, pixels]
+    frames, area = len(foreground), foreground.sum(-1)
+    true_groups = true_groups.reshape(foreground.shape)[foreground].astype(np.int64)
+    predicted = predicted.reshape(foreground.shape)[foreground].astype(np.int64)
+    _require(min(true_groups.min(initial=0), predicted.min(initial=0)) >= 0, "labels must not be negative")
+
+    rows, columns = true_groups.max(initial=0) + 1, predicted.max(initial=0) + 1
+    cell = (np.repeat(np.arange(frames), area) * rows + true_groups) * columns + predicted
+    table = np.bincount(cell, minlength=frames * rows * columns).reshape(frames, rows, columns)
+
+    def pairs(counts):
+        return counts * (counts - 1) / 2
+
+    a = pairs(table).sum((1, 2))
+    b = pairs(table.sum(2)).sum(1) - a
+    c = pairs(table.sum(1)).sum(1) - a
+    d = pairs(area) - a - b - c
+    denominator = (a + b) * (b + d) + (a + c) * (c + d)
+    # b = c = 0 means equal partitions; the quotient is 0/0 there if one side has a single cluster or only singletons.
+    equal = (b == 0) & (c == 0)
+    ari = np.where(equal, 1.0, 2 * (a * d - b * c) / np.where(equal, 1.0, denominator))
+    return np.where(area > 0, ari, np.nan).reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rollouts
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class RolloutError(NamedTuple):
+    """Position errors by horizon 0..L (0 is the match frame itself); see ``rollout_position_error``.
+
+    Attributes:
+      error: [L + 1] float64, pixels: mean distance of the pairs still followed; NaN where there is none.
+      lost: [L + 1] float64: of the matched balls still in the crop, the share whose object has vanished.
+      balls: [L + 1] int64: the matched balls still in the crop, what ``lost`` is a share of.
+      matched: float: of the balls in the crop at the match frame, the share that found an object.
+    """
+
+    error: np.ndarray
+    lost: np.ndarray
+    balls: np.ndarray
+    matched: float
+
+
+def rollout_position_error(true_centres, predicted_centres, object_id, match_frame, image_size=CROP_SIZE):
+    """Mean distance between balls and the objects matched to them once, by horizon.
+
+    At the match frame (the last one observed) balls whose centre is in the crop and present objects are paired by
+    the least total distance (Hungarian algorithm, one sequence at a time). The pairs are never revised: an object
+    is followed by its identity, not by its slot, since slots are sorted anew in every frame, so an object that jumps
+    to another ball pays for it. A pair ends, in every figure, when its ball's centre first leaves the crop, where
+    the model can neither see nor represent it. An object that vanishes before counts as lost and not in the error:
+    read the two together. Samples are further sequences to this function: loop over them, or repeat the truth.
+
+    Args:
+      true_centres: [S, T, n, 2], (row, column) in pixels; NaN for balls that do not exist.
+      predicted_centres: [S, T, N, 2], (row, column) in pixels, from ``centres_from_where``.
+      object_id: [S, T, N], integers; -1 where the slot is absent, else unique in its frame.
+      match_frame: index of the last observed frame, in 0..T-1.
+      image_size: side of the frame in pixels, or (H, W).
+
+    Returns:
+      RolloutError with L = T - 1 - match_frame.
+
+    Raises:
+      ValueError: if the shapes do not fit together or match_frame is out of range.
+    """
+    true_centres, predicted_centres = np.asarray(true_centres, float), np.asarray(predicted_centres, float)
+    object_id = np.asarray(object_id)
+    for name, shape in (("true_centres", true_centres.shape), ("predicted_centres", predicted_centres.shape)):
+        _require(len(shape) == 4 and shape[-1] == 2, f"{name} must be [S, T, objects, 2], got {shape}")
+    _require(
+        true_centres.shape[:2] == predicted_centres.shape[:2],
+        f"true_centres {true_centres.shape} and predicted_centres {predicted_centres.shape} must share [S, T]",
+    )
+    _require(
+        object_id.shape == predicted_centres.shape[:3],
+        f"object_id must be [S, T, N] = {predicted_centres.shape[:3]}, got {object_id.shape}",
+    )
+    last = object_id.shape[1] - 1
+    _require(0 <= match_frame <= last, f"match_frame must lie in 0..{last}, got {match_frame}")
+
+    true_centres, predicted_centres = true_centres[:, match_frame:], predicted_centres[:, match_frame:]
+    object_id = object_id[:, match_frame:]  # [S, L + 1, N]
+    inside = centres_inside(true_centres, image_size)  # [S, L + 1, n]
+    sequence, ball, slot = _match(true_centres[:, 0], inside[:, 0], predicted_centres[:, 0], object_id[:, 0] >= 0)
+
+    # From here on one row a pair, P pairs.
+    playing = np.logical_and.accumulate(inside[sequence, :, ball], axis=1)  # [P, L + 1]
+    same = object_id[sequence] == object_id[sequence, 0, slot][:, None, None]  # [P, L + 1, N]
+    followed = playing & same.any(-1)
+    path = np.take_along_axis(predicted_centres[sequence], same.argmax(-1)[..., None, None], axis=2)[:, :, 0]
+    distance = np.linalg.norm(true_centres[sequence, :, ball] - path, axis=-1)  # [P, L + 1]
+
+    balls, pairs = playing.sum(0), followed.sum(0)
+    error = _divide(np.where(followed, distance, 0.0).sum(0), pairs)
+    return RolloutError(error, _divide(balls - pairs, balls), balls, float(_divide(len(ball), inside[:, 0].sum())))
+
+
+def _match(true_centres, inside, predicted_centres, present):
+    """Pairs of least total distance, a sequence at a time: indices (sequence, ball, slot), each [P]."""
+    found = [(np.zeros(0, int),) * 3]
+    for s in range(len(true_centres)):
+        balls, slots = np.flatnonzero(inside[s]), np.flatnonzero(present[s])
+        offsets = true_centres[s, balls][:, None] - predicted_centres[s, slots]  # [balls, slots, 2]
+        row, column = linear_sum_assignment(np.linalg.norm(offsets, axis=-1))
+        found.append((np.full(len(row), s), balls[row], slots[column]))
+    return tuple(np.concatenate(indices) for indices in zip(*found))
+
+
+def _divide(numerator, denominator):
+    """numerator / denominator in float64, NaN where the denominator is 0."""
+    denominator = np.asarray(denominator, float)
+    return np.asarray(numerator, float) / np.where(denominator == 0, np.nan, denominator)

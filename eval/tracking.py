@@ -1,0 +1,184 @@
+"""Multiple object tracking: CLEAR MOT figures by the package motmetrics, over box overlaps computed here.
+
+Boxes are top, left, height, width in pixels, in the coordinates of ``eval.metrics``.
+"""
+
+from typing import NamedTuple
+
+import motmetrics
+import numpy as np
+
+from eval import metrics
+
+
+class Tracking(NamedTuple):
+    """CLEAR MOT figures (Bernardin & Stiefelhagen, 2008) pooled over all frames given.
+
+    Attributes:
+      mota: 1 - (misses + false_positives + id_switches) / objects; at most 1, may be negative; NaN without objects.
+      motp: mean 1 - IoU of the matches, as motmetrics has it: **lower is better**; NaN without matches.
+      id_switches: matches whose object has another identity than the ball's last match.
+      misses: balls without an object.
+      false_positives: objects without a ball.
+      objects: ball appearances, summed over the frames.
+      frames: frames scored.
+    """
+
+    mota: float
+    motp: float
+    id_switches: int
+    misses: int
+    false_positives: int
+    objects: int
+    frames: int
+
+
+def box_iou(first, second):
+    """Intersection over union of every pair of boxes.
+
+    Args:
+      first: [..., n, 4], top, left, height, width.
+      second: [..., N, 4], the same leading axes.
+
+    Returns:
+      [..., n, N] float64 in [0, 1]; 0 where a box is NaN or both have no area.
+
+    Raises:
+      ValueError: if the last axis is not 4 or the leading axes differ.
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    shapes = f"{first.shape} and {second.shape}"
+    for boxes in (first, second):
+        if boxes.ndim < 2 or boxes.shape[-1] != 4:
+            raise ValueError(f"boxes must be [..., number, 4], got {shapes}")
+    if first.shape[:-2] != second.shape[:-2]:
+        raise ValueError(f"the leading axes of the boxes differ: {shapes}")
+    first, second = first[..., :, None, :], second[..., None, :, :]
+    start = np.maximum(first[..., :2], second[..., :2])
+    end = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
+    intersection = np.prod(np.maximum(end - start, 0.0), axis=-1)
+    union = np.prod(first[..., 2:], axis=-1) + np.prod(second[..., 2:], axis=-1) - intersection
+    positive = union > 0  # False for NaN
+    return np.where(positive, intersection, 0.0) / np.where(positive, union, 1.0)
+
+
+def clip_boxes(boxes, image_size=metrics.CROP_SIZE):
+    """The part of each box inside the frame, [-0.5, size - 0.5]; no area if there is none.
+
+    Args:
+      boxes: [..., 4], top, left, height, width.
+      image_size: side of the frame in pixels, or (H, W).
+
+    Returns:
+      [..., 4] float64.
+    """
+    boxes = np.asarray(boxes, float)
+    size = np.asarray(image_size, float)
+    start = np.clip(boxes[..., :2], -0.5, size - 0.5)
+    end = np.clip(boxes[..., :2] + boxes[..., 2:], -0.5, size - 0.5)
+    return np.concatenate([start, end - start], axis=-1)
+
+
+def ground_truth(centres, pixels, image_size=metrics.CROP_SIZE):
+    """Which balls count as ground truth in a frame, and which neither count nor harm.
+
+    A ball counts when its centre lies in the crop and a pixel of it is visible (not all behind the curtain). A ball
+    of which only an edge shows, its centre outside, is ignored: finding it is no match, missing it no miss, and an
+    object on it no false positive. An object cannot be asked to be placed by a sliver, nor blamed for explaining it.
+
+    Args:
+      centres: [S, T, n_max, 2], from ``metrics.pixel_centres``.
+      pixels: [S, T, n_max], from ``metrics.visible_pixels`` of the cropped groups.
+      image_size: side of the frame in pixels, or (H, W).
+
+    Returns:
+      (truth, ignored), each [S, T, n_max] bool.
+
+    Raises:
+      ValueError: if the shapes do not fit together.
+    """
+    centres, visible = np.asarray(centres, float), np.asarray(pixels) > 0
+    if centres.shape[:-1] != visible.shape:
+        raise ValueError(f"centres {centres.shape} must be pixels {visible.shape} with an axis of 2 behind")
+    inside = metrics.centres_inside(centres, image_size)
+    return visible & inside, visible & ~inside
+
+
+def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_size=metrics.CROP_SIZE):
+    """Scores objects against balls over a set of sequences.
+
+    Boxes are cut off at the frame's edge first, since nothing seen decides how far they reach beyond. A ball and an
+    object may be matched from IoU >= min_iou on; motmetrics keeps earlier pairs that still may, then takes the
+    least total 1 - IoU. Identities last for one sequence. An object whose best overlap is with an ignored ball, and
+    is >= min_iou, is left out of that frame.
+
+    Args:
+      true_boxes: [S, T, n, 4], from ``metrics.boxes_from_balls``.
+      truth: [S, T, n] bool, the balls that count.
+      boxes: [S, T, N, 4], from ``metrics.boxes_from_where``.
+      object_id: [S, T, N], integers; -1 where the slot is absent, else unique in its frame.
+      ignored: [S, T, n] bool, balls that neither count nor harm; None for none.
+      min_iou: the least overlap of a match, in (0, 1].
+      image_size: side of the frame in pixels, or (H, W).
+
+    Returns:
+      Tracking, pooled over all sequences and frames.
+
+    Raises:
+      ValueError: if the shapes do not fit together, an identity appears twice in a frame, or min_iou is out of range.
+    """
+    true_boxes, boxes = np.asarray(true_boxes, float), np.asarray(boxes, float)
+    truth, object_id = np.asarray(truth, bool), np.asarray(object_id)
+    ignored = np.zeros_like(truth) if ignored is None else np.asarray(ignored, bool)
+    _check(true_boxes, truth, boxes, object_id, ignored)
+    if not 0 < min_iou <= 1:
+        raise ValueError(f"min_iou must lie in (0, 1], got {min_iou}")
+
+    present = object_id >= 0
+    iou = box_iou(clip_boxes(true_boxes, image_size), clip_boxes(boxes, image_size))  # [S, T, n, N]
+    best = np.where(truth[..., None], iou, 0.0).max(axis=2, initial=0.0)  # [S, T, N]
+    best_ignored = np.where(ignored[..., None], iou, 0.0).max(axis=2, initial=0.0)
+    present &= ~((best_ignored >= min_iou) & (best_ignored > best))
+    distance = np.where(iou >= min_iou, 1.0 - iou, np.nan)
+
+    # One accumulator for all: balls have names of their own in every sequence, so that no pair outlives its sequence,
+    # and the figures are sums over frames. (An accumulator a sequence costs a data frame each, and far more time.)
+    S, T, n = truth.shape
+    ball_id = np.arange(S)[:, None] * n + np.arange(n)  # [S, n]
+    accumulator = motmetrics.MOTAccumulator(auto_id=True)
+    for index in np.ndindex(S, T):
+        balls, objects = truth[index], present[index]
+        pairs = distance[index][np.ix_(balls, objects)]
+        accumulator.update(ball_id[index[0]][balls], object_id[index][objects], pairs)
+    return _summary(accumulator)
+
+
+_NAMES = {  # field of Tracking -> metric of motmetrics
+    "mota": "mota",
+    "motp": "motp",
+    "id_switches": "num_switches",
+    "misses": "num_misses",
+    "false_positives": "num_false_positives",
+    "objects": "num_objects",
+    "frames": "num_frames",
+}
+
+
+def _summary(accumulator):
+    figures = motmetrics.metrics.create().compute(accumulator, metrics=list(_NAMES.values()), return_dataframe=False)
+    return Tracking(**{field: Tracking.__annotations__[field](figures[name]) for field, name in _NAMES.items()})
+
+
+def _check(true_boxes, truth, boxes, object_id, ignored):
+    for name, array, axes in (("true_boxes", true_boxes, "[S, T, n, 4]"), ("boxes", boxes, "[S, T, N, 4]")):
+        if array.ndim != 4 or array.shape[-1] != 4:
+            raise ValueError(f"{name} must be {axes}, got {array.shape}")
+    if true_boxes.shape[:2] != boxes.shape[:2]:
+        raise ValueError(f"true_boxes {true_boxes.shape} and boxes {boxes.shape} must share [S, T]")
+    balls, slots = true_boxes.shape[:-1], boxes.shape[:-1]
+    for name, array, shape in (("truth", truth, balls), ("ignored", ignored, balls), ("object_id", object_id, slots)):
+        if array.shape != shape:
+            raise ValueError(f"{name} must be {shape}, got {array.shape}")
+    ordered = np.sort(object_id, axis=-1)
+    if np.any((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)):
+        raise ValueError("an object_id appears twice in a frame")
