@@ -142,7 +142,7 @@ def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_
     distance = np.where(iou >= min_iou, 1.0 - iou, np.nan)
 
     # One accumulator for all: balls have names of their own in every sequence, so that no pair outlives its sequence,
-    # and the figures are sums over frames. (An accumulator a sequence costs a data frame each, and far more time.)
+    # and the figures are sums over frames. (An accumulator a sequence costs a data frame each and twice the time.)
     S, T, n = truth.shape
     ball_id = np.arange(S)[:, None] * n + np.arange(n)  # [S, n]
     accumulator = motmetrics.MOTAccumulator(auto_id=True)
