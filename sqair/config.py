@@ -1,0 +1,296 @@
+"""Configuration: frozen records whose fields carry the original's flag names, and the presets.
+
+A run folder holds all of them in `flags.json`, flat, beside the checkpoints; an original `flags.json` loads too.
+"""
+
+import json
+import os
+from typing import Any, Dict, List, Literal, Mapping, Tuple, Union
+
+import attrs
+import cattrs
+import tyro
+
+from data_gen.command_line import UserError
+
+Cell = Literal["VanillaRNN", "GRU"]
+RelationInput = Literal["prior", "rnn", "where"]
+
+
+def _at_least(minimum):
+    return attrs.validators.and_(attrs.validators.ge(minimum), attrs.validators.le(2 ** 31))
+
+
+def _finite(instance, attribute, value):
+    if not -1e30 < value < 1e30:
+        raise ValueError(f"{attribute.name} must be a finite number, got {value}")
+
+
+_POSITIVE = attrs.validators.and_(attrs.validators.gt(0.0), _finite)
+_FRACTION = attrs.validators.and_(attrs.validators.gt(0.0), attrs.validators.lt(1.0))
+
+
+def _parse_scale_prior(text: str) -> List[float]:
+    values = [float(x) for x in str(text).split(",")]
+    if len(values) not in (1, 2) or not all(abs(x) < 1e30 for x in values):
+        raise ValueError(text)
+    return values
+
+
+@attrs.frozen
+class ModelConfig:
+    """What defines the model; a checkpoint fits one of these only."""
+
+    n_steps_per_image: int = attrs.field(default=3, validator=[_at_least(1), attrs.validators.le(64)])
+    """N, the number of object slots of a frame."""
+    n_what: int = attrs.field(default=50, validator=[_at_least(1), attrs.validators.le(4096)])
+    """D, the number of appearance latents of an object."""
+    n_units: int = attrs.field(default=8, validator=[_at_least(1), attrs.validators.le(256)])
+    """Width of the networks in units of 32."""
+    glimpse_size: int = attrs.field(default=20, validator=[_at_least(2), attrs.validators.le(1024)])
+    """Height and width of a glimpse, in pixels."""
+    k_particles: int = attrs.field(default=5, validator=[_at_least(1), attrs.validators.le(10 ** 6)])
+    """K, the number of importance particles."""
+    masked_glimpse: bool = True
+    """Mask glimpses in propagation by the temporal state."""
+    transition: Cell = "VanillaRNN"
+    """RNN over slots, in discovery and propagation."""
+    time_transition: Cell = "GRU"
+    """RNN over time of each object."""
+    prior_transition: Cell = "GRU"
+    """RNN of the propagation prior."""
+    prop_prior_type: Literal["rnn", "rw", "guided"] = "rnn"
+    """Propagation prior: free (rnn), random walk (rw) or guided walk (guided)."""
+    disc_prior_type: Literal["cat", "geom"] = "cat"
+    """Prior of the number of discovered objects: categorical (cat) or geometric (geom)."""
+    step_success_prob: float = attrs.field(default=0.75, validator=_FRACTION)
+    """Success probability of the geometric prior."""
+    rec_where_prior: bool = True
+    """Recurrent prior of where in discovery."""
+    scale_prior: str = "-2"
+    """Mean of the prior of the scale logits: one number, or two with a comma (x, y)."""
+    transform_var_bias: float = attrs.field(default=-3.0, validator=_finite)
+    """Start of the offset of where's raw standard deviation."""
+    output_scale: float = attrs.field(default=0.25, validator=_finite)
+    """Start of the factor of decoded glimpses."""
+    output_std: float = attrs.field(default=0.3, validator=_POSITIVE)
+    """Standard deviation of a pixel."""
+    disc_step_bias: float = attrs.field(default=1.0, validator=_finite)
+    """Start of the bias of discovering an object."""
+    prop_step_bias: float = attrs.field(default=5.0, validator=_finite)
+    """Start of the bias of propagating an object."""
+    prop_prior_step_bias: float = attrs.field(default=10.0, validator=_finite)
+    """Added to the propagation prior's presence logit."""
+    sample_from_prior: bool = False
+    """Sample frames after generate_after from the prior."""
+    generate_after: int = attrs.field(default=-1, validator=attrs.validators.ge(-1))
+    """With sample_from_prior: frames with an index above this one are predicted; below 1: none."""
+    image_shape: Tuple[int, ...] = (50, 50)
+    """Height, width and, for colour, channels of a frame. (not a flag of the original, which asks the data)"""
+    mean_image: bool = True
+    """Learn a mean image, from the training set's mean on. (ours: the original does so when the data has one)"""
+    relation: Literal["none", "in", "rmc", "rmc_slots"] = "none"
+    """Relational module of propagation: none (SQAIR), interaction network (in), relational memory core (rmc), or
+    the latter with one row an object (rmc_slots). (ours)"""
+    relation_inputs: Tuple[RelationInput, ...] = ("prior", "rnn", "where")
+    """Where the relations enter: the propagation prior, its RNN, the where head. (ours)"""
+    relation_embedding: int = attrs.field(default=5, validator=[_at_least(1), attrs.validators.le(4096)])
+    """Width of the interaction network's embeddings. (ours)"""
+
+    def __attrs_post_init__(self):
+        try:
+            _parse_scale_prior(self.scale_prior)
+        except ValueError:
+            raise ValueError(f"scale_prior must be one number or two with a comma, got {self.scale_prior!r}") from None
+        shape = self.image_shape
+        if len(shape) not in (2, 3) or not all(2 <= x <= 4096 for x in shape[:2]) or not all(
+                1 <= x <= 16 for x in shape[2:]):
+            raise ValueError(f"image_shape must be height and width of 2 to 4096 pixels and optionally 1 to 16 "
+                             f"channels, got {shape}")
+        if self.relation != "none" and not self.relation_inputs:
+            raise ValueError("relation_inputs must name at least one of prior, rnn, where")
+
+    @property
+    def n_hidden(self) -> int:
+        """R, the width of all hidden layers."""
+        return 32 * self.n_units
+
+    @property
+    def image_size(self) -> Tuple[int, int, int]:
+        """(H, W, C)."""
+        return (*self.image_shape[:2], self.image_shape[2] if len(self.image_shape) == 3 else 1)
+
+    @property
+    def scale_prior_values(self) -> List[float]:
+        """The means of the x and y scale logits: one number for both, or two."""
+        return _parse_scale_prior(self.scale_prior)
+
+
+@attrs.frozen
+class TrainConfig:
+    """How the model is trained."""
+
+    train_data: str = "data/balls4mass64.h5"
+    """HDF5 file with groups training and validation."""
+    crop: int = attrs.field(default=50, validator=attrs.validators.ge(0))
+    """Central pixels of a frame that the model sees; 0: the whole frame. (ours)"""
+    batch_size: int = attrs.field(default=32, validator=_at_least(1))
+    """B, sequences of a training step."""
+    opt: Literal["rmsprop", "adam", "sgd", "momentum"] = "rmsprop"
+    """Optimiser, as in TensorFlow 1; rmsprop and momentum with momentum 0.9."""
+    learning_rate: float = attrs.field(default=1e-5, validator=_POSITIVE)
+    """Learning rate at the start."""
+    schedule: str = "4,6,10"
+    """The rate is divided by 3 at boundaries that split train_itr in these proportions; empty: constant."""
+    l2: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
+    """Weight of the l2 penalty."""
+    target: Literal["vimco", "vimco_textbook", "iwae"] = "vimco"
+    """Objective: the original's VIMCO, the published one, or IWAE without the score-function term. (ours)"""
+    clip_norm: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
+    """Clip gradients to this global norm; 0: off. (ours)"""
+    train_itr: int = attrs.field(default=2_000_000, validator=_at_least(0))
+    """Training steps at most."""
+    seq_len: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    """Length of the sequences at the start, in frames; 0: max_seq_len."""
+    stage_itr: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    """Steps after which sequences get one frame longer; 0: they stay as they are."""
+    max_seq_len: int = attrs.field(default=10, validator=_at_least(1))
+    """T, the greatest length of the sequences. (ours: the original takes the data's)"""
+    save_itr: int = attrs.field(default=1000, validator=_at_least(1))
+    """Steps between checkpoints. (the original's 100,000 would lose days)"""
+    log_itr: int = attrs.field(default=10_000, validator=_at_least(1))
+    """Steps between evaluations on the validation set."""
+    report_loss_every: int = attrs.field(default=1000, validator=_at_least(1))
+    """Steps between reports of the training batch."""
+    fig_itr: int = attrs.field(default=10_000, validator=_at_least(1))
+    """Steps between pictures for TensorBoard."""
+    eval_on_train: bool = True
+    """Evaluate on the training set too."""
+    eval_size_fraction: float = attrs.field(default=1.0, validator=[attrs.validators.gt(0.0), attrs.validators.le(1.0)])
+    """Part of the data sets that evaluations use."""
+    patience: int = attrs.field(default=10, validator=attrs.validators.ge(0))
+    """Stop when the validation bound has not improved for this many epochs; 0: never. (paper, section 3)"""
+    keep_checkpoints: int = attrs.field(default=3, validator=_at_least(1))
+    """Newest checkpoints that are kept, besides the best one. (ours)"""
+    seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2 ** 31)])
+    """Fixes weights, order of the data and noise. (ours)"""
+    xla: bool = False
+    """Compile the training step by XLA: faster steps after a slow start. (ours)"""
+
+
+@attrs.frozen
+class Config:
+    """A whole run."""
+
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()
+    train: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig()
+
+
+def _presets() -> Dict[str, Config]:
+    # Paper, section 3: defaults of SQAIR but n_what 5, 4 slots; length 3, one more every 10,000 steps, up to 10.
+    balls = Config(
+        ModelConfig(n_what=5, n_steps_per_image=4, mean_image=False),
+        TrainConfig(batch_size=32, seq_len=3, stage_itr=10_000, max_seq_len=10))
+
+    def related(relation: str) -> Config:
+        return attrs.evolve(balls, model=attrs.evolve(balls.model, relation=relation))
+
+    return {
+        "sqair_balls": balls,            # figure 4: SQAIR, 399.5 nats
+        "rsqair_in": related("in"),      # figure 4: R-SQAIR (IN), 429.2 nats
+        "rsqair_rmc": related("rmc"),    # figure 4: R-SQAIR (RMC), 457.32 nats
+        "rsqair_rmc_slots": related("rmc_slots"),
+        # The SQAIR release's defaults, on moving MNIST.
+        "sqair_mnist": Config(train=TrainConfig(train_data="data/moving_mnist.h5", crop=0)),
+        # AIR: one frame, discovery alone.
+        "air_balls": attrs.evolve(balls, train=attrs.evolve(balls.train, seq_len=1, stage_itr=0, max_seq_len=1)),
+    }
+
+
+PRESETS = _presets()
+
+_CONVERTER = cattrs.Converter()
+
+
+def to_flags(config: Config) -> Dict[str, Any]:
+    """All fields of a configuration, flat, as JSON values."""
+    return {**_CONVERTER.unstructure(config.model), **_CONVERTER.unstructure(config.train)}
+
+
+def _coerce(name: str, value: Any, like: Any) -> Any:
+    """A JSON value as the type of a field's default. The original wrote integers as 32.0 and scale_prior as -2.0."""
+    wrong = UserError(f"flag {name} must be of type {type(like).__name__}, got {json.dumps(value)[:60]}")
+    if isinstance(like, bool):
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if isinstance(like, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise wrong
+        if isinstance(like, float):
+            try:
+                return float(value)
+            except OverflowError:
+                raise wrong from None
+        if value != value or value in (float("inf"), float("-inf")) or value != int(value):
+            raise wrong
+        return int(value)
+    if isinstance(like, str):
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise wrong
+        return value if isinstance(value, str) else f"{value:g}"
+    if not isinstance(value, (list, tuple)) or not all(isinstance(x, type(like[0])) for x in value):
+        raise wrong
+    return tuple(value)
+
+
+def from_flags(flags: Mapping[str, Any], base: Config = Config()) -> Tuple[Config, List[str]]:
+    """A configuration from flat flags.
+
+    Args:
+      flags: field names to JSON values; missing ones keep the value of `base`.
+      base: see there.
+
+    Returns:
+      The configuration, and the names of flags that mean nothing here, sorted.
+
+    Raises:
+      UserError: a flag has a wrong type or an impossible value; names it.
+    """
+    parts, unknown = [], set(flags)
+    for part in (base.model, base.train):
+        values = {}
+        for field in attrs.fields(type(part)):
+            if field.name in flags:
+                values[field.name] = _coerce(field.name, flags[field.name], field.default)
+                unknown.discard(field.name)
+        hints = {field.name: field.type for field in attrs.fields(type(part))}
+        try:
+            for name, value in values.items():
+                if not isinstance(value, (bool, int, float)):
+                    _CONVERTER.structure(value, hints[name])     # checks the choices of literal types
+            parts.append(attrs.evolve(part, **values))
+        except (ValueError, TypeError, cattrs.BaseValidationError) as error:
+            raise UserError(f"flag out of range: {error.args[0] if error.args else error}") from None
+    return Config(*parts), sorted(unknown)
+
+
+def load_flags(path: Union[str, os.PathLike]) -> Tuple[Config, List[str]]:
+    """Reads a run folder's `flags.json`, ours or the original's; see `from_flags`.
+
+    Raises:
+      UserError: the file is missing, not JSON, not a flat object, or a flag is wrong.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            flags = json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a run folder needs its flags.json") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(flags, dict):
+        raise UserError(f"{path}: expected a JSON object of flags, got a {type(flags).__name__}")
+    try:
+        return from_flags(flags)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -1,0 +1,243 @@
+"""One step of inference over one object slot: the original's DiscoveryCore and PropagationCore (spec/sqair.md).
+
+A core is run over the slots in order by `Discover` and `Propagate`. What does not depend on the previous slot is
+computed for all slots at once, by `PropagationCore.prepare`.
+"""
+
+from typing import NamedTuple, Optional
+
+import sonnet as snt
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from sqair.glimpses import GlimpseEncoder
+from sqair.neural import CELLS, MLP, GaussianHead, Linear, constant, glorot_limit, initial_state, positive, uniform
+
+ABSENT_LOGIT = 88.0  # sigmoid(-88) is the smallest positive float32
+
+
+class Slots(NamedTuple):
+    """The posterior of object slots and the latents drawn from it; a trailing axis each, [..., P, N, d] when stacked.
+
+    what, what_loc, what_scale: d = D; where, where_loc, where_scale: d = 4; presence, presence_logit: d = 1.
+    """
+
+    what: tf.Tensor
+    what_loc: tf.Tensor
+    what_scale: tf.Tensor
+    where: tf.Tensor
+    where_loc: tf.Tensor
+    where_scale: tf.Tensor
+    presence: tf.Tensor
+    presence_logit: tf.Tensor
+
+    @property
+    def summary(self) -> tf.Tensor:
+        """[what, where, presence], what other slots and frames get to see."""
+        return tf.concat([self.what, self.where, self.presence], -1)
+
+
+def masked_logit(logit: tf.Tensor, presence_prev: tf.Tensor) -> tf.Tensor:
+    """presence_prev * logit + (presence_prev - 1) * 88: what was absent stays absent."""
+    return presence_prev * logit + (presence_prev - 1.0) * ABSENT_LOGIT
+
+
+def sample_presence(logit: tf.Tensor, presence_prev: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """[noise < sigmoid(logit)] * presence_prev, float32."""
+    return tf.cast(noise < tf.sigmoid(logit), tf.float32) * presence_prev
+
+
+class WhereHead(snt.Module):
+    """The "stochastic transform parameter": MLP [R, R] -> 8, split into loc and raw scale + scale_offset."""
+
+    def __init__(self, inputs, n_hidden: int, scale_offset: float, name=None):
+        super().__init__(name=name)
+        self.mlp = MLP(inputs, [n_hidden, n_hidden], 8, name="mlp")
+        self.scale_offset = tf.Variable(scale_offset, dtype=tf.float32, name="scale_offset")
+
+    def __call__(self, known: Optional[tf.Tensor] = None, **parts):
+        """Returns: loc [..., 4] and the raw scale [..., 4]."""
+        loc, raw = tf.split(self.mlp(known=known, **parts), 2, -1)
+        return loc, raw + self.scale_offset
+
+
+class AffineDiagNormal(snt.Module):
+    """MVN(loc, L), L = diag(scale) (C + I): C a trainable lower triangle shared by all objects.
+
+    x = loc + scale * ((C + I) noise), so that a density needs the inverse of one 4 x 4 matrix only.
+    """
+
+    def __init__(self, size: int = 4, name=None):
+        super().__init__(name=name)
+        n = size * (size + 1) // 2
+        self.size = size
+        self.cholesky_scale = tf.Variable(uniform(glorot_limit(n, n))([n]), name="cholesky_scale")
+
+    def _matrix(self) -> tf.Tensor:
+        return tfp.math.fill_triangular(self.cholesky_scale) + tf.eye(self.size)
+
+    def sample(self, loc: tf.Tensor, scale: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        """loc + L noise; all [..., 4]."""
+        return loc + scale * tf.matmul(noise, self._matrix(), transpose_b=True)
+
+    def log_prob(self, x: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """log density of x [..., 4] in nats, [...]."""
+        matrix = self._matrix()
+        inverse = tf.linalg.triangular_solve(matrix, tf.eye(self.size))
+        noise = tf.matmul((x - loc) / scale, inverse, transpose_b=True)
+        log_det = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(matrix))))
+        return (tf.reduce_sum(tfp.distributions.Normal(0.0, 1.0).log_prob(noise) - tf.math.log(scale), -1) - log_det)
+
+
+class DiscoveryCore(snt.Module):
+    """One slot of discovery: an AIR step (spec/sqair.md, "Discovery core")."""
+
+    def __init__(self, config, glimpse_encoder: GlimpseEncoder, name=None):
+        super().__init__(name=name)
+        hidden, n_what = config.n_hidden, config.n_what
+        self.glimpse_encoder = glimpse_encoder
+        self.rnn = CELLS[config.transition](dict(frame=hidden, conditioning=hidden, slot=n_what + 5), hidden,
+                                            name="rnn")
+        self.initial_state = initial_state(hidden, "initial_state")
+        self.where_head = WhereHead(hidden, hidden, config.transform_var_bias, name="where_head")
+        self.steps_predictor = MLP(dict(hidden=hidden, what=n_what), [hidden // 2], 1,
+                                   b_init=constant(config.disc_step_bias), name="steps_predictor")
+
+    def first_slot(self, n_particles: int):
+        """What stands before the first slot: (summary [P, D+5]: zeros, presence one; RNN state [P, R])."""
+        summary = tf.zeros([n_particles, self.rnn.inputs.inputs["slot"] - 1])
+        return (tf.concat([summary, tf.ones([n_particles, 1])], -1),
+                tf.repeat(self.initial_state, n_particles, 0))
+
+    def __call__(self, known: tf.Tensor, rows: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise):
+        """Infers one slot.
+
+        Args:
+          known: the RNN's share of frame and conditioning, [P, R].
+          rows: [B, H, C*W] the frame.
+          previous: [P, D+5] what, where and presence of the previous slot.
+          state: [P, R] RNN state.
+          noise: `PhaseNoise` of this slot, [P, d] each.
+
+        Returns:
+          `Slots` [P, d] and the new RNN state.
+        """
+        presence_prev = previous[:, -1:]
+        hidden = self.rnn(self.rnn.inputs(known=known, slot=previous), state)
+        where_loc, raw = self.where_head(x=hidden)
+        where_scale = positive(raw)
+        where = where_loc + where_scale * noise.where
+        what_loc, what_scale = (x[:, 0] for x in self.glimpse_encoder(rows, where[:, None]))
+        what = what_loc + what_scale * noise.what
+        logit = masked_logit(self.steps_predictor(hidden=hidden, what=what), presence_prev)
+        presence = sample_presence(logit, presence_prev, noise.presence)
+        return Slots(what, what_loc, what_scale, where, where_loc, where_scale, presence, logit), hidden
+
+
+class Prepared(NamedTuple):
+    """What propagation knows of all objects before its slot loop, [P, N, d]; `mask` is None without masks."""
+
+    rnn: tf.Tensor
+    where_head: tf.Tensor
+    steps_predictor: tf.Tensor
+    temporal_recurrent: tf.Tensor
+    mask: Optional[tf.Tensor]
+
+
+class PropagationCore(snt.Module):
+    """One slot of propagation (spec/sqair.md, "Propagation core"), with relations as further inputs if asked for."""
+
+    WHERE_UPDATE_SCALE = 1.0  # a fixed variable of the original
+
+    def __init__(self, config, glimpse_encoder: GlimpseEncoder, rnn_relation: dict, where_relation: dict, name=None):
+        """Creates the core.
+
+        Args:
+          config: `ModelConfig`.
+          glimpse_encoder: discovery's.
+          rnn_relation, where_relation: {"gamma": width} where the relation is an input, {} where it is not.
+          name: module name.
+        """
+        super().__init__(name=name)
+        hidden, n_what = config.n_hidden, config.n_what
+        slot = n_what + 5
+        self.n_what = n_what
+        self.glimpse_encoder = glimpse_encoder
+        self.rnn_gamma, self.where_gamma = bool(rnn_relation), bool(where_relation)
+        self.rnn = CELLS[config.transition](
+            dict(glimpse=n_what, slot=slot, object=slot, temporal=hidden, **rnn_relation), hidden, name="rnn")
+        self.initial_state = initial_state(hidden, "initial_state")
+        self.where_bias = MLP(hidden, [128], 4, name="where_bias")
+        self.where_head = WhereHead(dict(hidden=hidden, where=4, temporal=hidden, **where_relation), hidden,
+                                    config.transform_var_bias, name="where_head")
+        self.where_posterior = AffineDiagNormal(name="where_posterior")
+        self.temporal = CELLS[config.time_transition](
+            dict(hidden=hidden, where=4, what_loc=n_what, what_scale=n_what), hidden, name="temporal")
+        self.temporal_head = GaussianHead(hidden, n_what, name="temporal_what")
+        self.gates = Linear(hidden, 3 * n_what, b_init=constant(1.0), name="gates")
+        self.steps_predictor = MLP(dict(hidden=hidden, temporal=hidden, what=n_what), [hidden // 2], 1,
+                                   b_init=constant(config.prop_step_bias), name="steps_predictor")
+
+    def prepare(self, rows: tf.Tensor, objects, temporal: tf.Tensor, gamma: Optional[tf.Tensor]) -> Prepared:
+        """Computes for all objects at once what the slot loop does not change.
+
+        Args:
+          rows: [B, H, C*W] the frame.
+          objects: latents of the previous frame (`Latents`), [P, N, d].
+          temporal: [P, N, R] temporal states.
+          gamma: [P, N, G] relations, None without.
+        """
+        mask = self.glimpse_encoder.mask(temporal)
+        peek = objects.where + 0.1 * self.where_bias(temporal)
+        glimpse, _ = self.glimpse_encoder(rows, peek, mask)
+        return Prepared(
+            rnn=self.rnn.inputs(glimpse=glimpse, object=objects.summary, temporal=temporal,
+                                **({"gamma": gamma} if self.rnn_gamma else {})),
+            where_head=self.where_head.mlp.known(where=objects.where, temporal=temporal,
+                                                 **({"gamma": gamma} if self.where_gamma else {})),
+            steps_predictor=self.steps_predictor.known(temporal=temporal),
+            temporal_recurrent=self.temporal.recurrent(temporal),
+            mask=mask)
+
+    def first_slot(self, n_particles: int):
+        """What stands before the first slot: (summary [P, D+5]: zeros; RNN state [P, R])."""
+        return tf.zeros([n_particles, self.n_what + 5]), tf.repeat(self.initial_state, n_particles, 0)
+
+    def __call__(self, prepared: Prepared, rows: tf.Tensor, objects, temporal: tf.Tensor, previous: tf.Tensor,
+                 state: tf.Tensor, noise):
+        """Infers one slot.
+
+        Args:
+          prepared: this slot of what `prepare` returned, [P, d].
+          rows: [B, H, C*W] the frame.
+          objects: this object's latents at the previous frame, [P, d].
+          temporal: [P, R] its temporal state.
+          previous: [P, D+5] what, where and presence of the previous slot of this frame.
+          state: [P, R] RNN state.
+          noise: `PhaseNoise` of this slot, [P, d] each.
+
+        Returns:
+          `Slots` [P, d], the object's new temporal state and the new RNN state, [P, R].
+        """
+        hidden = self.rnn(self.rnn.inputs(known=prepared.rnn, slot=previous), state)
+        update, raw = self.where_head(hidden=hidden, known=prepared.where_head)
+        where_loc = objects.where + self.WHERE_UPDATE_SCALE * update
+        where_scale = positive(raw - 1.0)
+        where = self.where_posterior.sample(where_loc, where_scale, noise.where)
+
+        mask = None if prepared.mask is None else prepared.mask[:, None]
+        glimpse_loc, glimpse_scale = (x[:, 0] for x in self.glimpse_encoder(rows, where[:, None], mask))
+        temporal_new = self.temporal(
+            self.temporal.inputs(hidden=hidden, where=where, what_loc=glimpse_loc, what_scale=glimpse_scale),
+            temporal, prepared.temporal_recurrent)
+        temporal_loc, temporal_scale = self.temporal_head(temporal_new)
+        forget, keep_out, temporal_out = tf.split(0.9999 * tf.sigmoid(self.gates(temporal_new)), 3, -1)
+        what_loc = forget * objects.what + (1.0 - keep_out) * glimpse_loc + (1.0 - temporal_out) * temporal_loc
+        what_scale = (1.0 - keep_out) * glimpse_scale + (1.0 - temporal_out) * temporal_scale
+        what = what_loc + what_scale * noise.what
+
+        logit = masked_logit(self.steps_predictor(hidden=hidden, what=what, known=prepared.steps_predictor),
+                             objects.presence)
+        presence = sample_presence(logit, objects.presence, noise.presence)
+        slot = Slots(what, what_loc, what_scale, where, where_loc, where_scale, presence, logit)
+        return slot, temporal_new, hidden

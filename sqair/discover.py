@@ -1,0 +1,164 @@
+"""Discovery of new objects in a frame, and its priors (spec/sqair.md, "Discovery core", "Log-probabilities")."""
+
+import math
+from typing import List, NamedTuple, Sequence
+
+import sonnet as snt
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from sqair.core import DiscoveryCore, Slots
+from sqair.glimpses import GlimpseEncoder
+from sqair.neural import MLP, Linear, VanillaRNN, constant, glorot_limit, initial_state, positive, uniform
+
+tfd = tfp.distributions
+
+
+def stack_slots(slots: List[Slots]) -> Slots:
+    """N records of [P, d] -> one of [P, N, d]."""
+    return tf.nest.map_structure(lambda *xs: tf.stack(xs, 1), *slots)
+
+
+def number_of_steps(probs: tf.Tensor) -> tf.Tensor:
+    """p(n) of the number of slots used, [..., N+1], from the probabilities p_k [..., N] of using slot k after k-1.
+
+    p(n) = prod_(k<=n) p_k (1 - p_(n+1)), without the last factor for n = N; renormalised; in float64 as the original.
+    """
+    probs = tf.cast(probs, tf.float64)
+    running, terms = tf.ones_like(probs[..., 0]), []
+    for k in range(probs.shape[-1]):
+        terms.append(running * (1.0 - probs[..., k]))
+        running *= probs[..., k]       # not cumprod, whose gradient divides by zero probabilities
+    joint = tf.stack(terms + [running], -1)
+    return tf.cast(joint / tf.reduce_sum(joint, -1, keepdims=True), tf.float32)
+
+
+def log_number_of_steps(joint: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
+    """log p(n) [...] from p [..., N+1] and n [...]; p clipped to [1e-16, 1] with its gradient preserved."""
+    p = tf.reduce_sum(joint * tf.one_hot(tf.cast(n, tf.int32), joint.shape[-1]), -1)
+    return tf.math.log(p + tf.stop_gradient(tf.clip_by_value(p, 1e-16, 1.0) - p))
+
+
+class RecurrentNormal(snt.Module):
+    """Autoregressive prior of `where` over slots, conditioned on what was propagated.
+
+    state = ELU linear [trainable state, conditioning]; slot i: VanillaRNN(4) of slot i-1's `where` (first: a
+    trainable sample), then linear to (loc, raw scale). As in the original every slot starts from that same state,
+    so that given the samples all slots are computed at once.
+    """
+
+    def __init__(self, size: int, conditioning_size: int, readout_bias: Sequence[float], n_hidden: int = 128,
+                 name=None):
+        super().__init__(name=name)
+        self.conditioning = Linear(dict(state=size, conditioning=conditioning_size), n_hidden, name="conditioning")
+        self.initial_state = initial_state(size, "initial_state")
+        self.initial_sample = tf.Variable(uniform(glorot_limit(1, size))([1, size]), name="initial_sample")
+        # Sonnet 1's cell of 4 units is built here on a state of 128: the quirk above needs it only once.
+        self.in_to_hidden = Linear(size, size, name="in_to_hidden")
+        self.hidden_to_hidden = Linear(n_hidden, size, name="hidden_to_hidden")
+        self.readout = Linear(size, 2 * size, b_init=constant(list(readout_bias)), name="readout")
+
+    def __call__(self, where: tf.Tensor, conditioning: tf.Tensor) -> tfd.Normal:
+        """Args: where [..., N, 4]; conditioning [..., c]. Returns: Normal over [..., N, 4]."""
+        batch = tf.shape(where)[:-2]
+        state = tf.nn.elu(self.conditioning(state=tf.broadcast_to(self.initial_state[0], tf.concat([batch, [4]], 0)),
+                                            conditioning=conditioning))
+        first = tf.broadcast_to(self.initial_sample, tf.concat([batch, [1, 4]], 0))
+        previous = tf.concat([first, where[..., :-1, :]], -2)
+        hidden = tf.tanh(self.in_to_hidden(previous) + self.hidden_to_hidden(state)[..., None, :])
+        loc, raw = tf.split(self.readout(hidden), 2, -1)
+        return tfd.Normal(loc, positive(raw))
+
+
+class LogProbs(NamedTuple):
+    """Log-probabilities of one phase under q or p, in nats: what, where [..., P, N], number or presence [..., P]."""
+
+    what: tf.Tensor
+    where: tf.Tensor
+    discrete: tf.Tensor
+
+    @property
+    def total(self) -> tf.Tensor:
+        """[..., P]."""
+        return tf.reduce_sum(self.what + self.where, -1) + self.discrete
+
+
+class Discover(snt.Module):
+    """Runs the discovery core over the slots and knows the log-probabilities of what it finds."""
+
+    def __init__(self, config, glimpse_encoder: GlimpseEncoder, name=None):
+        super().__init__(name=name)
+        self.n_slots = n_slots = config.n_steps_per_image
+        height, width, channels = config.image_size
+        self.frame_encoder = MLP(height * width * channels, [config.n_hidden] * 2, name="frame_encoder")
+        self.core = DiscoveryCore(config, glimpse_encoder, name="core")
+
+        scale_prior = config.scale_prior_values
+        self.where_mean = [scale_prior[0], scale_prior[-1], 0.0, 0.0]
+        self.where_prior = None
+        if config.rec_where_prior:
+            self.where_prior = RecurrentNormal(4, config.n_hidden + 1, self.where_mean + [1.0] * 4, name="where_prior")
+
+        self.step_success_prob = config.step_success_prob
+        self.steps_mlp = None
+        if config.disc_prior_type == "cat":
+            self.step_bias = tf.Variable(tf.zeros([n_slots + 1]), name="step_prior_bias")
+            self.timestep_bias = tf.Variable([10.0] + [0.0] * n_slots, name="step_prior_timestep_bias")
+            self.steps_mlp = MLP(1, [10], n_slots + 1, name="step_prior_mlp")
+
+    def __call__(self, frame: tf.Tensor, rows: tf.Tensor, conditioning: tf.Tensor, noise) -> Slots:
+        """Infers the slots of one frame.
+
+        Args:
+          frame: the core RNN's share of the frame encoding, [P, R].
+          rows: [B, H, C*W] the frame.
+          conditioning: [P, R] summary of the propagated objects.
+          noise: `PhaseNoise`, [N, P, d].
+
+        Returns:
+          `Slots`, [P, N, d].
+        """
+        known = self.core.rnn.inputs(known=frame, conditioning=conditioning)
+        previous, state = self.core.first_slot(known.shape[0])
+        slots = []
+        for k in range(self.n_slots):
+            slot, state = self.core(known, rows, previous, state, tf.nest.map_structure(lambda x: x[k], noise))
+            previous = slot.summary
+            slots.append(slot)
+        return stack_slots(slots)
+
+    def posterior_log_probs(self, slots: Slots) -> LogProbs:
+        """log q of what was found, [..., P]; what and where count for present slots only."""
+        presence = slots.presence[..., 0]
+        probs = number_of_steps(tf.sigmoid(slots.presence_logit[..., 0]))
+        return LogProbs(
+            what=tf.reduce_sum(tfd.Normal(slots.what_loc, slots.what_scale).log_prob(slots.what), -1) * presence,
+            where=tf.reduce_sum(tfd.Normal(slots.where_loc, slots.where_scale).log_prob(slots.where), -1) * presence,
+            discrete=log_number_of_steps(probs, tf.reduce_sum(presence, -1)))
+
+    def prior_log_probs(self, slots: Slots, conditioning: tf.Tensor, expected: tf.Tensor,
+                        later_frame: tf.Tensor) -> LogProbs:
+        """log p of what was found.
+
+        Args:
+          slots: [..., P, N, d].
+          conditioning: [..., P, R] summary of the propagated objects.
+          expected: [..., P, 1] how many objects the propagation prior expected to stay, minus N/2, over N.
+          later_frame: broadcastable to [..., P, 1]; 0 at the first frame, 1 later.
+        """
+        presence = slots.presence[..., 0]
+        if self.where_prior is None:
+            where_prior = tfd.Normal(self.where_mean, 1.0)
+        else:
+            where_prior = self.where_prior(slots.where, tf.concat([conditioning, expected], -1))
+        n = tf.reduce_sum(presence, -1)
+        if self.steps_mlp is None:
+            success = self.step_success_prob
+            steps = n * math.log(success) + math.log1p(-success)
+        else:
+            logits = tf.nn.elu(self.step_bias + later_frame * self.timestep_bias + self.steps_mlp(expected))
+            steps = tfd.Categorical(logits=logits).log_prob(tf.cast(n, tf.int32))
+        return LogProbs(
+            what=tf.reduce_sum(tfd.Normal(0.0, 1.0).log_prob(slots.what), -1) * presence,
+            where=tf.reduce_sum(where_prior.log_prob(slots.where), -1) * presence,
+            discrete=steps)

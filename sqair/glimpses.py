@@ -1,0 +1,77 @@
+"""What looks into a window and what draws it: the original's AIREncoder and AIRDecoder (spec/sqair.md)."""
+
+from typing import NamedTuple, Optional, Sequence
+
+import sonnet as snt
+import tensorflow as tf
+
+from sqair import spatial_transformer
+from sqair.neural import MLP, GaussianHead, constant
+
+
+class GlimpseEncoder(snt.Module):
+    """q(what | glimpse): crop, optional mask, MLP [R, R] and a Gaussian head. Shared by discovery and propagation.
+
+    The mask is sigmoid(MLP [128] -> h*w) of a temporal state and multiplies the glimpse, in every channel.
+    """
+
+    def __init__(self, glimpse_shape: Sequence[int], n_what: int, n_hidden: int, masked: bool, name=None):
+        """Args: glimpse_shape: (h, w, C). n_what: D. n_hidden: R. masked: whether there is a mask MLP."""
+        super().__init__(name=name)
+        self.glimpse_shape = tuple(glimpse_shape)
+        h, w, channels = self.glimpse_shape
+        self.mlp = MLP(h * w * channels, [n_hidden, n_hidden], name="mlp")
+        self.head = GaussianHead(n_hidden, n_what, name="what")
+        self.mask_mlp = MLP(n_hidden, [128], h * w, b_init=constant(1.0), name="mask") if masked else None
+
+    def mask(self, state: tf.Tensor) -> Optional[tf.Tensor]:
+        """The mask [..., h*w*C] for a temporal state [..., R]; None if glimpses are not masked."""
+        if self.mask_mlp is None:
+            return None
+        mask = tf.sigmoid(self.mask_mlp(state))
+        channels = self.glimpse_shape[2]
+        return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
+
+    def __call__(self, rows: tf.Tensor, where: tf.Tensor, mask: Optional[tf.Tensor] = None):
+        """Args: rows [B, H, C*W]; where [P, S, 4]; mask [P, S, h*w*C] or None. Returns: loc, scale [P, S, D]."""
+        glimpse = spatial_transformer.crop(rows, where, self.glimpse_shape)
+        return self.head(self.mlp(glimpse if mask is None else glimpse * mask))
+
+
+class Decoded(NamedTuple):
+    """What the decoder draws: canvas [L, H, C*W] rows, the mean of p(x|z); glimpse [L, N, h*w*C]."""
+
+    canvas: tf.Tensor
+    glimpse: tf.Tensor
+
+
+class Decoder(snt.Module):
+    """p(x|z) = Normal(canvas, output_std), canvas = sum over slots of presence * paste(glimpse, where).
+
+    glimpse = MLP [R, R] -> h*w of `what`, times a trainable scalar. With a mean image (a trainable variable) the
+    canvas gains mean * mask, mask = sigmoid(-10 + 20 * the same sum over all-one glimpses). The original mixes a
+    foreground and a background deviation by that mask, but never sets them apart: the mixture is output_std.
+    """
+
+    def __init__(self, image_shape: Sequence[int], glimpse_shape: Sequence[int], n_what: int, n_hidden: int,
+                 output_scale: float, output_std: float, mean_image: bool, name=None):
+        """Args: image_shape (H, W, C); glimpse_shape (h, w, C); D; R; starting scale; deviation; mean image or not."""
+        super().__init__(name=name)
+        self.image_shape, self.glimpse_shape = tuple(image_shape), tuple(glimpse_shape)
+        h, w, channels = self.glimpse_shape
+        self.mlp = MLP(n_what, [n_hidden, n_hidden], h * w * channels, name="mlp")
+        self.output_scale = tf.Variable(output_scale, dtype=tf.float32, name="output_scale")
+        self.output_std = output_std
+        self.mean_image = tf.Variable(tf.zeros(self.image_shape), name="mean_image") if mean_image else None
+
+    def __call__(self, what: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> Decoded:
+        """Args: what [L, N, D], where [L, N, 4], presence [L, N], L any number of frames times particles."""
+        height, width, channels = self.image_shape
+        glimpse = self.mlp(what) * self.output_scale
+        canvas = spatial_transformer.paste(glimpse, where, presence, self.glimpse_shape, (height, width))
+        if self.mean_image is not None:
+            written = spatial_transformer.coverage(where, presence, self.glimpse_shape, (height, width))
+            mask = tf.sigmoid(-10.0 + 20.0 * written)
+            mean = spatial_transformer.image_to_rows(self.mean_image, channels)
+            canvas += mean * (tf.tile(mask, [1, 1, channels]) if channels > 1 else mask)
+        return Decoded(canvas, glimpse)

@@ -1,0 +1,150 @@
+"""Propagation of the previous frame's objects, and its prior (spec/sqair.md, "Propagation ...")."""
+
+from typing import NamedTuple, Optional, Tuple
+
+import sonnet as snt
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from sqair.core import PropagationCore, Slots, masked_logit, sample_presence
+from sqair.discover import LogProbs, stack_slots
+from sqair.glimpses import GlimpseEncoder
+from sqair.neural import CELLS, Linear, initial_state, positive
+
+tfd = tfp.distributions
+
+
+class Latents(NamedTuple):
+    """The latents of N object slots of one frame: what [P, N, D], where [P, N, 4], presence and its logit [P, N, 1]."""
+
+    what: tf.Tensor
+    where: tf.Tensor
+    presence: tf.Tensor
+    presence_logit: tf.Tensor
+
+    @property
+    def summary(self) -> tf.Tensor:
+        """[what, where, presence], [P, N, D+5]."""
+        return tf.concat([self.what, self.where, self.presence], -1)
+
+
+class PriorStatistics(NamedTuple):
+    """Parameters of p(z_t | z_(t-1)): what [..., N, D], where [..., N, 4], presence logit [..., N, 1]."""
+
+    what_loc: tf.Tensor
+    what_scale: tf.Tensor
+    where_loc: tf.Tensor
+    where_scale: tf.Tensor
+    presence_logit: tf.Tensor
+
+
+class PropagationPrior(snt.Module):
+    """p(z_t | z_(t-1)): a GRU on [what, where] of each object, weights shared (spec "Propagation prior").
+
+    `prop_prior_type` rnn: its readout gives the parameters; rw: a random walk, locs are the previous values; guided:
+    locs are the previous values + 0.1 readout. rw and guided add 0.1 times the masked logit to the posterior's
+    previous logit. With relations, gamma is one more input (paper eq. 3).
+    """
+
+    STEP = 0.1
+
+    def __init__(self, config, relation: dict, name=None):
+        """Args: config: `ModelConfig`. relation: {"gamma": width} or {}."""
+        super().__init__(name=name)
+        self.kind, self.n_what = config.prop_prior_type, config.n_what
+        self.presence_bias = config.prop_prior_step_bias
+        self.rnn = CELLS[config.prior_transition](dict(objects=config.n_what + 4, **relation), config.n_hidden,
+                                                  name="rnn")
+        self.initial_state = initial_state(config.n_hidden, "initial_state")
+        self.readout = Linear(config.n_hidden, 2 * (4 + config.n_what) + 1, name="readout")
+
+    def __call__(self, objects: Latents, state: tf.Tensor, gamma: Optional[tf.Tensor]):
+        """Args: objects at t-1; state [P, N, R]; gamma [P, N, G]. Returns: `PriorStatistics` and the new state."""
+        relation = {"gamma": gamma} if "gamma" in self.rnn.inputs.inputs else {}
+        state = self.rnn(self.rnn.inputs(objects=tf.concat([objects.what, objects.where], -1), **relation), state)
+        sizes = [1, 4, self.n_what, 4, self.n_what]
+        logit, where_loc, what_loc, where_raw, what_raw = tf.split(self.readout(state), sizes, -1)
+        logit = masked_logit(logit + self.presence_bias, objects.presence)
+        if self.kind != "rnn":
+            guide = self.STEP if self.kind == "guided" else 0.0
+            where_loc = objects.where + guide * where_loc
+            what_loc = objects.what + guide * what_loc
+            logit = objects.presence_logit + self.STEP * logit
+        return PriorStatistics(what_loc, positive(what_raw), where_loc, positive(where_raw), logit), state
+
+
+class Propagate(snt.Module):
+    """Runs the propagation core over the previous frame's objects and knows the log-probabilities of the outcome."""
+
+    def __init__(self, config, glimpse_encoder: GlimpseEncoder, gamma_size: int = 0, name=None):
+        """Args: config; discovery's glimpse encoder; gamma_size: width of the relation, 0 without."""
+        super().__init__(name=name)
+        self.n_slots = config.n_steps_per_image
+
+        def relation(place):
+            return {"gamma": gamma_size} if gamma_size and place in config.relation_inputs else {}
+
+        self.core = PropagationCore(config, glimpse_encoder, relation("rnn"), relation("where"), name="core")
+        self.prior = PropagationPrior(config, relation("prior"), name="prior")
+        self.temporal_initial_state = initial_state(config.n_hidden, "temporal_initial_state")
+
+    def initial_states(self, n_particles: int) -> Tuple[tf.Tensor, tf.Tensor]:
+        """The temporal and prior states of new objects, [P, N, R] each."""
+        shape = [n_particles, self.n_slots, self.temporal_initial_state.shape[-1]]
+        return tf.broadcast_to(self.temporal_initial_state, shape), tf.broadcast_to(self.prior.initial_state, shape)
+
+    def __call__(self, rows: tf.Tensor, objects: Latents, temporal: tf.Tensor, gamma: Optional[tf.Tensor], noise):
+        """Infers this frame's latents of the objects of the previous one.
+
+        Args:
+          rows: [B, H, C*W] the frame.
+          objects: latents at t-1, [P, N, d].
+          temporal: [P, N, R] temporal states.
+          gamma: [P, N, G] relations or None.
+          noise: `PhaseNoise`, [N, P, d].
+
+        Returns:
+          `Slots` [P, N, d] and the new temporal states [P, N, R].
+        """
+        prepared = self.core.prepare(rows, objects, temporal, gamma)
+        previous, state = self.core.first_slot(temporal.shape[0])
+        slots, temporal_new = [], []
+        for k in range(self.n_slots):
+            one_object = [tf.nest.map_structure(lambda x: x[:, k], record) for record in (prepared, objects, temporal)]
+            slot, new, state = self.core(one_object[0], rows, one_object[1], one_object[2], previous, state,
+                                         tf.nest.map_structure(lambda x: x[k], noise))
+            previous = slot.summary
+            slots.append(slot)
+            temporal_new.append(new)
+        return stack_slots(slots), tf.stack(temporal_new, 1)
+
+    def generate(self, prior: PriorStatistics, objects: Latents, noise) -> Slots:
+        """Samples this frame's latents from the prior instead of the posterior: prediction.
+
+        Args: prior: statistics [P, N, d]. objects: latents at t-1. noise: `PhaseNoise`, [N, P, d].
+        """
+        where_noise, what_noise, uniform = (tf.transpose(x, [1, 0, 2]) for x in noise)
+        presence = sample_presence(prior.presence_logit, objects.presence, uniform)
+        return Slots(prior.what_loc + prior.what_scale * what_noise, prior.what_loc, prior.what_scale,
+                     prior.where_loc + prior.where_scale * where_noise, prior.where_loc, prior.where_scale,
+                     presence, prior.presence_logit)
+
+    def posterior_log_probs(self, slots: Slots, presence_prev: tf.Tensor) -> LogProbs:
+        """log q [..., P] of propagated latents; presence_prev [..., P, N] says which objects there were."""
+        presence = slots.presence[..., 0]
+        both = presence_prev * presence
+        bernoulli = tfd.Bernoulli(logits=slots.presence_logit[..., 0], dtype=tf.float32)
+        return LogProbs(
+            what=tf.reduce_sum(tfd.Normal(slots.what_loc, slots.what_scale).log_prob(slots.what), -1) * both,
+            where=self.core.where_posterior.log_prob(slots.where, slots.where_loc, slots.where_scale) * both,
+            discrete=tf.reduce_sum(bernoulli.log_prob(presence) * presence_prev, -1))
+
+    def prior_log_probs(self, slots: Slots, prior: PriorStatistics, presence_prev: tf.Tensor) -> LogProbs:
+        """log p [..., P] of propagated latents."""
+        presence = slots.presence[..., 0]
+        both = presence_prev * presence
+        bernoulli = tfd.Bernoulli(logits=prior.presence_logit[..., 0], dtype=tf.float32)
+        return LogProbs(
+            what=tf.reduce_sum(tfd.Normal(prior.what_loc, prior.what_scale).log_prob(slots.what), -1) * both,
+            where=tf.reduce_sum(tfd.Normal(prior.where_loc, prior.where_scale).log_prob(slots.where), -1) * both,
+            discrete=tf.reduce_sum(bernoulli.log_prob(presence) * presence_prev, -1))

@@ -1,0 +1,47 @@
+"""All frames of a batch of sequences (the original's SequentialAIR)."""
+
+from typing import Optional
+
+import sonnet as snt
+import tensorflow as tf
+
+from sqair import spatial_transformer
+from sqair.timestep import Frame, SQAIRTimestep
+
+
+class SequentialAIR(snt.Module):
+    """Unrolls the timestep over the frames; what needs no previous frame is computed for all frames at once."""
+
+    def __init__(self, config, name=None):
+        super().__init__(name=name)
+        self.channels = config.image_size[2]
+        self.n_particles = config.k_particles
+        self.timestep = SQAIRTimestep(config, name="timestep")
+
+    def __call__(self, obs: tf.Tensor, noise, generate_after: Optional[int] = None,
+                 propagate_first: bool = False) -> Frame:
+        """Infers all frames.
+
+        Args:
+          obs: [T, B, H, W] or [T, B, H, W, C].
+          noise: `Noise`, [T, N, P, d].
+          generate_after: frames with an index above it are sampled from the prior; None: none is.
+          propagate_first: run propagation at the first frame too; it changes the stored values of absent slots only.
+
+        Returns:
+          `Frame`, every field with a leading axis T.
+        """
+        n_frames, batch = obs.shape[0], obs.shape[1]
+        discover = self.timestep.discover
+        codes = discover.frame_encoder(tf.reshape(obs, [n_frames, batch, -1]))
+        codes = tf.repeat(discover.core.rnn.inputs(frame=codes), self.n_particles, 1)     # [T, P, R]
+        rows = spatial_transformer.image_to_rows(obs, self.channels)                      # [T, B, H, C*W]
+
+        state = self.timestep.initial_state(codes.shape[1])
+        frames = []
+        for t in range(n_frames):
+            state, frame = self.timestep(state, codes[t], rows[t], tf.nest.map_structure(lambda x: x[t], noise),
+                                         propagate=t > 0 or propagate_first,
+                                         generate=generate_after is not None and t > generate_after)
+            frames.append(frame)
+        return tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)

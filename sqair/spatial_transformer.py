@@ -1,0 +1,136 @@
+"""Attention windows: crops, pastes and boxes (spec/sqair.md, "Spatial transformer").
+
+There is no rotation or shear, so a bilinear crop is two products with matrices of hat weights max(0, 1 - |p - i|),
+p the source coordinate of an output pixel: the values and gradients of a gather-based resampler, as matrix products.
+Images are held as rows, [..., H, C*W], so that grey and colour take the same path.
+"""
+
+from typing import Sequence, Tuple
+
+import tensorflow as tf
+
+MIN_SCALE = 1e-4
+
+
+def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(sx, sy, tx, ty), [...] each, of `where` logits [..., 4]: sigmoid of the first two, tanh of the last two.
+
+    Scales are at least 1e-4, with the gradient passed straight through the bound.
+    """
+    scale, shift = tf.sigmoid(where[..., :2]), tf.tanh(where[..., 2:])
+    scale += tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale)
+    return scale[..., 0], scale[..., 1], shift[..., 0], shift[..., 1]
+
+
+def hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
+    """Bilinear weights max(0, 1 - |p - i|) of pixels i = 0..size-1 for positions p [...]; [..., size]."""
+    pixels = tf.range(size, dtype=position.dtype)
+    return tf.nn.relu(1.0 - tf.abs(position[..., None] - pixels))
+
+
+def crop_weights(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
+    """Weights [..., n_out, n_in] that resample one axis of an image to a glimpse.
+
+    Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
+    """
+    grid = tf.linspace(tf.constant(-1.0, scale.dtype), 1.0, n_out)
+    return hat_weights((scale[..., None] * grid + shift[..., None] + 1.0) * (0.5 * (n_in - 1)), n_in)
+
+
+def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
+    """Positions [..., n_out] in a glimpse axis of n_in pixels that the pixels of an image axis read: the inverse map."""
+    grid = tf.linspace(tf.constant(-1.0, scale.dtype), 1.0, n_out)
+    return ((grid - shift[..., None]) / scale[..., None] + 1.0) * (0.5 * (n_in - 1))
+
+
+def image_to_rows(image: tf.Tensor, channels: int) -> tf.Tensor:
+    """[..., H, W] or [..., H, W, C] -> rows [..., H, C*W]."""
+    if channels == 1:
+        return image if image.shape[-1] != 1 else image[..., 0]
+    rank = image.shape.rank
+    image = tf.transpose(image, list(range(rank - 2)) + [rank - 1, rank - 2])
+    return tf.reshape(image, tf.concat([tf.shape(image)[:-2], [-1]], 0))
+
+
+def rows_to_image(rows: tf.Tensor, channels: int) -> tf.Tensor:
+    """The inverse of `image_to_rows`: [..., H, C*W] -> [..., H, W] or [..., H, W, C]."""
+    if channels == 1:
+        return rows
+    shape = tf.shape(rows)
+    image = tf.reshape(rows, tf.concat([shape[:-1], [channels, shape[-1] // channels]], 0))
+    rank = image.shape.rank
+    return tf.transpose(image, list(range(rank - 2)) + [rank - 1, rank - 2])
+
+
+def crop(rows: tf.Tensor, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf.Tensor:
+    """Glimpses of the windows `where`.
+
+    Args:
+      rows: [B, H, C*W] images.
+      where: [P, S, 4] logits of S windows for each of the P = B*K particles, particles of one image contiguous.
+      glimpse_shape: (h, w, C).
+
+    Returns:
+      [P, S, h*w*C], flattened as the original flattens; zero outside of the image.
+    """
+    h, w, channels = glimpse_shape
+    batch, height, width = rows.shape[0], rows.shape[1], rows.shape[2] // channels
+    particles, slots = where.shape[0], where.shape[1]
+    sx, sy, tx, ty = to_coords(where)
+    down = tf.reshape(crop_weights(sy, ty, h, height), [batch, -1, height])       # [B, K*S*h, H]
+    across = tf.reshape(crop_weights(sx, tx, w, width), [-1, w, width])           # [P*S, w, W]
+    strips = tf.reshape(down @ rows, [-1, h * channels, width])                   # [P*S, h*C, W]
+    glimpse = tf.matmul(strips, across, transpose_b=True)                         # [P*S, h*C, w]
+    if channels > 1:
+        glimpse = rows_to_image(tf.reshape(glimpse, [-1, h, channels * w]), channels)
+    return tf.reshape(glimpse, [particles, slots, h * w * channels])
+
+
+def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
+          image_shape: Sequence[int]) -> tf.Tensor:
+    """The sum over slots of presence times the glimpse put where it belongs.
+
+    Args:
+      glimpse: [L, N, h*w*C].
+      where: [L, N, 4] logits.
+      presence: [L, N].
+      glimpse_shape: (h, w, C).
+      image_shape: (H, W).
+
+    Returns:
+      [L, H, C*W] rows.
+    """
+    h, w, channels = glimpse_shape
+    height, width = image_shape
+    slots = where.shape[1]
+    sx, sy, tx, ty = to_coords(where)
+    down = hat_weights(tf.transpose(paste_positions(sy, ty, height, h), [0, 2, 1]), h)   # [L, H, N, h]
+    down = tf.reshape(down * presence[:, None, :, None], [-1, height, slots * h])
+    across = hat_weights(paste_positions(sx, tx, width, w), w)                           # [L, N, W, w]
+    if channels > 1:
+        glimpse = image_to_rows(tf.reshape(glimpse, [-1, h, w, channels]), channels)
+    strips = tf.matmul(tf.reshape(glimpse, [-1, h * channels, w]), tf.reshape(across, [-1, width, w]),
+                       transpose_b=True)                                                 # [L*N, h*C, W]
+    return down @ tf.reshape(strips, [-1, slots * h, channels * width])
+
+
+def coverage(where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
+             image_shape: Sequence[int]) -> tf.Tensor:
+    """`paste` of all-one glimpses, [L, H, W]: an outer product, since the weights of each axis only sum up."""
+    h, w, _ = glimpse_shape
+    height, width = image_shape
+    sx, sy, tx, ty = to_coords(where)
+    down = tf.reduce_sum(hat_weights(paste_positions(sy, ty, height, h), h), -1)          # [L, N, H]
+    across = tf.reduce_sum(hat_weights(paste_positions(sx, tx, width, w), w), -1)         # [L, N, W]
+    return tf.matmul(down * presence[..., None], across, transpose_a=True)
+
+
+def boxes(where, image_shape: Sequence[int]):
+    """Boxes for drawing, in pixels, of `where` logits [..., 4]: (top, left, height, width), [..., 4].
+
+    height = (H+1) sy, top = (H-1)/2 (ty - sy + 1), and likewise in x.
+    """
+    sx, sy, tx, ty = to_coords(tf.convert_to_tensor(where))
+    height, width = image_shape
+    return tf.stack([0.5 * (height - 1) * (ty - sy + 1), 0.5 * (width - 1) * (tx - sx + 1),
+                     (height + 1) * sy, (width + 1) * sx], -1)
