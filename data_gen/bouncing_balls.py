@@ -1,0 +1,193 @@
+"""Makes the bouncing-balls data sets: `python -m data_gen.bouncing_balls --preset balls4mass64 --out FILE.h5`.
+
+The physics, the drawing and the layout are R-NEM's (spec: data.md); see `physics`, `rendering` and `hdf5`.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import attrs
+import h5py
+import numpy as np
+import tyro
+
+from data_gen import hdf5, physics, rendering
+from data_gen.command_line import UserError, atomic_path, progress, run
+
+IMAGE_SIZE = 64
+BLOCK = 5 * hdf5.CHUNK_SEQUENCES  # sequences simulated together; each block has its own seed
+
+
+def _positive(settings: "BouncingBalls", attribute: attrs.Attribute, value: tuple[float, ...]) -> None:
+    if not value or not all(np.isfinite(v) and v > 0 for v in value):
+        raise UserError(f"--{attribute.name} {value}: expected one or more positive numbers")
+
+
+def _within(low: float, high: float):
+    def check(settings: "BouncingBalls", attribute: attrs.Attribute, value: float) -> None:
+        if not low <= value <= high:
+            raise UserError(f"--{attribute.name} {value}: expected {low:g} to {high:g}")
+    return check
+
+
+@attrs.frozen(kw_only=True)
+class BouncingBalls:
+    """Settings of a bouncing-balls data set; the defaults are R-NEM's balls4mass64."""
+
+    n_balls: tuple[int, ...] = attrs.field(default=(4,), validator=_positive)
+    """Numbers of balls; each sequence draws one of them, all equally likely."""
+    radii: tuple[float, ...] = attrs.field(default=(1.2, 1.5), validator=_positive)
+    """Radii in box units; each ball draws one of them, all equally likely."""
+    masses: tuple[float, ...] = attrs.field(default=(1.0, 6.0), validator=_positive)
+    """Masses that go with the radii, one each."""
+    box: float = attrs.field(default=15.0, validator=_within(4.1, 1000))
+    """Side of the box in box units; it fills the image of 64 x 64 pixels."""
+    n_frames: int = attrs.field(default=51, validator=_within(1, 10_000))
+    """Frames a sequence."""
+    curtain: int = attrs.field(default=0, validator=_within(0, IMAGE_SIZE))
+    """Side in pixels of a square, placed at random for each sequence, behind which nothing is seen; 0 for none."""
+    training: int = attrs.field(default=50_000, validator=_within(0, 10**7))
+    """Sequences of the training split; 0 leaves the split out."""
+    validation: int = attrs.field(default=10_000, validator=_within(0, 10**7))
+    """Sequences of the validation split; 0 leaves the split out."""
+    test: int = attrs.field(default=10_000, validator=_within(0, 10**7))
+    """Sequences of the test split; 0 leaves the split out."""
+    seed: int = attrs.field(default=0, validator=_within(0, 2**63))
+    """The same seed and settings give the same data."""
+
+    def __attrs_post_init__(self):
+        if len(self.radii) != len(self.masses):
+            raise UserError(f"--radii has {len(self.radii)} values and --masses {len(self.masses)}; give one mass for "
+                            "each radius")
+        if max(self.n_balls) > 255:
+            raise UserError(f"--n_balls {max(self.n_balls)}: at most 255, what a pixel of `groups` can tell apart")
+
+
+PRESETS = {
+    "balls4mass64": BouncingBalls(),
+    # The model trained on four balls is tested here.
+    "balls678mass64": BouncingBalls(n_balls=(6, 7, 8), training=0, validation=0),
+    "balls3curtain64": BouncingBalls(n_balls=(3,), radii=(1.2,), masses=(1.0,), box=10.0, curtain=28),
+}
+
+
+def make_block(settings: BouncingBalls, n_sequences: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Simulates and draws some sequences.
+
+    Args:
+      settings: of the data set.
+      n_sequences: S.
+      rng: source of randomness.
+
+    Returns:
+      The members of `hdf5.MEMBERS`: features, groups, collisions [T, S, 64, 64, 1], events [T, S, 1, 1, 1],
+      positions, velocities [T, S, N, 2], radii, masses [S, N], n [S]; N is the largest number of balls, and what
+      belongs to an absent ball is zero.
+    """
+    n = rng.choice(np.asarray(settings.n_balls, np.uint8), n_sequences)
+    present = np.arange(max(settings.n_balls)) < n[:, None]
+    size = rng.integers(len(settings.radii), size=present.shape)
+    radii = np.where(present, np.asarray(settings.radii)[size], 0.0)
+    masses = np.where(present, np.asarray(settings.masses)[size], 0.0)
+    motion = physics.simulate(physics.place_balls(radii, settings.box, rng), physics.draw_velocities(present, rng),
+                              radii, masses, settings.box, settings.n_frames)
+
+    groups = rendering.render_groups(motion.positions, np.broadcast_to(radii, motion.hits.shape), settings.box,
+                                     IMAGE_SIZE)
+    corners = rng.integers(IMAGE_SIZE - settings.curtain + 1, size=(n_sequences, 2))
+    if settings.curtain:
+        for sequence, (row, column) in enumerate(corners):
+            groups[:, sequence, row:row + settings.curtain, column:column + settings.curtain] = 0
+    collisions = rendering.render_hits(groups, motion.hits)
+    return {
+        "features": (groups > 0)[..., None],
+        "groups": groups[..., None],
+        "collisions": collisions[..., None],
+        "events": motion.hits.any(-1)[..., None, None, None],
+        "positions": motion.positions,
+        "velocities": motion.velocities,
+        "radii": radii.astype(np.float32),
+        "masses": masses.astype(np.float32),
+        "n": n,
+    }
+
+
+def _blocks(settings: BouncingBalls, split: str, n_sequences: int, level: int
+            ) -> Iterator[tuple[int, dict[str, hdf5.Encoded]]]:
+    """Yields the encoded blocks of a split in order, worked out by one thread a core."""
+
+    def work(number: int) -> tuple[int, dict[str, hdf5.Encoded]]:
+        size = min(BLOCK, n_sequences - number * BLOCK)
+        # A seed for every block: the data do not depend on how many threads there are.
+        rng = np.random.default_rng([settings.seed, hdf5.SPLITS.index(split), number])
+        block = make_block(settings, size, rng)
+        return size, {name: hdf5.encode(name, array, n_sequences, level) for name, array in block.items()}
+
+    # NumPy and zlib let go of Python's lock, so threads are enough.
+    n_threads = len(os.sched_getaffinity(0))
+    pool = concurrent.futures.ThreadPoolExecutor(n_threads)
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for number in range(-(-n_sequences // BLOCK)):
+            waiting.append(pool.submit(work, number))
+            if len(waiting) > n_threads:  # finished blocks must not pile up in memory
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write(settings: BouncingBalls, path: str | os.PathLike, compression: int = 1) -> None:
+    """Writes a data set; the file appears only when it is whole.
+
+    Args:
+      settings: of the data set.
+      path: of the HDF5 file.
+      compression: gzip level, 0..9.
+
+    Raises:
+      UserError: the balls do not fit into the box, or every split is empty.
+    """
+    sizes = {split: getattr(settings, split) for split in hdf5.SPLITS if getattr(settings, split)}
+    if not sizes:
+        raise UserError("--training, --validation and --test are all 0; ask for at least one sequence")
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        hdf5.write_settings(file, settings, box=settings.box)
+        for split, n_sequences in sizes.items():
+            with progress(n_sequences, split) as advance:
+                hdf5.write_split(file, split, n_sequences, _blocks(settings, split, n_sequences, compression), advance)
+
+
+@attrs.frozen(kw_only=True)
+class CommandLine:
+    """Makes a bouncing-balls data set (R-NEM's layout, HDF5)."""
+
+    out: pathlib.Path
+    """The file to write; it appears once it is whole, in place of one that was there."""
+    settings: tyro.conf.OmitArgPrefixes[BouncingBalls]
+    preset: str = attrs.field(default="balls4mass64")
+    """Where the settings start from: balls4mass64, balls678mass64 or balls3curtain64; --help shows their values."""
+    compression: int = attrs.field(default=1, validator=_within(0, 9))
+    """Level of gzip compression: 0 is quickest, 9 smallest."""
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="balls4mass64")
+    preset = first.parse_known_args()[0].preset
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
+    options = tyro.cli(CommandLine, prog="python -m data_gen.bouncing_balls", use_underscores=True,
+                       default=CommandLine(out=tyro.MISSING, settings=PRESETS[preset], preset=preset))
+    write(options.settings, options.out, options.compression)
+    print(f"wrote {options.out} ({os.path.getsize(options.out) / 1e6:.1f} MB)", file=sys.stdout)
+
+
+if __name__ == "__main__":
+    run(main)

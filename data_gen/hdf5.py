@@ -1,0 +1,350 @@
+"""The HDF5 files of sequences, in R-NEM's layout: written in compressed chunks, read back with every check.
+
+A file holds one group a split (training, validation, test) and in it the members of `MEMBERS`; only `features` is
+always there. Other programs' files in this layout (R-NEM's) are read too: their members may be bool, integer or
+float, stored in chunks or not, and members that are not listed here are left alone.
+"""
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+import h5py
+import numpy as np
+
+from data_gen.command_line import UserError
+
+SPLITS = ("training", "validation", "test")
+
+
+class Member(NamedTuple):
+    """A member's axes, one character each, and the kind of its values (see `_KINDS`).
+
+    T frames, S sequences, H and W image, C channels (1 or 3), N objects, K entries; a digit is a fixed size.
+    """
+
+    axes: str
+    kind: str
+
+
+MEMBERS = {
+    "features": Member("TSHWC", "image"),
+    "groups": Member("TSHW1", "id"),          # owner of each pixel: 0 background, 1.. object
+    "collisions": Member("TSHW1", "flag"),    # visible pixels of objects that hit another one since the last frame
+    "events": Member("TS111", "flag"),        # 1 if any object did
+    "positions": Member("TSN2", "real"),      # (column, row), box units
+    "velocities": Member("TSN2", "real"),     # (column, row), box units a frame
+    "radii": Member("SN", "real"),            # box units
+    "masses": Member("SN", "real"),
+    "n": Member("S", "id"),                   # number of objects
+    "labels": Member("SN", "id"),             # moving MNIST: class of each digit
+    "nums": Member("1SK", "flag"),            # moving MNIST: number of digits, unary
+    "coords": Member("TSN4", "real"),         # moving MNIST: box of each digit, (y, x, height, width), pixels
+}
+
+# Lowest and highest value, whether it must be whole, and the type that `Split.read` returns.
+_KINDS = {
+    "flag": (0, 1, True, np.bool_),
+    "id": (0, 255, True, np.uint8),
+    "real": (-np.inf, np.inf, False, np.float32),
+}
+
+CHUNK_FRAMES = 10     # training reads at most the first ten frames: one chunk along time
+CHUNK_SEQUENCES = 50  # about a batch; blocks given to `write_split` are multiples of it
+
+DEFAULT_BOX = 15.0    # side of the box in R-NEM's files, which do not say
+
+# Bounds on what a file may declare: a small file must not be able to ask for all of the memory.
+_LIMITS = {"T": 10_000, "S": 100_000_000, "H": 1024, "W": 1024, "C": 3, "N": 255, "K": 256}
+_MAX_CHUNK_BYTES = 256 * 2**20
+_MAX_RATIO = 2000     # gzip reaches 1030
+
+
+class Encoded(NamedTuple):
+    """Consecutive sequences of one member as compressed HDF5 chunks."""
+
+    shape: tuple[int, ...]                           # of the whole member
+    chunk: tuple[int, ...]
+    dtype: np.dtype
+    pieces: list[tuple[tuple[int, ...], bytes]]      # offset inside the block, compressed chunk
+
+
+def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encoded:
+    """Compresses a block of one member. Threads may do this side by side, which HDF5's own filters cannot.
+
+    Args:
+      name: member, a key of `MEMBERS`.
+      block: consecutive sequences, with the member's axes.
+      n_sequences: S of the whole split.
+      level: of gzip compression, 0..9.
+
+    Returns:
+      The block as chunks of at most `CHUNK_FRAMES` frames and `CHUNK_SEQUENCES` sequences.
+    """
+    axes = MEMBERS[name].axes
+    shape = tuple(n_sequences if axis == "S" else size for axis, size in zip(axes, block.shape))
+    limits = {"T": CHUNK_FRAMES, "S": CHUNK_SEQUENCES}
+    chunk = tuple(min(size, limits.get(axis, size)) for axis, size in zip(axes, shape))
+    pieces = []
+    for number in np.ndindex(*(math.ceil(size / step) for size, step in zip(block.shape, chunk))):
+        offset = tuple(i * step for i, step in zip(number, chunk))
+        piece = block[tuple(slice(start, start + step) for start, step in zip(offset, chunk))]
+        # HDF5 stores the chunks at the edge whole.
+        piece = np.pad(piece, [(0, step - size) for step, size in zip(chunk, piece.shape)])
+        pieces.append((offset, zlib.compress(piece.tobytes(), level)))
+    return Encoded(shape, chunk, block.dtype, pieces)
+
+
+def write_split(file: h5py.File, split: str, n_sequences: int, blocks: Iterable[tuple[int, Mapping[str, Encoded]]],
+                advance: Callable[[int], Any] = lambda n: None) -> None:
+    """Writes one split from blocks of sequences, in order; only one block is held at a time.
+
+    Args:
+      file: open for writing.
+      split: name of the group.
+      n_sequences: S.
+      blocks: (number of sequences, member name -> `encode`d block); every block but the last holds a multiple of
+        `CHUNK_SEQUENCES` sequences.
+      advance: told the number of sequences after each block.
+    """
+    group = file.create_group(split)
+    first = 0
+    for size, members in blocks:
+        for name, encoded in members.items():
+            if name not in group:
+                group.create_dataset(name, encoded.shape, encoded.dtype, chunks=encoded.chunk, compression="gzip")
+            sequence_axis = MEMBERS[name].axes.index("S")
+            for offset, data in encoded.pieces:
+                place = tuple(o + first * (axis == sequence_axis) for axis, o in enumerate(offset))
+                group[name].id.write_direct_chunk(place, data)
+        first += size
+        advance(size)
+    if first != n_sequences:
+        raise ValueError(f"{split}: {first} sequences came, {n_sequences} were announced")
+
+
+def write_settings(file: h5py.File, settings: Any, **attributes: Any) -> None:
+    """Records what made the file: `settings` (an attrs object, as JSON) and further attributes of the root."""
+    file.attrs["settings"] = json.dumps(attrs.asdict(settings))
+    file.attrs.update(attributes)
+
+
+@attrs.frozen
+class Split:
+    """One split of a file, open for reading; a context manager. Made by `open_split`."""
+
+    path: str
+    name: str
+    n_sequences: int                        # S
+    n_frames: int                           # T
+    image_shape: tuple[int, int, int]       # H, W, C
+    box: float                              # side of the box of `positions` and `velocities`
+    white: int                              # value of a fully lit pixel in `read()["features"]`: 1 or 255
+    block: int                              # sequences that are stored, and so best read, together
+    members: Mapping[str, h5py.Dataset]
+    _file: h5py.File = attrs.field(alias="file")
+
+    def __enter__(self) -> "Split":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, sequences: slice | Sequence[int] | np.ndarray, n_frames: int | None = None,
+             members: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Reads some sequences; apart from the result, one block of sequences is in memory at a time.
+
+        Args:
+          sequences: which, in the order wanted; quickest in increasing order.
+          n_frames: how many frames from the first; None for all.
+          members: which members; None for all that were opened.
+
+        Returns:
+          Member name -> array with the axes of `MEMBERS`: features uint8 in 0..`white` or, if the file holds floats,
+          float32 in [0, 1]; collisions, events, nums bool; groups, n, labels uint8; the rest float32.
+
+        Raises:
+          UserError: fewer frames than asked, a damaged file, values out of range.
+        """
+        n_frames = self.n_frames if n_frames is None else n_frames
+        if not 1 <= n_frames <= self.n_frames:
+            raise UserError(f"{self.path}: {self.name} has {self.n_frames} frames a sequence, {n_frames} were asked "
+                            "for; ask for fewer or make longer sequences")
+        if isinstance(sequences, slice):
+            sequences = range(*sequences.indices(self.n_sequences))
+        wanted = np.asarray(sequences, np.int64)
+        if wanted.size and not (0 <= wanted.min() and wanted.max() < self.n_sequences):
+            raise IndexError(f"{self.path}: {self.name} has {self.n_sequences} sequences")
+        return {name: self._read_member(name, wanted, n_frames)
+                for name in (self.members if members is None else members)}
+
+    def _read_member(self, name: str, wanted: np.ndarray, n_frames: int) -> np.ndarray:
+        data, axes = self.members[name], MEMBERS[name].axes
+        lead = () if axes[0] == "S" else (slice(n_frames),)
+        dtype = _result_type(name, data.dtype)
+        shape = list(data.shape)
+        if axes[0] == "T":
+            shape[0] = n_frames
+        shape[len(lead)] = len(wanted)
+        result = np.empty(shape, dtype)
+        blocks = wanted // self.block
+        for block in np.unique(blocks):
+            where = np.flatnonzero(blocks == block)
+            low, high = wanted[where].min(), wanted[where].max() + 1
+            try:
+                part = data[(*lead, slice(low, high))]
+            except (OSError, RuntimeError) as error:
+                raise UserError(f"{self.path}: {self.name}/{name}: sequences {low}..{high - 1} cannot be read "
+                                f"({error}); the file is damaged, make or copy it again") from None
+            _check_values(part, name, f"{self.path}: {self.name}/{name}")
+            result[(*(slice(None) for _ in lead), where)] = part[
+                (*(slice(None) for _ in lead), wanted[where] - low)]
+        return result
+
+    def intensities(self, features: np.ndarray) -> np.ndarray:
+        """Returns what `read` gave for features, of any shape, as float32 in [0, 1]."""
+        features = features.astype(np.float32)
+        return features if self.white == 1 else features / np.float32(self.white)
+
+
+def _result_type(name: str, stored: np.dtype) -> type:
+    kind = MEMBERS[name].kind
+    if kind == "image":
+        return np.float32 if stored.kind == "f" else np.uint8
+    return _KINDS[kind][3]
+
+
+def _check_values(values: np.ndarray, name: str, where: str) -> None:
+    """Refuses values that the member cannot hold."""
+    kind = MEMBERS[name].kind
+    if kind == "image":
+        low, high, whole = 0, 1 if values.dtype.kind == "f" else 255, False
+    else:
+        low, high, whole, _ = _KINDS[kind]
+    if values.dtype == bool or not values.size or (values.dtype == np.uint8 and high == 255):
+        return
+    smallest, largest = values.min(), values.max()  # NaN if there is one
+    if not (np.isfinite(smallest) and np.isfinite(largest) and low <= smallest and largest <= high):
+        raise UserError(f"{where}: values from {smallest} to {largest}, expected {low} to {high}; "
+                        "make the file again")
+    if whole and values.dtype.kind == "f" and (values != np.round(values)).any():
+        raise UserError(f"{where}: fractions, expected whole numbers; make the file again")
+
+
+def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("features",),
+               optional: Iterable[str] = ()) -> Split:
+    """Opens one split of a file and checks all that can be checked without reading the data.
+
+    Args:
+      path: the HDF5 file.
+      split: "training", "validation" or "test".
+      members: members that must be there, apart from features, which always must.
+      optional: members to open if they are there.
+
+    Returns:
+      The open split; close it, or use it in a `with` statement.
+
+    Raises:
+      UserError: not an HDF5 file, truncated, split or member absent, wrong type or shape, no sequences, a size
+        beyond the bounds, data kept outside the file.
+    """
+    path = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; make it with `python -m data_gen.bouncing_balls --out {path}`")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path}: no permission to read it") from None
+        raise UserError(f"{path}: cannot be read as HDF5 ({error}); expected a whole file of sequences, make or copy "
+                        "it again") from None
+    try:
+        return _open_split(file, path, split, {"features", *members}, optional)
+    except UserError:
+        file.close()
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        # What h5py says of a damaged or unusual structure depends on where it stumbles.
+        file.close()
+        raise UserError(f"{path}: {split} cannot be read ({error}); the file is damaged, make or copy it again"
+                        ) from None
+
+
+def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str], optional: Iterable[str]) -> Split:
+    if split not in file:
+        present = ", ".join(file) or "nothing"
+        raise UserError(f"{path}: no split {split!r}; it has {present}")
+    group = _own(file, split, h5py.Group, path)
+    data = {}
+    sizes: dict[str, int] = {}  # of every axis, as the first member that has it says
+    for name in MEMBERS:        # features come first and set the sizes
+        if name in required and name not in group:
+            raise UserError(f"{path}: {split} has no member {name!r}; it has {', '.join(group) or 'nothing'}")
+        if name in required or (name in optional and name in group):
+            data[name] = _own(group, name, h5py.Dataset, f"{path}: {split}")
+            _check_member(data[name], name, sizes, f"{path}: {split}/{name}")
+    features = data["features"]
+    stored = features.chunks[1] if features.chunks else CHUNK_SEQUENCES
+    opened = Split(path=path, name=split, n_sequences=sizes["S"], n_frames=sizes["T"],
+                   image_shape=(sizes["H"], sizes["W"], sizes["C"]), box=_box(file, path), white=1,
+                   # A file stored one sequence at a time, or all at once, is read in blocks of ordinary size.
+                   block=stored if 16 <= stored <= 1024 else CHUNK_SEQUENCES, members=data, file=file)
+    if features.dtype.kind in "iu":
+        # Integers are 0..255, or 0 and 1: what the first sequences hold tells.
+        first = opened.read(slice(0, 64), min(opened.n_frames, CHUNK_FRAMES), ["features"])["features"]
+        opened = attrs.evolve(opened, white=255 if first.max() > 1 else 1)
+    return opened
+
+
+def _own(parent: h5py.Group, name: str, kind: type, where: str) -> Any:
+    """Returns the child `name` that the file itself holds; links that lead elsewhere are refused."""
+    if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
+        raise UserError(f"{where}: {name!r} is a link to another place; copy the data into the file")
+    child = parent[name]
+    if not isinstance(child, kind):
+        raise UserError(f"{where}: {name!r} is not a {kind.__name__.lower()}; expected R-NEM's layout, a group a "
+                        "split with data sets inside")
+    return child
+
+
+def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: str) -> None:
+    """Checks type, storage and shape, and notes the sizes of the axes in `sizes`."""
+    if data.dtype.kind not in "buif":
+        raise UserError(f"{where}: type {data.dtype}, expected bool, integers or floats")
+    if data.is_virtual or data.external:
+        raise UserError(f"{where}: its data lie in another file; copy the data into this one")
+    axes = MEMBERS[name].axes
+    expected = ", ".join(axes)
+    if data.ndim != len(axes):
+        raise UserError(f"{where}: shape {data.shape}, expected ({expected})")
+    for axis, size in zip(axes, data.shape):
+        if size == 0:
+            raise UserError(f"{where}: shape {data.shape} holds nothing, expected ({expected}) with at least one each")
+        known = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
+        if size != known:
+            raise UserError(f"{where}: shape {data.shape}, expected ({expected}) with {axis} = {known}")
+        if size > _LIMITS.get(axis, size) or (axis == "C" and size == 2):
+            raise UserError(f"{where}: shape {data.shape}, of which {axis} = {size} is not supported "
+                            f"(at most {_LIMITS[axis]}; 1 or 3 channels)")
+    chunk_bytes = math.prod(data.chunks or (1,)) * data.dtype.itemsize
+    if chunk_bytes > _MAX_CHUNK_BYTES:
+        raise UserError(f"{where}: stored in chunks of {chunk_bytes / 2**20:.0f} MiB, at most "
+                        f"{_MAX_CHUNK_BYTES // 2**20} are read; store it in smaller chunks")
+    stored = data.id.get_storage_size()
+    if data.size * data.dtype.itemsize > _MAX_RATIO * stored:
+        raise UserError(f"{where}: declares {data.size * data.dtype.itemsize} bytes and stores {stored}; the file is "
+                        "unfinished or damaged, make it again")
+
+
+def _box(file: h5py.File, path: str) -> float:
+    box = file.attrs.get("box", DEFAULT_BOX)
+    if np.shape(box) or not (np.isreal(box) and 0 < box < np.inf):
+        raise UserError(f"{path}: attribute box is {box!r}, expected the side of the box, a positive number")
+    return float(box)
