@@ -4,35 +4,22 @@ The physics, the drawing and the layout are R-NEM's (spec: data.md); see `physic
 """
 
 import argparse
-import collections
-import concurrent.futures
 import os
 import pathlib
-import sys
-from collections.abc import Iterator
 
 import attrs
-import h5py
 import numpy as np
 import tyro
 
 from data_gen import hdf5, physics, rendering
-from data_gen.command_line import UserError, atomic_path, progress, run
+from data_gen.command_line import UserError, run, within
 
 IMAGE_SIZE = 64
-BLOCK = 5 * hdf5.CHUNK_SEQUENCES  # sequences simulated together; each block has its own seed
 
 
 def _positive(settings: "BouncingBalls", attribute: attrs.Attribute, value: tuple[float, ...]) -> None:
     if not value or not all(np.isfinite(v) and v > 0 for v in value):
         raise UserError(f"--{attribute.name} {value}: expected one or more positive numbers")
-
-
-def _within(low: float, high: float):
-    def check(settings: "BouncingBalls", attribute: attrs.Attribute, value: float) -> None:
-        if not low <= value <= high:
-            raise UserError(f"--{attribute.name} {value}: expected {low:g} to {high:g}")
-    return check
 
 
 @attrs.frozen(kw_only=True)
@@ -45,19 +32,19 @@ class BouncingBalls:
     """Radii in box units; each ball draws one of them, all equally likely."""
     masses: tuple[float, ...] = attrs.field(default=(1.0, 6.0), validator=_positive)
     """Masses that go with the radii, one each."""
-    box: float = attrs.field(default=15.0, validator=_within(4.1, 1000))
+    box: float = attrs.field(default=15.0, validator=within(4.1, 1000))
     """Side of the box in box units; it fills the image of 64 x 64 pixels."""
-    n_frames: int = attrs.field(default=51, validator=_within(1, 10_000))
+    n_frames: int = attrs.field(default=51, validator=within(1, 10_000))
     """Frames a sequence."""
-    curtain: int = attrs.field(default=0, validator=_within(0, IMAGE_SIZE))
+    curtain: int = attrs.field(default=0, validator=within(0, IMAGE_SIZE))
     """Side in pixels of a square, placed at random for each sequence, behind which nothing is seen; 0 for none."""
-    training: int = attrs.field(default=50_000, validator=_within(0, 10**7))
+    training: int = attrs.field(default=50_000, validator=within(0, 10**7))
     """Sequences of the training split; 0 leaves the split out."""
-    validation: int = attrs.field(default=10_000, validator=_within(0, 10**7))
+    validation: int = attrs.field(default=10_000, validator=within(0, 10**7))
     """Sequences of the validation split; 0 leaves the split out."""
-    test: int = attrs.field(default=10_000, validator=_within(0, 10**7))
+    test: int = attrs.field(default=10_000, validator=within(0, 10**7))
     """Sequences of the test split; 0 leaves the split out."""
-    seed: int = attrs.field(default=0, validator=_within(0, 2**63))
+    seed: int = attrs.field(default=0, validator=within(0, 2**63))
     """The same seed and settings give the same data."""
 
     def __attrs_post_init__(self):
@@ -117,32 +104,6 @@ def make_block(settings: BouncingBalls, n_sequences: int, rng: np.random.Generat
     }
 
 
-def _blocks(settings: BouncingBalls, split: str, n_sequences: int, level: int
-            ) -> Iterator[tuple[int, dict[str, hdf5.Encoded]]]:
-    """Yields the encoded blocks of a split in order, worked out by one thread a core."""
-
-    def work(number: int) -> tuple[int, dict[str, hdf5.Encoded]]:
-        size = min(BLOCK, n_sequences - number * BLOCK)
-        # A seed for every block: the data do not depend on how many threads there are.
-        rng = np.random.default_rng([settings.seed, hdf5.SPLITS.index(split), number])
-        block = make_block(settings, size, rng)
-        return size, {name: hdf5.encode(name, array, n_sequences, level) for name, array in block.items()}
-
-    # NumPy and zlib let go of Python's lock, so threads are enough.
-    n_threads = len(os.sched_getaffinity(0))
-    pool = concurrent.futures.ThreadPoolExecutor(n_threads)
-    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    try:
-        for number in range(-(-n_sequences // BLOCK)):
-            waiting.append(pool.submit(work, number))
-            if len(waiting) > n_threads:  # finished blocks must not pile up in memory
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def write(settings: BouncingBalls, path: str | os.PathLike, compression: int = 1) -> None:
     """Writes a data set; the file appears only when it is whole.
 
@@ -154,14 +115,8 @@ def write(settings: BouncingBalls, path: str | os.PathLike, compression: int = 1
     Raises:
       UserError: the balls do not fit into the box, or every split is empty.
     """
-    sizes = {split: getattr(settings, split) for split in hdf5.SPLITS if getattr(settings, split)}
-    if not sizes:
-        raise UserError("--training, --validation and --test are all 0; ask for at least one sequence")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        hdf5.write_settings(file, settings, box=settings.box)
-        for split, n_sequences in sizes.items():
-            with progress(n_sequences, split) as advance:
-                hdf5.write_split(file, split, n_sequences, _blocks(settings, split, n_sequences, compression), advance)
+    hdf5.generate(path, settings, compression,
+                  lambda split, n_sequences, rng: make_block(settings, n_sequences, rng), box=settings.box)
 
 
 @attrs.frozen(kw_only=True)
@@ -173,7 +128,7 @@ class CommandLine:
     settings: tyro.conf.OmitArgPrefixes[BouncingBalls]
     preset: str = attrs.field(default="balls4mass64")
     """Where the settings start from: balls4mass64, balls678mass64 or balls3curtain64; --help shows their values."""
-    compression: int = attrs.field(default=1, validator=_within(0, 9))
+    compression: int = attrs.field(default=1, validator=within(0, 9))
     """Level of gzip compression: 0 is quickest, 9 smallest."""
 
 
@@ -186,7 +141,7 @@ def main() -> None:
     options = tyro.cli(CommandLine, prog="python -m data_gen.bouncing_balls", use_underscores=True,
                        default=CommandLine(out=tyro.MISSING, settings=PRESETS[preset], preset=preset))
     write(options.settings, options.out, options.compression)
-    print(f"wrote {options.out} ({os.path.getsize(options.out) / 1e6:.1f} MB)", file=sys.stdout)
+    print(f"wrote {options.out} ({os.path.getsize(options.out) / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

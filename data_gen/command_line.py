@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -53,6 +54,16 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         _fail(quoted.group(1))
     sys.exit(code)
+
+
+def within(low: float, high: float) -> Callable[[Any, Any, float], None]:
+    """Returns an attrs validator: a setting outside `low`..`high` is a `UserError` that names its flag."""
+
+    def check(settings: Any, attribute: Any, value: float) -> None:
+        if not low <= value <= high:
+            raise UserError(f"--{attribute.name} {value}: expected {low:g} to {high:g}")
+
+    return check
 
 
 def _fail(message: str, code: int = 1) -> None:

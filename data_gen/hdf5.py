@@ -5,18 +5,21 @@ always there. Other programs' files in this layout (R-NEM's) are read too: their
 float, stored in chunks or not, and members that are not listed here are left alone.
 """
 
+import collections
+import concurrent.futures
+import contextlib
 import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
 import h5py
 import numpy as np
 
-from data_gen.command_line import UserError
+from data_gen.command_line import UserError, atomic_path, progress
 
 SPLITS = ("training", "validation", "test")
 
@@ -54,7 +57,8 @@ _KINDS = {
 }
 
 CHUNK_FRAMES = 10     # training reads at most the first ten frames: one chunk along time
-CHUNK_SEQUENCES = 50  # about a batch; blocks given to `write_split` are multiples of it
+CHUNK_SEQUENCES = 50  # about a batch
+BLOCK = 250           # sequences made at once, a multiple of the above; each block has its own seed
 
 DEFAULT_BOX = 15.0    # side of the box in R-NEM's files, which do not say
 
@@ -127,10 +131,57 @@ def write_split(file: h5py.File, split: str, n_sequences: int, blocks: Iterable[
         raise ValueError(f"{split}: {first} sequences came, {n_sequences} were announced")
 
 
-def write_settings(file: h5py.File, settings: Any, **attributes: Any) -> None:
-    """Records what made the file: `settings` (an attrs object, as JSON) and further attributes of the root."""
-    file.attrs["settings"] = json.dumps(attrs.asdict(settings))
-    file.attrs.update(attributes)
+def _generated_blocks(make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]], split: str,
+                      n_sequences: int, seed: int, level: int) -> Iterator[tuple[int, Mapping[str, Encoded]]]:
+    """Yields the encoded blocks of a split in order, worked out by one thread a core."""
+
+    def work(number: int) -> tuple[int, Mapping[str, Encoded]]:
+        size = min(BLOCK, n_sequences - number * BLOCK)
+        # A seed for every block: the data do not depend on how many threads there are.
+        block = make_block(split, size, np.random.default_rng([seed, SPLITS.index(split), number]))
+        return size, {name: encode(name, array, n_sequences, level) for name, array in block.items()}
+
+    # NumPy and zlib let go of Python's lock, so threads are enough.
+    n_threads = len(os.sched_getaffinity(0))
+    pool = concurrent.futures.ThreadPoolExecutor(n_threads)
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for number in range(math.ceil(n_sequences / BLOCK)):
+            waiting.append(pool.submit(work, number))
+            if len(waiting) > n_threads:  # finished blocks must not pile up in memory
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def generate(path: str | os.PathLike, settings: Any, level: int,
+             make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]],
+             **attributes: Any) -> None:
+    """Generates a data set in blocks of `BLOCK` sequences; the file appears only when it is whole.
+
+    The same settings give the same data, however many threads there are.
+
+    Args:
+      path: the HDF5 file.
+      settings: attrs object with the sizes training, validation and test, and the seed; kept as JSON in the file.
+      level: of gzip compression, 0..9.
+      make_block: (split, number of sequences, source of randomness) -> member name -> array.
+      **attributes: further attributes of the file.
+
+    Raises:
+      UserError: every split is empty.
+    """
+    sizes = {split: getattr(settings, split) for split in SPLITS if getattr(settings, split)}
+    if not sizes:
+        raise UserError("--training, --validation and --test are all 0; ask for at least one sequence")
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(settings=json.dumps(attrs.asdict(settings)), **attributes)
+        for split, n_sequences in sizes.items():
+            blocks = _generated_blocks(make_block, split, n_sequences, settings.seed, level)
+            with contextlib.closing(blocks), progress(n_sequences, split) as advance:
+                write_split(file, split, n_sequences, blocks, advance)
 
 
 @attrs.frozen
