@@ -16,7 +16,7 @@ import tensorflow as tf
 import tyro
 
 from data_gen.command_line import UserError, run
-from sqair import checkpoints, spatial_transformer
+from sqair import original, spatial_transformer
 from sqair.config import load_flags
 from sqair.discover import number_of_steps
 from sqair.model import SQAIR, Forward, report
@@ -96,7 +96,7 @@ def load_recording(folder) -> Recording:
     mean_image = inputs.get("mean_img", np.zeros(0)).size > 0
     config = attrs.evolve(config, image_shape=tuple(shape), mean_image=mean_image)
     model = SQAIR(config)
-    checkpoints.load_original(model, checkpoints.latest_original(str(folder)))
+    original.load_original(model, original.latest_original(str(folder)))
     try:
         gradient_norms = json.loads((folder / "gradient_norms.json").read_text())
     except (OSError, ValueError) as error:
@@ -181,8 +181,8 @@ def compute(model: SQAIR, obs: tf.Tensor, noise: Noise, counts: tf.Tensor):
     variables = model.trainable_variables
     outputs, gradients = forward_and_backward()
     by_variable = {id(v): g for v, g in zip(variables, gradients)}
-    by_name = {name: checkpoints.gather_original(columns, [by_variable[id(c.variable)] for c in columns])
-               for name, columns in checkpoints.original_names(model).items()}
+    by_name = {name: original.gather_original(columns, [by_variable[id(c.variable)] for c in columns])
+               for name, columns in original.original_names(model).items()}
     return {name: value.numpy() for name, value in outputs.items()}, by_name
 
 

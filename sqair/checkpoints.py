@@ -1,268 +1,268 @@
-"""Checkpoints: the original's TensorFlow 1 ones in and out, ours in and out (names: spec/sqair.md)."""
+"""Run folders and their checkpoints: saved whole, restored from the newest that is sound, loaded by anybody.
+
+A run folder of ours holds flags.json, versions.json, checkpoints/ (the newest) and best/ (best validation bound); one
+of the original's holds flags.json and model.ckpt-<itr>.*. `load_run` takes both.
+"""
 
 import os
 import pathlib
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Tuple, Union
 
+import attrs
 import numpy as np
 import tensorflow as tf
 
 from data_gen.command_line import UserError
+from sqair import original
+from sqair.config import Config, load_flags
 from sqair.model import SQAIR
-from sqair.neural import GRU, MLP, GaussianHead, Linear
+from sqair.optimizers import Optimizer
+
+CHECKPOINTS, BEST = "checkpoints", "best"
+_DAMAGE = (tf.errors.OpError, ValueError, AssertionError, RuntimeError, UnicodeDecodeError, KeyError)
 
 
-class Columns(NamedTuple):
-    """Columns [start, stop) of a variable; all of it if stop is None."""
+class TrainingState(tf.Module):
+    """All of a run's state, saved and restored together.
 
-    variable: tf.Variable
-    start: int = 0
-    stop: Optional[int] = None
-
-    def read(self, value) -> np.ndarray:
-        """These columns of a value of the variable's shape."""
-        return np.asarray(value)[..., self.start:self.stop] if self.stop is not None else np.asarray(value)
-
-
-Names = Dict[str, List[Columns]]
-
-
-def _linear(scope: str, layer: Linear) -> Names:
-    names = {f"{scope}/w": [Columns(layer.w[key]) for key in layer.inputs if key != "gamma"]}
-    if layer.b is not None:
-        names[f"{scope}/b"] = [Columns(layer.b)]
-    return names
-
-
-def _mlp(scope: str, mlp: MLP) -> Names:
-    names: Names = {}
-    for i, layer in enumerate(mlp.layers):
-        names.update(_linear(f"{scope}/linear" + (f"_{i}" if i else ""), layer))
-    return names
-
-
-def _cell(scope: str, cell) -> Names:
-    if not isinstance(cell, GRU):
-        return {**_linear(f"{scope}/in_to_hidden", cell.inputs), **_linear(f"{scope}/hidden_to_hidden", cell.recurrent)}
-    names: Names = {}
-    r = cell.size
-    for i, gate in enumerate("zrh"):
-        names[f"{scope}/w{gate}"] = [Columns(cell.inputs.w[key], i * r, (i + 1) * r)
-                                     for key in cell.inputs.inputs if key != "gamma"]
-        names[f"{scope}/b{gate}"] = [Columns(cell.inputs.b, i * r, (i + 1) * r)]
-        names[f"{scope}/u{gate}"] = ([Columns(cell.candidate.w[""])] if gate == "h"
-                                     else [Columns(cell.recurrent.w[""], i * r, (i + 1) * r)])
-    return names
-
-
-def _gaussian(scope: str, head: GaussianHead) -> Names:
-    return {} if head.linear is None else _linear(f"{scope}/gaussian_from_param_vec/linear", head.linear)
-
-
-def _where_head(scope: str, head) -> Names:
-    scope = f"{scope}/stochastic_transform_param"
-    return {**_mlp(f"{scope}/mlp", head.mlp), f"{scope}/scale_offset": [Columns(head.scale_offset)]}
-
-
-def _scopes(kinds: Sequence[str]) -> List[str]:
-    """Sonnet's names of cells made one after another in a scope: vanilla_rnn, gru, gru_1, ..."""
-    base = {"VanillaRNN": "vanilla_rnn", "GRU": "gru"}
-    names = []
-    for i, kind in enumerate(kinds):
-        before = list(kinds[:i]).count(kind)
-        names.append(base[kind] + (f"_{before}" if before else ""))
-    return names
-
-
-def original_names(model: SQAIR) -> Names:
-    """The original's name of every trainable variable, and what of ours stands for it.
-
-    Args:
-      model: any model; the relational module and its inputs have no names.
-
-    Returns:
-      Name -> our columns, one below the other; a vector, scalar or image is one entry.
+    The number of steps also fixes the data position, the noise, the length of the curriculum and the learning rate.
     """
-    config = model.config
-    timestep = model.sequence.timestep
-    discover, propagate = timestep.discover, timestep.propagate
-    found, kept, encoder = discover.core, propagate.core, discover.core.glimpse_encoder
-    slot_cell = _scopes([config.transition])[0]
-    rnn, temporal, prior = _scopes([config.transition, config.time_transition, config.prior_transition])
-    prior_scope = {"rnn": "propagate_prior", "rw": "random_walk_propagate_prior",
-                   "guided": "guided_walk_propagate_prior"}[config.prop_prior_type]
 
-    names: Names = {}
-    names.update(_mlp("decoder/air_decoder/decoder/mlp", model.decoder.mlp))
-    names["decoder/air_decoder/decoder/output_scale"] = [Columns(model.decoder.output_scale)]
-    if model.decoder.mean_image is not None:
-        names["decoder/air_decoder/Variable"] = [Columns(model.decoder.mean_image)]
-
-    scope = "discovery/discovery_core"
-    names.update(_mlp(f"{scope}/encoder/mlp", discover.frame_encoder))
-    names.update(_mlp(f"{scope}/encoder_1/mlp", encoder.mlp))
-    names.update(_gaussian(f"{scope}/air_encoder", encoder.head))
-    if encoder.mask_mlp is not None:
-        names.update(_mlp(f"{scope}/air_encoder/mlp", encoder.mask_mlp))
-    names.update(_mlp(f"{scope}/steps_predictor/mlp", found.steps_predictor))
-    names.update(_where_head(scope, found.where_head))
-    names.update(_cell(f"discovery/{slot_cell}", found.rnn))
-    names[f"discovery/discover/discovery/{slot_cell}_initial_state_0/w"] = [Columns(found.initial_state)]
-    if discover.where_prior is not None:
-        scope, where_prior = "discovery/discover/recurrent_normal_impl", discover.where_prior
-        names.update(_linear(f"{scope}/linear_1", where_prior.conditioning))
-        names.update(_linear(f"{scope}/linear", where_prior.readout))
-        names.update(_linear(f"{scope}/vanilla_rnn/in_to_hidden", where_prior.in_to_hidden))
-        names.update(_linear(f"{scope}/vanilla_rnn/hidden_to_hidden", where_prior.hidden_to_hidden))
-        names[f"{scope}/init_sample"] = [Columns(where_prior.initial_sample)]
-        names[f"{scope}/{scope}/vanilla_rnn_initial_state_0/w"] = [Columns(where_prior.initial_state)]
-    if discover.steps_mlp is not None:
-        names.update(_mlp("discovery/discover/mlp", discover.steps_mlp))
-        scope = "model/sequential_air/while/sqair_timestep/discover"
-        names[f"{scope}/step_prior_bias"] = [Columns(discover.step_bias)]
-        names[f"{scope}/step_prior_timestep_bias"] = [Columns(discover.timestep_bias)]
-
-    scope = "propagation/propagation_core"
-    names.update(_mlp(f"{scope}/rnn_inpt/mlp", kept.where_bias))
-    names.update(_mlp(f"{scope}/steps_predictor/mlp", kept.steps_predictor))
-    names.update(_where_head(scope, kept.where_head))
-    names.update(_gaussian(f"{scope}/what", kept.temporal_head))
-    names.update(_linear(f"{scope}/what/linear", kept.gates))
-    names[f"{scope}/affine_diag_normal/cholesky_scale"] = [Columns(kept.where_posterior.cholesky_scale)]
-    names.update(_cell(f"propagation/{rnn}", kept.rnn))
-    names.update(_cell(f"propagation/{temporal}", kept.temporal))
-    names.update(_cell(f"propagation/{prior}", propagate.prior.rnn))
-    names.update(_linear(f"propagation/{prior_scope}/linear", propagate.prior.readout))
-    names[f"propagation/sequential_ssm/propagation/{rnn}_initial_state_0/w"] = [Columns(kept.initial_state)]
-    scope = "sequence/sequential_air"
-    names[f"{scope}/propagation/{temporal}_initial_state_0/w"] = [Columns(propagate.temporal_initial_state)]
-    names[f"{scope}/propagation/{prior}_initial_state_0/w"] = [Columns(propagate.prior.initial_state)]
-    names.update(_mlp(f"{scope}/sqair_timestep/mlp", timestep.latent_encoder))
-    return names
+    def __init__(self, model: SQAIR, optimizer: Optimizer):
+        super().__init__(name="training_state")
+        self.model, self.optimizer = model, optimizer
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.best_bound = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best_bound")
+        self.best_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="best_step")
 
 
-def original_constants(model: SQAIR) -> Dict[str, np.ndarray]:
-    """The original's variables that are not trained, name -> value; its global step is not among them."""
-    std = np.sqrt(np.float32(model.config.output_std))
-    constants = {"decoder/air_decoder/output_std": std, "decoder/air_decoder/background_std": std,
-                 "discovery/discovery_core/air_encoder/gaussian_from_param_vec/min_std": np.float32(0.01),
-                 "propagation/propagation_core/what/gaussian_from_param_vec/min_std": np.float32(0.01),
-                 "propagation/propagation_core/where_update_scale": np.float32(1.0)}
-    return constants
-
-
-def gather_original(columns: Sequence[Columns], values: Sequence) -> np.ndarray:
-    """Puts values of our variables (weights, gradients, optimiser slots) together to the original's."""
-    parts = [c.read(v) for c, v in zip(columns, values)]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
-
-
-def original_shape(columns: Sequence[Columns]) -> List[int]:
-    """The shape of the original's variable."""
-    shapes = [list(np.empty(c.variable.shape, np.bool_)[..., c.start:c.stop].shape if c.stop is not None
-                   else c.variable.shape) for c in columns]
-    return shapes[0] if len(shapes) == 1 else [sum(s[0] for s in shapes)] + shapes[0][1:]
-
-
-OPTIMIZER_SLOTS = ("RMSProp", "RMSProp_1", "Adam", "Adam_1", "Momentum")
-
-
-def read_original(prefix: str) -> Dict[str, np.ndarray]:
-    """Reads a TensorFlow 1 checkpoint.
-
-    Args:
-      prefix: path without .index, as in `model.ckpt-0`.
-
-    Returns:
-      Variable name -> value.
-
-    Raises:
-      UserError: there is no such checkpoint, or a file of it is missing or damaged.
-    """
-    if not os.path.exists(f"{prefix}.index"):
-        raise UserError(f"{prefix}: no such checkpoint ({prefix}.index is missing)")
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, ValueError, RuntimeError, UnicodeDecodeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{prefix}: damaged or incomplete checkpoint ({line[:200]})") from None
-
-
-def latest_original(folder: str) -> str:
-    """The prefix of the newest `model.ckpt-<itr>` of an original run folder.
-
-    Raises:
-      UserError: there is none.
-    """
-    found = original_checkpoints(folder)
-    if not found:
-        raise UserError(f"{folder}: no original checkpoint (model.ckpt-<itr>.index) in it")
-    return found[max(found)]
-
-
-def original_checkpoints(folder: str) -> Dict[int, str]:
-    """Iteration -> prefix of every `model.ckpt-<itr>` of an original run folder, by iteration."""
+def _prefixes(folder: pathlib.Path) -> List[str]:
+    """Checkpoints in a folder, newest first, whether or not TensorFlow's index file knows them."""
     found = {}
-    for path in pathlib.Path(folder).glob("model.ckpt-*.index"):
-        iteration = path.name[len("model.ckpt-"):-len(".index")]
-        if iteration.isdigit():
-            found[int(iteration)] = str(path)[:-len(".index")]
-    return dict(sorted(found.items()))
+    for path in folder.glob("step-*.index"):
+        number = path.name[len("step-"):-len(".index")]
+        if number.isdigit():
+            found[int(number)] = str(path)[:-len(".index")]
+    return [found[number] for number in sorted(found, reverse=True)]
 
 
-def load_original(model: SQAIR, prefix: str) -> Dict[str, np.ndarray]:
-    """Fills a model without relations with an original checkpoint.
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check(prefix: str) -> None:
+    """Reads every value once, so that damage anywhere in the files shows before a variable is touched."""
+    reader = tf.train.load_checkpoint(prefix)
+    for name in reader.get_variable_to_shape_map():
+        reader.get_tensor(name)
+
+
+class RunCheckpoints:
+    """The checkpoints of a run that is being trained."""
+
+    def __init__(self, folder: Union[str, os.PathLike], state: TrainingState, keep: int):
+        """Args: folder: the run folder. state: what to save. keep: how many of the newest to keep."""
+        self._folder = pathlib.Path(folder)
+        self._checkpoint = tf.train.Checkpoint(state=state)
+        self._state = state
+        self._keep = keep
+
+    def _save(self, name: str, keep: int) -> str:
+        folder = self._folder / name
+        prefix = folder / f"step-{int(self._state.step)}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # TensorFlow writes the data first and the index, which makes a checkpoint visible, last.
+            written = self._checkpoint.write(str(prefix))
+        except (tf.errors.OpError, OSError) as error:
+            for path in folder.glob(f"{prefix.name}.*"):
+                path.unlink(missing_ok=True)
+            raise UserError(f"{prefix}: the checkpoint could not be written ({_first_line(error)}); the one before "
+                            "is kept, free some space or check the folder and start the same command again") from None
+        for path in folder.glob(f"{prefix.name}.*"):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        for old in _prefixes(folder)[keep:]:
+            for path in folder.glob(f"{pathlib.Path(old).name}.*"):
+                path.unlink(missing_ok=True)
+        return written
+
+    def save(self) -> str:
+        """Saves the state as the newest checkpoint and removes the oldest ones."""
+        return self._save(CHECKPOINTS, self._keep)
+
+    def save_best(self) -> str:
+        """Saves the state as the best one so far."""
+        return self._save(BEST, 1)
+
+    def restore(self) -> Tuple[Optional[str], List[str]]:
+        """Restores the newest sound checkpoint.
+
+        Returns:
+          Its prefix, None if the folder has none; and a line for every damaged one that was passed over.
+
+        Raises:
+          UserError: there are checkpoints, but none is sound.
+        """
+        notes = []
+        for prefix in _prefixes(self._folder / CHECKPOINTS):
+            try:
+                _check(prefix)
+                self._checkpoint.read(prefix).assert_consumed()
+                return prefix, notes
+            except _DAMAGE as error:
+                notes.append(f"{prefix}: damaged checkpoint passed over ({_first_line(error)})")
+        if notes:
+            raise UserError(f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read ({notes[0]}); restore the "
+                            "files or start in a new folder")
+        return None, notes
+
+
+class Run(NamedTuple):
+    """A trained model: where it came from, its configuration, its weights and the step they are of."""
+
+    source: str
+    config: Config
+    model: SQAIR
+    step: int
+
+
+def _original_config(folder: pathlib.Path, prefix: str) -> Config:
+    """The original's flags, with what it asked its data for read off the checkpoint: image size and mean image."""
+    config, _ = load_flags(folder / "flags.json")
+    shapes = {name: list(value.shape) for name, value in original.read_original(prefix).items()}
+    mean = shapes.get("decoder/air_decoder/Variable")
+    pixels = shapes.get("discovery/discovery_core/encoder/mlp/linear/w", [0])[0]
+    side = int(round(pixels ** 0.5))
+    if mean is not None and len(mean) == 3:
+        shape = tuple(mean[:2] if mean[2] == 1 else mean)
+    elif pixels and side * side == pixels:
+        shape = (side, side)
+    else:
+        raise UserError(f"{prefix}: the image size cannot be read off the checkpoint ({pixels} pixels)")
+    return attrs.evolve(config, model=attrs.evolve(config.model, image_shape=shape, mean_image=mean is not None))
+
+
+def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple[pathlib.Path, str, bool]:
+    """Finds a checkpoint.
 
     Args:
-      model: made for the checkpoint's flags.
-      prefix: path of the checkpoint, without .index.
+      path: a run folder, ours or the original's, or the prefix of one checkpoint in it.
+      which: best (ours; the newest of the original's, or where no best was saved yet), newest, or an iteration.
 
     Returns:
-      All of the checkpoint's values, those that are no variables of ours (optimiser slots, global step) included.
+      The run folder, the checkpoint's prefix, and whether it is the original's.
 
     Raises:
-      UserError: the checkpoint cannot be read, or does not fit the flags; names the first variables that differ.
+      UserError: there is no such thing.
     """
-    values = read_original(prefix)
-    names = original_names(model)
-    wrong = []
-    for name, columns in names.items():
-        if name not in values:
-            wrong.append(f"{name} is missing")
-        elif list(values[name].shape) != original_shape(columns):
-            wrong.append(f"{name} has shape {list(values[name].shape)}, the flags ask for {original_shape(columns)}")
-    for name, constant in original_constants(model).items():
-        if name in values and not np.allclose(values[name], constant, rtol=1e-5):
-            wrong.append(f"{name} is {values[name]:.6g}, the flags ask for {constant:.6g}")
-    for name in values:
-        if (name not in names and name not in original_constants(model) and name not in ("global_step",)
-                and name.rsplit("/", 1)[-1] not in OPTIMIZER_SLOTS and not name.startswith("beta")):
-            wrong.append(f"{name} has no place in the model")
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise UserError(f"{prefix} does not fit the flags: {'; '.join(wrong[:3])}{more}")
-    assign_original(names, values)
-    return values
+    path = pathlib.Path(path)
+    if path.is_dir():
+        folder = path
+        choices = {str(k): v for k, v in original.original_checkpoints(str(folder)).items()}
+        if choices:
+            if which in ("best", "newest"):
+                return folder, list(choices.values())[-1], True
+        else:
+            newest, best = _prefixes(folder / CHECKPOINTS), _prefixes(folder / BEST)
+            if which in ("best", "newest") and (newest or best):
+                return folder, ((best + newest) if which == "best" else (newest + best))[0], False
+            choices = {p.rsplit("-", 1)[-1]: p for p in newest + best}
+        if not choices:
+            raise UserError(f"{folder}: no checkpoint in it; expected a run folder of sqair.train or of the original")
+        if which not in choices:
+            raise UserError(f"{folder}: no checkpoint of iteration {which}; there are {', '.join(choices)}")
+        return folder, choices[which], bool(original.original_checkpoints(str(folder)))
+    if pathlib.Path(f"{path}.index").exists():
+        is_original = path.name.startswith("model.ckpt")
+        return (path.parent if is_original else path.parent.parent), str(path), is_original
+    raise UserError(f"{path}: no such run folder or checkpoint")
 
 
-def assign_original(names: Names, values: Dict[str, np.ndarray]) -> None:
-    """Assigns original values to our variables; a variable of several original ones is put together first."""
-    new: Dict[int, np.ndarray] = {}
-    variables: Dict[int, tf.Variable] = {}
-    for name, columns in names.items():
-        row = 0
-        for c in columns:
-            key = id(c.variable)
-            variables[key] = c.variable
-            target = new.setdefault(key, np.array(c.variable.numpy()))
-            value = values[name]
-            if len(columns) > 1:
-                value = value[row:row + c.variable.shape[0]]
-                row += c.variable.shape[0]
-            if c.stop is None:
-                target[...] = np.reshape(value, target.shape)
-            else:
-                target[..., c.start:c.stop] = value
-    for key, value in new.items():
-        variables[key].assign(value)
+def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> Run:
+    """Loads a trained model, ours or the original's.
+
+    Args:
+      path, which: see `find_checkpoint`.
+      **changes: fields of `ModelConfig` to change, such as k_particles or n_steps_per_image; variables whose shape
+        depends on them keep what fits (see `fill`).
+
+    Returns:
+      A `Run`.
+
+    Raises:
+      UserError: it is not there, is damaged, or does not fit its flags.
+    """
+    folder, prefix, is_original = find_checkpoint(path, which)
+    if is_original:
+        config = _original_config(folder, prefix)
+        model = SQAIR(config.model)
+        values = original.load_original(model, prefix)
+        step = int(values.get("global_step", int(prefix.rsplit("-", 1)[-1])))
+    else:
+        config, _ = load_flags(folder / "flags.json")
+        model = SQAIR(config.model)
+        try:
+            _check(prefix)
+            checkpoint = tf.train.Checkpoint(state=tf.train.Checkpoint(model=model))
+            status = checkpoint.read(prefix)
+            status.assert_existing_objects_matched().expect_partial()
+        except _DAMAGE as error:
+            raise UserError(f"{prefix}: the checkpoint is damaged or does not fit {folder / 'flags.json'} "
+                            f"({_first_line(error)})") from None
+        step = int(prefix.rsplit("-", 1)[-1])
+    if changes:
+        changed = attrs.evolve(config, model=attrs.evolve(config.model, **changes))
+        other = SQAIR(changed.model)
+        left = fill(other, model).left
+        if left:
+            asked = ", ".join(f"{key} {value}" for key, value in changes.items())
+            raise UserError(f"{prefix} cannot be run with {asked}: it has no weights for {left[0]}"
+                            + (f" (and {len(left) - 1} more)" if len(left) > 1 else ""))
+        config, model = changed, other
+    return Run(str(prefix), config, model, step)
+
+
+class Filled(NamedTuple):
+    """What `fill` did, as names of variables: copied, started at zero beside copied ones, left as they were."""
+
+    filled: List[str]
+    widened: List[str]
+    left: List[str]
+
+
+def fill(model: SQAIR, source: SQAIR) -> Filled:
+    """Copies the variables that two models share by name and shape.
+
+    Inputs that a relational module adds to layers of a model without one start at zero, so that the model computes
+    what its source computes. The prior of the number of discovered objects is kept for the counts both know; counts
+    that the source does not know get the probability of its highest one.
+
+    Args:
+      model: to be filled.
+      source: a model of a similar configuration.
+
+    Returns:
+      `Filled`.
+    """
+    values = {v.name: v for v in source.trainable_variables}
+    filled, widened, left = [], [], []
+    for variable in model.trainable_variables:
+        name = variable.name
+        if name in values and values[name].shape == variable.shape:
+            variable.assign(values[name])
+            filled.append(name)
+        elif name in values and "step_prior" in name:
+            value = values[name].numpy()
+            missing = variable.shape[-1] - value.shape[-1]
+            if missing > 0:
+                value = np.concatenate([value] + [value[..., -1:]] * missing, -1)
+            variable.assign(value[..., :variable.shape[-1]])
+            widened.append(name)
+        elif name not in values and name.split(":")[0].endswith("w_gamma"):
+            variable.assign(tf.zeros_like(variable))
+            widened.append(name)
+        else:
+            left.append(name)
+    return Filled(filled, widened, left)

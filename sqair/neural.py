@@ -53,11 +53,11 @@ class Linear(snt.Module):
           name: module name.
         """
         super().__init__(name=name)
-        self.inputs = {"": inputs} if isinstance(inputs, int) else dict(inputs)
+        self.inputs = {"x": inputs} if isinstance(inputs, int) else dict(inputs)
         self.output_size = output_size
         std = 1.0 / math.sqrt(sum(self.inputs.values()))
         w_init = w_init or (lambda shape: tf.random.truncated_normal(shape, stddev=std))
-        self.w = {key: tf.Variable(w_init([size, output_size]), name=f"w_{key}" if key else "w")
+        self.w = {key: tf.Variable(w_init([size, output_size]), name="w" if isinstance(inputs, int) else f"w_{key}")
                   for key, size in self.inputs.items()}
         self.b = tf.Variable(b_init([output_size]), name="b") if with_bias else None
 
@@ -73,7 +73,7 @@ class Linear(snt.Module):
           [..., output_size]; with `known` the full pre-activation, otherwise b plus the share of the given inputs.
         """
         if x is not None:
-            parts[""] = x
+            parts["x"] = x
         y = self.b if known is None else known
         for key, part in parts.items():
             product = tf.linalg.matmul(part, self.w[key])
@@ -150,9 +150,10 @@ class GRU(snt.Module):
         self.size = size
         fan_in = inputs if isinstance(inputs, int) else sum(inputs.values())
         square = uniform(glorot_limit(size, size))
-        self.inputs = Linear(inputs, 3 * size, b_init=square, w_init=uniform(glorot_limit(fan_in, size)), name="w")
-        self.recurrent = Linear(size, 2 * size, with_bias=False, w_init=square, name="u")
-        self.candidate = Linear(size, size, with_bias=False, w_init=square, name="uh")
+        self.inputs = Linear(inputs, 3 * size, b_init=square, w_init=uniform(glorot_limit(fan_in, size)),
+                             name="inputs")
+        self.recurrent = Linear(size, 2 * size, with_bias=False, w_init=square, name="recurrent")
+        self.candidate = Linear(size, size, with_bias=False, w_init=square, name="candidate")
 
     def __call__(self, x: tf.Tensor, state: tf.Tensor, recurrent: Optional[tf.Tensor] = None) -> tf.Tensor:
         """One step.

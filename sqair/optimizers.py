@@ -1,0 +1,72 @@
+"""TensorFlow 1's optimisers and learning-rate schedule, which the original trained with (spec/sqair.md, "Objective").
+
+They differ from Sonnet 2's and Keras's in what decides a run's first steps: RMSProp's mean squares start at one, and
+epsilon stands inside its root.
+"""
+
+from typing import Dict, List, Sequence
+
+import numpy as np
+import sonnet as snt
+import tensorflow as tf
+
+SLOTS = {"rmsprop": {"rms": 1.0, "momentum": 0.0}, "adam": {"m": 0.0, "v": 0.0}, "momentum": {"momentum": 0.0},
+         "sgd": {}}
+
+
+class Optimizer(snt.Module):
+    """Updates variables by one of TensorFlow 1's rules, g the gradient and a the learning rate:
+
+    rmsprop:  s = .9 s + .1 g^2;  m = .9 m + a g / sqrt(s + 1e-10);  x -= m;  s starts at 1
+    adam:     m = .9 m + .1 g;  v = .999 v + .001 g^2;  x -= a sqrt(1 - .999^t) / (1 - .9^t) m / (sqrt(v) + 1e-8)
+    momentum: m = .9 m + g;  x -= a m
+    sgd:      x -= a g
+    """
+
+    def __init__(self, kind: str, variables: Sequence[tf.Variable], name: str = "optimizer"):
+        """Args: kind: rmsprop, adam, momentum or sgd. variables: what to train; their order is kept."""
+        super().__init__(name=name)
+        self.kind = kind
+        self.variables_to_train = list(variables)
+        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        self.slots: Dict[str, List[tf.Variable]] = {
+            slot: [tf.Variable(tf.fill(v.shape, start), trainable=False, name=slot) for v in self.variables_to_train]
+            for slot, start in SLOTS[kind].items()}
+
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """Updates all variables once. Args: gradients in the variables' order; learning_rate: scalar."""
+        self.updates.assign_add(1)
+        t = tf.cast(self.updates, tf.float32)
+        for i, (x, g) in enumerate(zip(self.variables_to_train, gradients)):
+            slot = {key: variables[i] for key, variables in self.slots.items()}
+            if self.kind == "rmsprop":
+                rms = slot["rms"].assign(0.9 * slot["rms"] + 0.1 * tf.square(g))
+                x.assign_sub(slot["momentum"].assign(0.9 * slot["momentum"] + learning_rate * g
+                                                     * tf.math.rsqrt(rms + 1e-10)))
+            elif self.kind == "adam":
+                m = slot["m"].assign(0.9 * slot["m"] + 0.1 * g)
+                v = slot["v"].assign(0.999 * slot["v"] + 0.001 * tf.square(g))
+                rate = learning_rate * tf.sqrt(1.0 - tf.pow(0.999, t)) / (1.0 - tf.pow(0.9, t))
+                x.assign_sub(rate * m / (tf.sqrt(v) + 1e-8))
+            elif self.kind == "momentum":
+                x.assign_sub(learning_rate * slot["momentum"].assign(0.9 * slot["momentum"] + g))
+            else:
+                x.assign_sub(learning_rate * g)
+
+
+class Schedule:
+    """The learning rate by step: `schedule` 'a,b,c' splits train_itr in these proportions; a third less at each."""
+
+    def __init__(self, learning_rate: float, schedule: str, train_itr: int):
+        """Raises: ValueError: the schedule is not a list of positive numbers."""
+        self.learning_rate = learning_rate
+        self.boundaries: List[int] = []
+        if schedule:
+            parts = np.cumsum([float(x) for x in schedule.split(",")])
+            if not (np.isfinite(parts).all() and (np.diff(parts, prepend=0.0) > 0).all()):
+                raise ValueError(f"schedule must be positive numbers with commas, as in '4,6,10', got {schedule!r}")
+            self.boundaries = [int(x) for x in np.round(parts * train_itr / parts[-1])][:-1]
+
+    def __call__(self, step: int) -> float:
+        """The rate of the update that follows `step` updates."""
+        return self.learning_rate * (1.0 / 3.0) ** sum(step > boundary for boundary in self.boundaries)

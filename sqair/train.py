@@ -1,0 +1,429 @@
+"""Trains SQAIR and R-SQAIR.
+
+    python -m sqair.train --preset sqair_balls --run_dir runs/sqair_0 --seed 0
+
+The run folder holds flags.json, versions.json, metrics.csv, train.log, checkpoints/, best/ and TensorBoard's events.
+The same command started again in the same folder goes on where the run was.
+"""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import Annotated, Callable, Iterator, List, NamedTuple, Optional
+
+import attrs
+import numpy as np
+import tensorflow as tf
+import tyro
+from tqdm import tqdm
+
+from data_gen import hdf5, pipeline
+from data_gen.command_line import UserError, atomic_path, run
+from sqair import checkpoints, spatial_transformer
+from sqair.config import PRESETS, Config, load_flags, to_flags
+from sqair.model import SQAIR, Report, report, resample
+from sqair.optimizers import Optimizer, Schedule
+from sqair.run_folder import MetricsFile, RunLock
+
+# Flags that may differ when a run goes on: they change what is reported and kept, not what is computed.
+CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train")
+
+
+class StepResult(NamedTuple):
+    """What one training step tells: the loss (nats a frame), the gradient's norm, and the forward pass's `Report`."""
+
+    loss: tf.Tensor
+    gradient_norm: tf.Tensor
+    finite: tf.Tensor
+    report: Report
+
+
+def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Tensor, noise, learning_rate: tf.Tensor,
+               target: str, l2: float, clip_norm: float) -> StepResult:
+    """One update. If the loss or a gradient is not finite, nothing is updated and `finite` is false.
+
+    Args:
+      model, optimizer: what to update.
+      obs: [T, B, H, W] or [T, B, H, W, C]; counts: int32 [T, B]; noise: `Noise`.
+      learning_rate: scalar.
+      target, l2, clip_norm: see `TrainConfig`.
+
+    Returns:
+      `StepResult`.
+    """
+    variables = optimizer.variables_to_train
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(variables)
+        forward = model(obs, noise)
+        loss = model.loss(forward, target, l2)
+    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    norm = tf.linalg.global_norm(gradients)
+    finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+    if clip_norm:
+        gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)
+    if finite:
+        optimizer.apply(gradients, learning_rate)
+    return StepResult(loss, norm, finite, report(forward, counts))
+
+
+def compile_train_step(model: SQAIR, optimizer: Optimizer, config: Config) -> Callable[..., StepResult]:
+    """`train_step` as a graph: (obs, counts, step, learning_rate) -> StepResult, traced once for every length.
+
+    The noise of step i is drawn from (seed, i) outside of the part that XLA compiles (see `sqair.noise`).
+    """
+    train = config.train
+    update = tf.function(lambda obs, counts, noise, rate: train_step(
+        model, optimizer, obs, counts, noise, rate, train.target, train.l2, train.clip_norm), jit_compile=train.xla)
+
+    @tf.function
+    def step_function(obs, counts, step, learning_rate):
+        noise = model.draw_noise(tf.stack([train.seed, tf.cast(step, tf.int32)]), obs.shape[0], obs.shape[1])
+        return update(obs, counts, noise, learning_rate)
+
+    return step_function
+
+
+def compile_eval_step(model: SQAIR, xla: bool) -> Callable[..., Report]:
+    """A forward pass as a graph: (obs, counts, seed [2]) -> Report."""
+    forward = tf.function(lambda obs, counts, noise: report(model(obs, noise), counts), jit_compile=xla)
+
+    @tf.function
+    def step_function(obs, counts, seed):
+        return forward(obs, counts, model.draw_noise(seed, obs.shape[0], obs.shape[1]))
+
+    return step_function
+
+
+def evaluate(eval_step: Callable[..., Report], data: Iterator, n_batches: int, seed: int) -> Report:
+    """The mean `Report` over batches; the noise of batch i is drawn from (seed, -1 - i), apart from training's."""
+    total = np.zeros(len(Report._fields))
+    for i in range(n_batches):
+        batch = next(data)
+        total += np.asarray([float(x) for x in eval_step(*batch, tf.constant([seed, -1 - i]))])
+    return Report(*(total / n_batches))
+
+
+def sequence_length(train, step: int) -> int:
+    """The curriculum: min(seq_len + step // stage_itr, max_seq_len) frames."""
+    start = train.seq_len or train.max_seq_len
+    return min(start + (step // train.stage_itr if train.stage_itr else 0), train.max_seq_len)
+
+
+def parameter_table(model: SQAIR) -> str:
+    """The number of trainable parameters by module, as text."""
+    modules: dict = {}
+    for variable in model.trainable_variables:
+        parts = variable.name.split(":")[0].split("/")[1:]
+        key = "/".join(parts[:4 if parts[0] == "sequence" else 2][:len(parts) - 1]) or parts[0]
+        modules[key] = modules.get(key, 0) + int(np.prod(variable.shape))
+    width = max(len(key) for key in modules)
+    lines = [f"{key:{width}}  {count:12,}" for key, count in modules.items()]
+    return "\n".join(lines + [f"{'total':{width}}  {sum(modules.values()):12,}"])
+
+
+def versions() -> dict:
+    """What a result depends on: packages, Python, git commit, machine, command."""
+    packages = ("tensorflow", "tensorflow-probability", "dm-sonnet", "numpy", "h5py")
+    root = pathlib.Path(__file__).resolve().parent.parent
+
+    def git(*arguments):
+        try:
+            return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10,
+                                  check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+
+    return {**{package: metadata.version(package) for package in packages}, "python": sys.version.split()[0],
+            "git_commit": git("rev-parse", "HEAD"), "uncommitted_changes": bool(git("status", "--porcelain", "-uno")),
+            "machine": os.uname().machine, "command": sys.argv}
+
+
+class Trainer:
+    """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
+
+    def __init__(self, config: Config, run_dir: str, init_from: Optional[str] = None):
+        """Prepares a new run, or one to go on with.
+
+        Args:
+          config: the whole configuration.
+          run_dir: the run folder.
+          init_from: a run folder or checkpoint, ours or the original's, whose weights a new run starts from.
+
+        Raises:
+          UserError: the data, the folder or its checkpoints are not what they should be.
+        """
+        self.config, self.folder = config, pathlib.Path(run_dir)
+        train = config.train
+        crop = train.crop or None
+        self._check_data()
+        tf.random.set_seed(train.seed)
+        self.model = SQAIR(config.model)
+        self.optimizer = Optimizer(train.opt, self.model.trainable_variables)
+        self.state = checkpoints.TrainingState(self.model, self.optimizer)
+        self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr)
+        self.train_step = compile_train_step(self.model, self.optimizer, config)
+        self.eval_step = compile_eval_step(self.model, train.xla)
+        self._stop_signal = 0
+
+        self._write_flags()
+        self.checkpoints = checkpoints.RunCheckpoints(self.folder, self.state, train.keep_checkpoints)
+        restored, notes = self.checkpoints.restore()
+        for note in notes:
+            self.say(note)
+        if restored:
+            self.say(f"going on from {restored}")
+        else:
+            if config.model.mean_image:
+                mean = pipeline.mean_image(train.train_data, "training", crop=crop, limit=2000)
+                self.model.decoder.mean_image.assign(mean)
+            if init_from:
+                self._init_from(init_from)
+        self.metrics = MetricsFile(self.folder / "metrics.csv",
+                                   ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
+                                    *Report._fields], self.step)
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    def say(self, line: str) -> None:
+        """Prints a line to the terminal and to train.log."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        with open(self.folder / "train.log", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _check_data(self) -> None:
+        train, model = self.config.train, self.config.model
+        self.n_sequences = {}
+        for split in ("training", "validation"):
+            with hdf5.open_split(train.train_data, split) as data:
+                data.read(slice(0, 1), train.max_seq_len)
+                self.n_sequences[split] = data.n_sequences
+                height, width, channels = data.image_shape
+            rows, columns = pipeline.crop_slices(height, width, train.crop or None)
+            seen = (rows.stop - rows.start, columns.stop - columns.start, channels)
+            if seen != model.image_size:
+                raise UserError(f"{train.train_data}: {split} gives frames of {seen[0]} x {seen[1]} x {seen[2]}, the "
+                                f"model is made for {' x '.join(map(str, model.image_size))}: set --crop or "
+                                "--image_shape")
+            if data.n_sequences < train.batch_size:
+                raise UserError(f"{train.train_data}: {split} has {data.n_sequences} sequences, fewer than a batch of "
+                                f"{train.batch_size}")
+
+    def _write_flags(self) -> None:
+        path = self.folder / "flags.json"
+        flags = to_flags(self.config)
+        if path.exists():
+            old = to_flags(load_flags(path)[0])
+            differ = [key for key in flags if old[key] != flags[key] and key not in CHANGEABLE]
+            if differ:
+                key = differ[0]
+                raise UserError(f"{self.folder} holds a run with {key} {old[key]}, asked was {flags[key]}"
+                                + (f" ({len(differ) - 1} more flags differ)" if differ[1:] else "")
+                                + ": use another --run_dir, or the run's own flags to go on with it")
+        for name, content in (("flags.json", flags), ("versions.json", versions())):
+            with atomic_path(self.folder / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=1, default=list) + "\n")
+
+    def _init_from(self, source: str) -> None:
+        run_ = checkpoints.load_run(source)
+        done = checkpoints.fill(self.model, run_.model)
+        self.say(f"starting from {run_.source} (step {run_.step}): {len(done.filled)} variables filled, "
+                 f"{len(done.widened)} widened, {len(done.left)} left as they start")
+        for kind, names in (("widened", done.widened), ("left", done.left)):
+            for name in names:
+                self.say(f"  {kind}: {name}")
+        if not done.filled:
+            raise UserError(f"{source}: no variable of it fits this model")
+
+    def _data(self, split: str, length: int, start: int = 0, shuffle: bool = True) -> Iterator:
+        train = self.config.train
+        return iter(pipeline.batches(train.train_data, split, train.batch_size, length, crop=train.crop or None,
+                                     seed=train.seed, start=start, shuffle=shuffle))
+
+    def run(self) -> int:
+        """Trains to the end, to early stopping or to a signal.
+
+        Returns:
+          The exit code: 0, or 128 + the number of the signal that stopped it.
+
+        Raises:
+          UserError: numbers are no longer finite, or the disk is full; the last good checkpoint is kept.
+        """
+        train = self.config.train
+        steps_per_epoch = self.n_sequences["training"] // train.batch_size
+        writer = tf.summary.create_file_writer(str(self.folder))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        if self.step == 0:
+            self.checkpoints.save()
+        self.say(f"{self.folder}: {sum(int(np.prod(v.shape)) for v in self.model.trainable_variables):,} parameters, "
+                 f"{self.n_sequences['training']:,} training sequences, step {self.step:,} of {train.train_itr:,}")
+        bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,
+                   disable=not sys.stderr.isatty())
+        length, data, clock, clock_step, result = 0, None, time.monotonic(), self.step, None
+        with bar, writer.as_default():
+            while self.step < train.train_itr and not self._stop_signal:
+                step = self.step
+                if sequence_length(train, step) != length:
+                    length = sequence_length(train, step)
+                    data = self._data("training", length, start=step)
+                    if step and length == sequence_length(train, step - 1) + 1:
+                        # Bounds of another length do not compare: early stopping starts anew.
+                        self.state.best_bound.assign(-math.inf)
+                        self.state.best_step.assign(step)
+                    clock, clock_step = None, step
+                batch = next(data)
+                rate = self.schedule(step)
+                result = self.train_step(*batch, tf.constant(step, tf.int64), tf.constant(rate))
+                if not bool(result.finite):
+                    self._stop_at_non_finite(step, result)
+                if clock is None:       # the first step of a length is compiled
+                    clock, clock_step = time.monotonic(), step + 1
+                self.state.step.assign_add(1)
+                step += 1
+                bar.update()
+                if step % 10 == 0:
+                    bar.set_postfix_str(f"length {length}, IWAE {float(result.report.iwae_per_frame):.1f} a frame")
+                if step % train.report_loss_every == 0 or step == train.train_itr:
+                    speed = (step - clock_step) / max(time.monotonic() - clock, 1e-9)
+                    self._report(step, "batch", length, result.report, rate, result, speed)
+                if step % train.log_itr == 0 or step == train.train_itr:
+                    stop = self._validate(step, length, steps_per_epoch)
+                    clock, clock_step = None, step
+                    if stop:
+                        self.checkpoints.save()
+                        return 0
+                if step % train.fig_itr == 0 or step == train.train_itr:
+                    self._picture(step, length)
+                if step % train.save_itr == 0 or step == train.train_itr:
+                    self.checkpoints.save()
+        if self._stop_signal:
+            self.checkpoints.save()
+            self.say(f"stopped by signal {self._stop_signal} at step {self.step}; the same command goes on from here")
+            return 128 + self._stop_signal
+        self.say(f"finished {self.step:,} steps")
+        return 0
+
+    def _on_signal(self, number, _) -> None:
+        self._stop_signal = number
+
+    def _report(self, step: int, data: str, length: int, values: Report, rate: float, result=None,
+                speed: Optional[float] = None) -> None:
+        for name, value in zip(Report._fields, values):
+            tf.summary.scalar(f"{data}/{name}", float(value), step)
+        row = [step, data, length, *([float(result.loss), rate, float(result.gradient_norm)] if result else [""] * 3)]
+        self.metrics.append(row + [float(x) for x in values])
+        line = (f"step {step:,}  {data:10}  length {length}  IWAE {float(values.iwae_per_frame):9.2f}  "
+                f"log p(x|z) {float(values.data_ll):9.2f}  KL {float(values.kl):7.2f} nats a frame  "
+                f"objects {float(values.num_steps):.2f}  count accuracy {float(values.num_step_accuracy):.3f}  "
+                f"ESS {float(values.ess):.2f}")
+        if speed:
+            left = (self.config.train.train_itr - step) / speed
+            line += f"  {speed:.2f} steps/s, {_duration(left)} left"
+        self.say(line)
+
+    def _validate(self, step: int, length: int, steps_per_epoch: int) -> bool:
+        """Evaluates, keeps the best checkpoint, and says whether to stop."""
+        train = self.config.train
+        for split in ("validation",) + (("training",) if train.eval_on_train else ()):
+            n_batches = max(int(self.n_sequences[split] * train.eval_size_fraction) // train.batch_size, 1)
+            values = evaluate(self.eval_step, self._data(split, length, shuffle=False), n_batches, train.seed)
+            self._report(step, split, length, values, self.schedule(step))
+            if split == "validation":
+                bound = float(values.iwae_per_frame)
+        if bound > float(self.state.best_bound):
+            self.state.best_bound.assign(bound)
+            self.state.best_step.assign(step)
+            self.checkpoints.save_best()
+        waited = step - int(self.state.best_step)
+        if train.patience and waited >= train.patience * steps_per_epoch:
+            self.say(f"early stopping at step {step:,}: no better validation bound than "
+                     f"{float(self.state.best_bound):.2f} nats a frame for {train.patience} epochs")
+            return True
+        return False
+
+    def _picture(self, step: int, length: int) -> None:
+        """Writes inputs above reconstructions of four validation sequences as one TensorBoard image."""
+        batch = next(self._data("validation", length, shuffle=False))
+        channels = self.config.model.image_size[2]
+        noise = self.model.draw_noise([self.config.train.seed, -1], length, batch.observations.shape[1])
+        forward = self.model(batch.observations, noise)
+        middle = tf.fill([batch.observations.shape[1]], 0.5)
+        canvas = spatial_transformer.rows_to_image(resample(forward, forward.canvas, middle), channels)
+        rows = []
+        for images in (batch.observations, canvas):
+            images = tf.reshape(images, images.shape.as_list()[:4] + [channels])[:, :4]
+            rows.append(tf.clip_by_value(tf.transpose(images, [1, 2, 0, 3, 4]), 0.0, 1.0))    # [4, H, T, W, C]
+        picture = tf.stack(rows, 1)
+        n, _, height, frames, width, _ = picture.shape
+        picture = tf.reshape(picture, [1, n * 2 * height, frames * width, channels])
+        if channels in (1, 3, 4):
+            tf.summary.image("inputs above reconstructions", picture, step)
+
+    def _stop_at_non_finite(self, step: int, result: StepResult) -> None:
+        raise UserError(f"step {step}: the loss ({float(result.loss)}) or its gradient (norm "
+                        f"{float(result.gradient_norm)}) is not finite; nothing was updated and the last checkpoint is "
+                        "kept. Look at --learning_rate, --output_std and --clip_norm first")
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(seconds % 60)} s"
+
+
+@attrs.frozen
+class Arguments:
+    """Trains SQAIR or R-SQAIR. Options are the original's; --preset sets them to a row of the paper's table."""
+
+    run_dir: str
+    """Run folder; the same command in the same folder goes on where the run was."""
+    init_from: Optional[str] = None
+    """Run folder or checkpoint, ours or the original's, that a new run takes its weights from."""
+    describe: bool = False
+    """Print the number of parameters of every module and stop."""
+    config: tyro.conf.OmitArgPrefixes[Config] = Config()
+
+
+def parse(arguments: List[str]) -> Arguments:
+    """Parses the command line; `--preset NAME`, wherever it stands, sets the defaults of all other options."""
+    arguments, preset = list(arguments), None
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            preset = arguments[i + 1]
+            del arguments[i:i + 2]
+            break
+        if argument.startswith("--preset="):
+            preset = argument.split("=", 1)[1]
+            del arguments[i]
+            break
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
+    base = Arguments(run_dir=tyro.MISSING, config=PRESETS[preset] if preset else Config())
+    description = (f"{Arguments.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
+                   f"{', '.join(PRESETS)}.")
+    return tyro.cli(Arguments, default=base, args=arguments, description=description, use_underscores=True,
+                    config=(tyro.conf.HelptextFromCommentsOff,))
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    if arguments.describe:
+        print(parameter_table(SQAIR(arguments.config.model)))
+        return 0
+    with RunLock(arguments.run_dir) as note:
+        trainer = Trainer(arguments.config, arguments.run_dir, arguments.init_from)
+        if note:
+            trainer.say(note)
+        return trainer.run()
+
+
+if __name__ == "__main__":
+    run(main)
