@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -103,6 +104,25 @@ def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encode
     return Encoded(shape, chunk, block.dtype, pieces)
 
 
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[h5py.File]:
+    """Opens a new HDF5 file for writing, which gets its name when it is whole (`atomic_path`).
+
+    Raises:
+      OSError: it cannot be written, for instance because the disc is full.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            with h5py.File(temporary, "w") as file:
+                yield file
+        except (OSError, RuntimeError) as error:
+            # HDF5 reports a full disc as either, in a long text, and trips over it again when it closes the file.
+            cause = re.search(r"errno = (\d+)", str(error))
+            if not cause:
+                raise
+            raise OSError(int(cause[1]), os.strerror(int(cause[1])), os.fspath(path)) from None
+
+
 def write_split(file: h5py.File, split: str, n_sequences: int, blocks: Iterable[tuple[int, Mapping[str, Encoded]]],
                 advance: Callable[[int], Any] = lambda n: None) -> None:
     """Writes one split from blocks of sequences, in order; only one block is held at a time.
@@ -176,7 +196,7 @@ def generate(path: str | os.PathLike, settings: Any, level: int,
     sizes = {split: getattr(settings, split) for split in SPLITS if getattr(settings, split)}
     if not sizes:
         raise UserError("--training, --validation and --test are all 0; ask for at least one sequence")
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_file(path) as file:
         file.attrs.update(settings=json.dumps(attrs.asdict(settings)), **attributes)
         for split, n_sequences in sizes.items():
             blocks = _generated_blocks(make_block, split, n_sequences, settings.seed, level)

@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import attrs
-import h5py
 import numpy as np
 import tyro
 
 from data_gen import hdf5
-from data_gen.command_line import UserError, atomic_path, progress, run, within
+from data_gen.command_line import UserError, progress, run, within
 from data_gen.release_pickle import read_release_pickle
 
 CANVAS = 50
@@ -277,7 +276,7 @@ def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compre
 
 def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compression: int = 1) -> None:
     """Converts the release's pickles, for the training, validation and test splits in turn, to one HDF5 file."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5.new_file(path) as file:
         for split, source in zip(hdf5.SPLITS, pickles):
             data = read_release_pickle(source)
             data["features"] = data.pop("imgs")[..., None]

@@ -33,7 +33,7 @@ def crop_slices(height: int, width: int, crop: int | None) -> tuple[slice, slice
       UserError: the crop is larger than the image.
     """
     if crop is None:
-        return slice(height), slice(width)
+        return slice(0, height), slice(0, width)
     if not 1 <= crop <= min(height, width):
         raise UserError(f"crop {crop}: the images are {height} x {width}; choose a crop from 1 to "
                         f"{min(height, width)}")

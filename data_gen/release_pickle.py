@@ -78,7 +78,7 @@ class _Unpickler(pickle._Unpickler):
         try:
             return _NAMES[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it calls {module}.{name}, which a data set has no use for") from None
+            raise pickle.UnpicklingError(f"it names {f'{module}.{name}'!r}, which a data set has no use for") from None
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,35 @@
+"""Runs the data command lines as a user would, in processes of their own."""
+
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run_command(module, *arguments, file_limit=None):
+    """Runs `python -m module`; `file_limit` bytes is the largest file it can write, which acts as a full disc."""
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))) if file_limit else None
+    return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, capture_output=True,
+                          text=True, preexec_fn=limit, timeout=120)
+
+
+def interrupt(signal_name, folder, module, *arguments):
+    """Starts `python -m module`, sends a signal once it has begun to write into `folder`; returns the exit code."""
+    process = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if any(path.name.endswith(".part") and path.stat().st_size > 100_000 for path in folder.iterdir()):
+                break
+            assert process.poll() is None, "ended before it could be interrupted"
+            time.sleep(0.1)
+        os.kill(process.pid, getattr(signal, signal_name))
+        return process.wait(60)
+    finally:
+        process.kill()
+        process.wait()

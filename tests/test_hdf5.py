@@ -1,0 +1,237 @@
+"""The HDF5 layout: what is written is read back, R-NEM's own files are read, everything else is refused in a line."""
+
+import os
+
+import attrs
+import h5py
+import numpy as np
+import pytest
+
+from data_gen import hdf5
+from data_gen.bouncing_balls import BouncingBalls, make_block, write
+from data_gen.command_line import UserError, atomic_path
+
+T, S = 23, 120
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    path = tmp_path_factory.mktemp("balls") / "balls.h5"
+    write(BouncingBalls(n_balls=(2, 3), n_frames=T, training=S, validation=3, test=0, seed=5), path)
+    return path
+
+
+def rnem_file(path, features, **members):
+    """A file as R-NEM wrote them: plain members in groups, whatever the types."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("training")
+        for name, data in {"features": features, **members}.items():
+            if data is not None:
+                group.create_dataset(name, data=data, compression="gzip")
+    return path
+
+
+def test_every_member_is_read_back_as_it_was_made(balls):
+    made = make_block(BouncingBalls(n_balls=(2, 3), n_frames=T, seed=5), S, np.random.default_rng([5, 0, 0]))
+    with hdf5.open_split(balls, "training", members=made) as split:
+        assert (split.n_sequences, split.n_frames, split.image_shape) == (S, T, (64, 64, 1))
+        assert split.box == 15.0
+        whole = split.read(slice(None))
+    assert set(whole) == set(made)
+    for name, data in made.items():
+        np.testing.assert_array_equal(whole[name], data)
+
+
+def test_parts_are_those_of_the_whole_in_any_order(balls):
+    with hdf5.open_split(balls, "training", members=["groups", "positions", "n"]) as split:
+        whole = split.read(slice(None))
+        chosen = [118, 3, 51, 3, 49, 50]
+        part = split.read(chosen, n_frames=11)
+        for name in ("features", "groups", "positions"):
+            np.testing.assert_array_equal(part[name], whole[name][:11, chosen])
+        np.testing.assert_array_equal(part["n"], whole["n"][chosen])
+        assert list(split.read(slice(40, 70, 7), 2, ["n"])) == ["n"]
+        with pytest.raises(IndexError):
+            split.read([S])
+        with pytest.raises(UserError, match="23 frames.*24 were asked"):
+            split.read([0], n_frames=24)
+
+
+def test_ten_frames_are_stored_apart_from_the_rest(balls):
+    with h5py.File(balls) as file:
+        for name in ("features", "groups", "collisions"):
+            assert file["training"][name].chunks == (10, 50, 64, 64, 1)
+            assert file["validation"][name].chunks == (10, 3, 64, 64, 1)
+
+
+def test_any_program_can_read_the_file_without_ours(balls):
+    with h5py.File(balls) as file:
+        assert list(file) == ["training", "validation"]
+        features = file["training/features"][:, 118, ..., 0]
+        np.testing.assert_array_equal(features > 0, file["training/groups"][:, 118, ..., 0] > 0)
+        assert features.mean() == pytest.approx(0.07, abs=0.04)
+        assert "n_balls" in file.attrs["settings"]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32, np.float64])
+def test_rnem_files_of_any_type_give_the_same_images(tmp_path, dtype):
+    rng = np.random.default_rng(0)
+    features = rng.random((6, 5, 8, 8, 1)) < 0.3
+    path = rnem_file(tmp_path / "r.h5", features.astype(dtype), groups=(features * 2).astype(np.float32),
+                     collisions=features.astype(np.float32), unheard_of=np.zeros(3))
+    with hdf5.open_split(path, "training", members=["groups", "collisions"], optional=["positions"]) as split:
+        assert split.box == 15.0 and set(split.members) == {"features", "groups", "collisions"}
+        read = split.read(slice(1, 4), n_frames=3)
+        images = split.intensities(read["features"])
+    assert images.dtype == np.float32 and read["groups"].dtype == np.uint8 and read["collisions"].dtype == bool
+    np.testing.assert_array_equal(images, features[:3, 1:4])
+    np.testing.assert_array_equal(read["groups"], features[:3, 1:4] * 2)
+    np.testing.assert_array_equal(read["collisions"], features[:3, 1:4])
+
+
+def test_bytes_up_to_255_become_intensities(tmp_path):
+    features = np.zeros((2, 100, 4, 4, 3), np.uint8)
+    features[0, 1, 0, 0] = 51, 102, 255
+    with hdf5.open_split(rnem_file(tmp_path / "r.h5", features), "training") as split:
+        np.testing.assert_allclose(split.intensities(split.read([1])["features"])[0, 0, 0, 0], [0.2, 0.4, 1])
+
+
+GOOD = np.zeros((3, 4, 8, 8, 1), np.float32)
+
+
+def with_value(value, dtype=np.float32):
+    data = np.zeros((3, 4, 8, 8, 1), dtype)
+    data[1, 2, 3, 4, 0] = value
+    return data
+
+
+@pytest.mark.parametrize("members, message", [
+    ({"features": None, "groups": GOOD}, "no member 'features'; it has groups"),
+    ({"features": GOOD.astype("S1")}, "type"),
+    ({"features": GOOD.astype(complex)}, "type complex128"),
+    ({"features": GOOD[..., 0]}, r"expected \(T, S, H, W, C\)"),
+    ({"features": np.zeros((3, 4, 8, 8, 2))}, "1 or 3 channels"),
+    ({"features": np.zeros((3, 0, 8, 8, 1))}, "holds nothing"),
+    ({"features": np.zeros((0, 4, 8, 8, 1))}, "holds nothing"),
+    ({"features": np.zeros((1, 1, 1025, 8, 1), bool)}, "H = 1025 is not supported"),
+    ({"features": with_value(np.nan)}, "nan"),
+    ({"features": with_value(1.5)}, "1.5"),
+    ({"features": with_value(-1, np.int8)}, "-1"),
+    ({"features": with_value(300, np.int32)}, "300"),
+    ({"features": GOOD, "groups": GOOD[:, :3]}, "S = 4"),
+    ({"features": GOOD, "groups": GOOD[:2]}, "T = 3"),
+    ({"features": GOOD, "groups": GOOD[:, :, :4]}, "H = 8"),
+    ({"features": GOOD, "groups": with_value(0.5)}, "fractions"),
+    ({"features": GOOD, "groups": with_value(-1)}, "-1"),
+    ({"features": GOOD, "groups": np.zeros((3, 4, 8, 8))}, "groups: shape"),
+    ({"features": GOOD, "collisions": with_value(2)}, "2.0"),
+    ({"features": GOOD, "positions": np.full((3, 4, 2, 2), np.inf)}, "inf"),
+    ({"features": GOOD, "positions": np.zeros((3, 4, 2, 2)), "velocities": np.zeros((3, 4, 3, 2))}, "N = 2"),
+    ({"features": GOOD, "positions": np.zeros((3, 4, 2, 3))}, "with 2 = 2"),
+])
+def test_wrong_members_are_one_line_that_names_the_file(tmp_path, members, message):
+    path = rnem_file(tmp_path / "wrong.h5", **members)
+    with pytest.raises(UserError, match=message) as error:
+        with hdf5.open_split(path, "training", optional=hdf5.MEMBERS) as split:
+            split.read(slice(None))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def outside_link(file, folder):
+    with h5py.File(folder / "other.h5", "w") as other:
+        other["training/features"] = GOOD
+    file["training"] = h5py.ExternalLink(str(folder / "other.h5"), "/training")
+
+
+def outside_data(file, folder):
+    (folder / "raw").write_bytes(b"\0" * 768)
+    file.create_group("training").create_dataset("features", GOOD.shape, bool, external=[(str(folder / "raw"), 0, 768)])
+
+
+def virtual_data(file, folder):
+    outside_link(file, folder)
+    del file["training"]
+    layout = h5py.VirtualLayout(GOOD.shape, GOOD.dtype)
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "training/features", GOOD.shape)
+    file.create_group("training").create_virtual_dataset("features", layout)
+
+
+def soft_link(file, folder):
+    file["else/features"] = GOOD
+    file["training"] = h5py.SoftLink("/else")
+
+
+def not_a_group(file, folder):
+    file["training"] = GOOD
+
+
+def huge_chunks(file, folder):
+    file.create_group("training").create_dataset("features", (100, 1000, 64, 64, 1), bool, chunks=(100, 1000, 64, 64, 1),
+                                                 compression="gzip")
+
+
+def nothing_stored(file, folder):
+    file.create_group("training").create_dataset("features", (10_000, 10**8, 64, 64, 1), bool,
+                                                 chunks=(10, 50, 64, 64, 1), compression="gzip")
+
+
+def bad_box(file, folder):
+    file["training/features"] = GOOD
+    file.attrs["box"] = -1.0
+
+
+@pytest.mark.parametrize("build, message", [
+    (outside_link, "is a link to another place"), (soft_link, "is a link to another place"),
+    (outside_data, "lie in another file"), (virtual_data, "lie in another file"),
+    (not_a_group, "is not a group"), (huge_chunks, "chunks of 391 MiB"), (nothing_stored, "unfinished or damaged"),
+    (bad_box, "attribute box"), (lambda file, folder: file.create_group("test"), "no split 'training'; it has test"),
+])
+def test_unsafe_structures_are_refused_before_any_data_are_read(tmp_path, build, message):
+    path = tmp_path / "wrong.h5"
+    with h5py.File(path, "w") as file:
+        build(file, tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        hdf5.open_split(path, "training")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_that_are_not_whole_hdf5_are_one_line(tmp_path, balls):
+    whole = balls.read_bytes()
+    cases = {"text": b"hello\n" * 100, "empty": b"", "truncated": whole[:len(whole) // 2]}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: cannot be read as HDF5"):
+            hdf5.open_split(tmp_path / name, "training")
+    for missing in (tmp_path / "missing.h5", tmp_path):
+        with pytest.raises(UserError, match="no such file; make it with"):
+            hdf5.open_split(missing, "training")
+
+
+def test_damage_inside_the_data_is_one_line(tmp_path, balls):
+    damaged = bytearray(balls.read_bytes())
+    with h5py.File(balls) as file:
+        chunk = file["training/features"].id.get_chunk_info(0)
+    damaged[chunk.byte_offset + 20:chunk.byte_offset + chunk.size] = b"\xff" * (chunk.size - 20)
+    path = tmp_path / "damaged.h5"
+    path.write_bytes(damaged)
+    with hdf5.open_split(path, "training") as split:
+        with pytest.raises(UserError, match="features: sequences 0..4 cannot be read"):
+            split.read(slice(0, 5), 1)
+
+
+def test_a_whole_file_or_none(tmp_path):
+    target = tmp_path / "folder" / "file"
+    with pytest.raises(KeyError):
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+    assert list(target.parent.iterdir()) == []
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole" and os.listdir(target.parent) == ["file"]
+
+
+def test_a_split_cannot_be_changed(balls):
+    with hdf5.open_split(balls, "training") as split, pytest.raises(attrs.exceptions.FrozenInstanceError):
+        split.n_frames = 3
