@@ -122,7 +122,8 @@ def hold_out(digits: Digits, split: str) -> Digits:
     order = np.random.default_rng(0).permutation(np.flatnonzero(digits.images.any((1, 2))))
     low, high = (round(share * len(order)) for share in HELD_OUT[split])
     if high - low < MAX_DIGITS:
-        raise UserError(f"{len(order)} digits leave {high - low} for {split}, expected at least {MAX_DIGITS}; give more")
+        raise UserError(f"{len(order)} digits leave {high - low} for {split}, expected at least {MAX_DIGITS}; "
+                        "give more")
     return Digits([crop_tightly(digits.images[i]) for i in order[low:high]], digits.labels[order[low:high]])
 
 

@@ -166,8 +166,8 @@ def not_a_group(file, folder):
 
 
 def huge_chunks(file, folder):
-    file.create_group("training").create_dataset("features", (100, 1000, 64, 64, 1), bool, chunks=(100, 1000, 64, 64, 1),
-                                                 compression="gzip")
+    shape = (100, 1000, 64, 64, 1)
+    file.create_group("training").create_dataset("features", shape, bool, chunks=shape, compression="gzip")
 
 
 def nothing_stored(file, folder):
