@@ -11,7 +11,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from sqair.glimpses import GlimpseEncoder
-from sqair.neural import CELLS, MLP, GaussianHead, Linear, constant, glorot_limit, initial_state, positive, uniform
+from sqair.neural import (CELLS, MLP, GaussianHead, Linear, constant, glorot_limit, initial_state, matmul, positive,
+                          uniform)
 
 ABSENT_LOGIT = 88.0  # sigmoid(-88) is the smallest positive float32
 
@@ -78,13 +79,13 @@ class AffineDiagNormal(snt.Module):
 
     def sample(self, loc: tf.Tensor, scale: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """loc + L noise; all [..., 4]."""
-        return loc + scale * tf.matmul(noise, self._matrix(), transpose_b=True)
+        return loc + scale * matmul(noise, tf.transpose(self._matrix()))
 
     def log_prob(self, x: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """log density of x [..., 4] in nats, [...]."""
         matrix = self._matrix()
         inverse = tf.linalg.triangular_solve(matrix, tf.eye(self.size))
-        noise = tf.matmul((x - loc) / scale, inverse, transpose_b=True)
+        noise = matmul((x - loc) / scale, tf.transpose(inverse))
         log_det = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(matrix))))
         return (tf.reduce_sum(tfp.distributions.Normal(0.0, 1.0).log_prob(noise) - tf.math.log(scale), -1) - log_det)
 

@@ -34,6 +34,14 @@ def glorot_limit(fan_in: int, fan_out: int) -> float:
     return math.sqrt(6.0 / (fan_in + fan_out))
 
 
+def matmul(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    """[..., m] times [m, n] as one product of matrices: a batched one would sum w's gradient over a stack of them."""
+    if x.shape.rank == 2:
+        return tf.matmul(x, w)
+    shape = tf.concat([tf.shape(x)[:-1], [w.shape[-1]]], 0) if None in x.shape[:-1] else x.shape[:-1] + w.shape[-1:]
+    return tf.reshape(tf.matmul(tf.reshape(x, [-1, w.shape[0]]), w), shape)
+
+
 class Linear(snt.Module):
     """y = sum_i x_i W_i + b.
 
@@ -76,7 +84,7 @@ class Linear(snt.Module):
             parts["x"] = x
         y = self.b if known is None else known
         for key, part in parts.items():
-            product = tf.linalg.matmul(part, self.w[key])
+            product = matmul(part, self.w[key])
             y = product if y is None else product + y
         return y
 

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# The one door for shell users: ./run.sh lists what it does.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
+
+usage() {
+  cat <<'TEXT'
+usage: ./run.sh VERB [...]
+
+  setup              make .venv and install requirements.txt (PYTHON=python3.12 chooses the interpreter)
+  demo               small data, a few hundred training steps, evaluation: table and figures in results/demo
+  data               the paper's data sets, data/balls4mass64.h5 and data/balls678mass64.h5
+  train MODEL SEED   train sqair_balls, rsqair_in, rsqair_rmc, rsqair_rmc_slots, ... in runs/MODEL_SEED;
+                     further options go to sqair.train
+  eval RUN [DATA]    likelihoods and figures of a run on DATA (default data/balls4mass64.h5) in results/
+  paper              the paper's comparison: SEEDS x MODELS trained, evaluated, tables and figures
+  bench              seconds per training step, side by side
+  test               all tests; further options go to pytest
+TEXT
+}
+
+fail() { echo "error: $*" >&2; exit 1; }
+
+setup() {
+  local python=${PYTHON:-} candidate wanted
+  if [ -z "$python" ]; then
+    [ -x .venv/bin/python ] && python=.venv/bin/python
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
+      [ -z "$python" ] && supported "$candidate" && python=$candidate
+    done
+    [ -n "$python" ] || fail "no Python 3.10 to 3.13 found; install one or name it: PYTHON=/path/to/python ./run.sh setup"
+  fi
+  supported "$python" || fail "$python is not a working Python 3.10 to 3.13; choose one: PYTHON=/path/to/python ./run.sh setup"
+  wanted=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; cat requirements.txt)
+  if [ -x .venv/bin/python ] && [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then return; fi
+  echo "setup: installing requirements.txt into .venv (a minute or two)" >&2
+  if [ "$python" != .venv/bin/python ]; then
+    "$python" -m venv --clear .venv || fail "$python could not make .venv; on Debian install its venv package"
+  fi
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt >.venv/install.log 2>&1 \
+    || fail "installing requirements.txt failed: $(grep -i error .venv/install.log | tail -n 1) (whole log: .venv/install.log)"
+  echo "$wanted" >.venv/installed
+}
+
+supported() {
+  "$1" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
+}
+
+python() { .venv/bin/python "$@"; }
+
+main() {
+  local verb=${1:-}
+  [ $# -gt 0 ] && shift
+  case "$verb" in
+    setup) setup ;;
+    demo) setup; demo ;;
+    data)
+      setup
+      [ -e data/balls4mass64.h5 ] || python -m data_gen.bouncing_balls --preset balls4mass64 --out data/balls4mass64.h5
+      [ -e data/balls678mass64.h5 ] || python -m data_gen.bouncing_balls --preset balls678mass64 --out data/balls678mass64.h5
+      ;;
+    train)
+      [ $# -ge 2 ] || fail "usage: ./run.sh train MODEL SEED [options of sqair.train]"
+      setup
+      local model=$1 seed=$2
+      shift 2
+      python -m sqair.train --preset "$model" --run_dir "runs/${model}_$seed" --seed "$seed" "$@"
+      ;;
+    eval)
+      [ $# -ge 1 ] || fail "usage: ./run.sh eval RUN [DATA]"
+      setup
+      evaluate "$1" "${2:-data/balls4mass64.h5}" "results/$(basename "$1")"
+      ;;
+    test) setup; python -m pytest -q "$@" ;;
+    "") usage ;;
+    *) usage >&2; fail "no such verb: $verb" ;;
+  esac
+}
+
+evaluate() { # run, data, folder of results
+  python -m eval.likelihood --run "$1" --data "$2" --split test --out "$3/likelihood.json"
+  python -m eval.figures --run "$1" --data "$2" --split test --out "$3/sequences.png"
+}
+
+demo() {
+  local data=results/demo/balls.h5 started=$SECONDS
+  mkdir -p results/demo
+  [ -e "$data" ] || python -m data_gen.bouncing_balls --preset balls4mass64 --training 4000 --validation 320 --test 320 \
+    --n_frames 20 --out "$data"
+  python -m sqair.train --preset sqair_balls --run_dir results/demo/sqair --train_data "$data" --xla \
+    --train_itr 300 --log_itr 100 --report_loss_every 20 --save_itr 100 --fig_itr 300 --no-eval_on_train
+  evaluate results/demo/sqair "$data" results/demo
+  echo "demo: $((SECONDS - started)) s; the table is results/demo/likelihood.json, the figure results/demo/sequences.png"
+}
+
+main "$@"
