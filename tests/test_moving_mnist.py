@@ -222,7 +222,8 @@ def python2_pickle(arrays, order="C"):
     def array(value):
         shape = b"(" + b"".join(map(integer, value.shape)) + b"t"
         dtype = (b"cnumpy\ndtype\n(" + string(value.dtype.str[1:].encode()) + integer(0) + integer(1) + b"tR("
-                 + integer(3) + string(value.dtype.str[:1].encode()) + b"NNN" + integer(-1) + integer(-1) + integer(0) + b"tb")
+                 + integer(3) + string(value.dtype.str[:1].encode()) + b"NNN" + integer(-1) + integer(-1) + integer(0)
+                 + b"tb")
         return (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + integer(0) + b"t" + string(b"b") + b"tR("
                 + integer(1) + shape + dtype + (b"\x89" if order == "C" else b"\x88") + string(value.tobytes(order))
                 + b"tb")
