@@ -169,17 +169,13 @@ def compute(model: SQAIR, obs: tf.Tensor, noise: Noise, counts: tf.Tensor):
     Returns:
       Two dictionaries by original names: quantities, and whole gradients of the loss.
     """
-    @tf.function(reduce_retracing=False)
-    def forward_and_backward():
-        with tf.GradientTape() as tape:
-            forward = model(obs, noise, propagate_first=True)
-            loss = model.loss(forward)
-        outputs = original_outputs(model, forward, counts)
-        outputs["target"] = loss
-        return outputs, tape.gradient(loss, variables, unconnected_gradients="zero")
-
     variables = model.trainable_variables
-    outputs, gradients = forward_and_backward()
+    # One pass only: run eagerly it takes seconds, tracing the graph half a minute.
+    with tf.GradientTape() as tape:
+        forward = model(obs, noise, propagate_first=True)
+        loss = model.loss(forward)
+    outputs = {**original_outputs(model, forward, counts), "target": loss}
+    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
     by_variable = {id(v): g for v, g in zip(variables, gradients)}
     by_name = {name: original.gather_original(columns, [by_variable[id(c.variable)] for c in columns])
                for name, columns in original.original_names(model).items()}
