@@ -1,0 +1,334 @@
+"""Writes what a model makes of a data split into one file, for metrics, tables and figures.
+
+    python -m eval.predict --run runs/sqair_0 --data data/balls4mass64.h5 --out results/sqair_0_balls4mass64.h5
+
+The paper's protocol (section 3): the first frames are inferred, the objects of the last one are sampled from the learned
+propagation prior. Every sample is a pass of its own over the sequence, with K particles of its own noise, of which one
+is drawn by its importance weight on the inferred frames. What the predicted frames look like has no say in the draw:
+weights that included their likelihood would pick the luckiest guess and score it as the prediction.
+One more pass infers all frames, for the bounds. The file's members are listed in `eval.predictions`.
+"""
+
+import os
+import pathlib
+from typing import Callable, Iterator, NamedTuple, Optional
+
+import attrs
+import numpy as np
+import tensorflow as tf
+import tyro
+
+from data_gen.command_line import UserError, progress, run, within
+from data_gen.hdf5 import new_file
+from eval import metrics
+from eval.predictions import About, Writer
+from eval.truth import Source, Truth
+from sqair import spatial_transformer
+from sqair.checkpoints import Run, find_checkpoint, load_run
+from sqair.config import load_flags, to_flags
+from sqair.model import SQAIR, Forward, resample
+from sqair.timestep import SQAIRTimestep
+from sqair.train import versions
+
+# A slot explains a pixel only if it adds at least this much of white: decoded glimpses are never quite black.
+LEAST_INTENSITY = 0.1
+
+
+class CompiledTimestep(tf.Module):
+    """Stands for a model's timestep and compiles it: once for each kind of frame (first, inferred, predicted).
+
+    A graph of all ten frames takes a minute to make on two cores, and another one for every way to unroll them; a
+    frame's takes three seconds and serves all. Frames, sequence lengths and modes then cost nothing more.
+    """
+
+    def __init__(self, timestep: SQAIRTimestep):
+        super().__init__(name="compiled_timestep")
+        self.discover, self.propagate, self.initial_state = timestep.discover, timestep.propagate, timestep.initial_state
+        self._timestep = timestep
+        self._step = tf.function(lambda *args, **options: timestep(*args, **options))
+
+    def __call__(self, *args, **options):
+        return self._step(*args, **options)
+
+
+def load(path: str, which: str, k_particles: int, n_slots: Optional[int] = None) -> Run:
+    """Loads a run for evaluation, its timestep compiled.
+
+    Args:
+      path, which: see `sqair.checkpoints.find_checkpoint`.
+      k_particles: K.
+      n_slots: N; None for the run's own.
+
+    Returns:
+      A `Run`.
+
+    Raises:
+      UserError: it is not there, is damaged, or cannot have that many slots.
+    """
+    folder, _, _ = find_checkpoint(path, which)
+    flags = load_flags(folder / "flags.json")[0].model
+    changes = {"k_particles": k_particles, "n_steps_per_image": n_slots or flags.n_steps_per_image}
+    changes = {name: value for name, value in changes.items() if value != getattr(flags, name)}
+    if flags.relation == "rmc" and "n_steps_per_image" in changes:
+        raise UserError(f"{path}: relation rmc is bound to its {flags.n_steps_per_image} slots by the shape of its "
+                        f"weights and cannot run with {n_slots}; rmc_slots and in can")
+    loaded = load_run(path, which, **changes)
+    loaded.model.sequence.timestep = CompiledTimestep(loaded.model.sequence.timestep)
+    return loaded
+
+
+def generator(*numbers: int) -> np.random.Generator:
+    """The source of randomness of one pass, of (seed, batch, pass)."""
+    return np.random.default_rng(numbers)
+
+
+def noise_seed(rng: np.random.Generator) -> np.ndarray:
+    """A seed for `SQAIR.draw_noise`, int32 [2]."""
+    return rng.integers(2**31, size=2, dtype=np.int32)
+
+
+class Drawn(NamedTuple):
+    """The particle drawn of each of B sequences, over T frames; batch second, as in the model.
+
+    what [T, B, N, D]; where [T, B, N, 4]; presence, object_id [T, B, N]; canvas [T, B, H, W(, C)];
+    segmentation [T, B, H, W], slot + 1; attention [T, B, heads, rows, rows] or [T, B, 0];
+    log_weights [B, K] of the inferred frames; particle [B].
+    """
+
+    what: tf.Tensor
+    where: tf.Tensor
+    presence: tf.Tensor
+    object_id: tf.Tensor
+    canvas: tf.Tensor
+    segmentation: tf.Tensor
+    attention: tf.Tensor
+    log_weights: tf.Tensor
+    particle: tf.Tensor
+
+
+def infer(model: SQAIR, obs: tf.Tensor, seed: np.ndarray, first_generated: Optional[int] = None) -> Forward:
+    """One pass: frames from `first_generated` on are predicted, the others inferred.
+
+    Args:
+      model: any.
+      obs: [T, B, H, W(, C)].
+      seed: int32 [2], of the noise.
+      first_generated: T or None: infer all, whatever the flags sample_from_prior and generate_after say.
+
+    Returns:
+      `Forward`.
+    """
+    n_frames, batch = obs.shape[:2]
+    last_inferred = (n_frames if first_generated is None else first_generated) - 1
+    return model(obs, model.draw_noise(seed, n_frames, batch), generate_after=last_inferred)
+
+
+def segment(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> tf.Tensor:
+    """Which slot explains a pixel: the one whose pasted glimpse adds most to it.
+
+    Args:
+      model: whose sizes are taken.
+      glimpse: [..., N, h*w*C]; where: [..., N, 4]; presence: [..., N].
+
+    Returns:
+      [..., H, W] uint8: slot + 1, or 0 where no present slot adds `LEAST_INTENSITY` (mean over the channels).
+    """
+    height, width, channels = model.config.image_size
+    size = model.config.glimpse_size
+    shape = presence.shape.as_list()
+    pasted = spatial_transformer.paste(
+        tf.reshape(glimpse, [-1, 1, glimpse.shape[-1]]), tf.reshape(where, [-1, 1, 4]), tf.reshape(presence, [-1, 1]),
+        (size, size, channels), (height, width))                                      # [L*N, H, C*W]
+    pasted = tf.reduce_mean(tf.reshape(pasted, shape + [height, channels, width]), -2)    # [..., N, H, W]
+    best = tf.argmax(pasted, -3, output_type=tf.int32) + 1
+    return tf.cast(tf.where(tf.reduce_max(pasted, -3) >= LEAST_INTENSITY, best, 0), tf.uint8)
+
+
+def draw_particle(model: SQAIR, forward: Forward, first_generated: int, uniform: tf.Tensor) -> Drawn:
+    """Draws one particle a sequence by its importance weight on the inferred frames.
+
+    Args:
+      model: that made the pass.
+      forward: the pass.
+      first_generated: frames from this one on have no say.
+      uniform: [B] uniform noise.
+
+    Returns:
+      `Drawn`.
+    """
+    batch, k = forward.log_weights.shape
+    log_weights = tf.reshape(tf.reduce_sum(forward.log_weights_per_frame[:first_generated], 0), [batch, k])
+    forward = forward._replace(log_weights=log_weights)
+
+    def drawn(x):
+        return resample(forward, x, uniform)
+
+    presence = drawn(forward.presence)
+    present = presence[..., None]
+    where = drawn(forward.latents.where)
+    return Drawn(
+        what=drawn(forward.latents.what) * present, where=where * present, presence=presence,
+        object_id=drawn(forward.frame.object_id),
+        canvas=spatial_transformer.rows_to_image(drawn(forward.canvas), model.config.image_size[2]),
+        segmentation=segment(model, drawn(forward.glimpse), where, presence),
+        attention=drawn(forward.frame.attention), log_weights=log_weights,
+        particle=drawn(tf.tile(tf.range(k), [batch])[None])[0])
+
+
+def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.ndarray]:
+    """Log-likelihoods of canvases, nats a frame, in float64.
+
+    Args:
+      truth: B sequences.
+      canvas: [B, T, H, W(, C)], means of the pixels.
+      std: their standard deviation.
+
+    Returns:
+      Members of `eval.predictions`, without the samples' axis: data_ll [B, T]; relational_ll [B, T] if the data have
+      collisions; object_ll [B, T, n] if they have groups and positions.
+    """
+    frames = truth.frames
+    if frames.ndim == 5:                                        # colours to the front: the metrics are over [H, W]
+        frames, canvas = np.moveaxis(frames, -1, 0), np.moveaxis(canvas, -1, 0)
+    pixels = metrics.gaussian_log_likelihood(frames, canvas, std)
+    if truth.frames.ndim == 5:
+        pixels = pixels.sum(0)                                  # [B, T, H, W]
+    found = {"rollout/data_ll": pixels.sum((-2, -1))}
+    if truth.collisions is not None:
+        found["rollout/relational_ll"] = np.where(truth.collisions, pixels, 0.0).sum((-2, -1))
+    if truth.groups is not None and truth.pixels is not None:
+        objects = range(1, truth.pixels.shape[-1] + 1)
+        found["rollout/object_ll"] = np.stack(
+            [np.where(truth.groups == i, pixels, 0.0).sum((-2, -1)) for i in objects], -1)
+    return found
+
+
+def rollout(model: SQAIR, truth: Truth, first_generated: int, rng: np.random.Generator,
+            canvases: bool) -> dict[str, np.ndarray]:
+    """One sample of a batch: members of the group `rollout` without the samples' axis, [B, ...]."""
+    obs = tf.constant(truth.frames.swapaxes(0, 1))
+    forward = infer(model, obs, noise_seed(rng), first_generated)
+    drawn = draw_particle(model, forward, first_generated, tf.constant(rng.random(obs.shape[1], np.float32)))
+    found = {f"rollout/{name}": value.numpy() for name, value in drawn._asdict().items()}
+    found = {name: value.swapaxes(0, 1) if value.ndim > 2 else value for name, value in found.items()}
+    canvas, attention = found.pop("rollout/canvas"), found.pop("rollout/attention")
+    found |= likelihoods(truth, canvas, model.config.output_std)
+    if canvases:
+        found["rollout/canvas"] = as_bytes(canvas)
+    if attention.ndim == 5:
+        found["rollout/attention"] = attention
+    return found
+
+
+def inference(model: SQAIR, truth: Truth, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """All frames of a batch inferred: members of the group `inference`, [B, K, ...]."""
+    forward = infer(model, tf.constant(truth.frames.swapaxes(0, 1)), noise_seed(rng))
+    found = {"data_ll": forward.data_ll, "log_p": forward.log_p, "log_q": forward.log_q, "count": forward.num_steps}
+    batch, k = forward.log_weights.shape
+    return {"inference/log_weights": forward.log_weights.numpy(),
+            **{f"inference/{name}": value.numpy().reshape(-1, batch, k).transpose(1, 2, 0)     # [T, P] -> [B, K, T]
+               for name, value in found.items()}}
+
+
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    """Intensities to uint8; what is darker than 0 or lighter than 1 is cut off."""
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def true_members(truth: Truth) -> dict[str, np.ndarray]:
+    """The members of the group `truth`."""
+    found = truth._asdict() | {"frames": as_bytes(truth.frames)}
+    return {f"truth/{name}": value for name, value in found.items() if value is not None}
+
+
+def predict(model: SQAIR, source: Source, first_generated: int, n_samples: int, batch_size: int, seed: int,
+            canvases: bool) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the members of `eval.predictions`, a batch of sequences at a time.
+
+    The noise depends on the seed, the number of the batch and of the sample, and on the size of the batch.
+    """
+    for number, (size, truth) in enumerate(source.batches(batch_size)):
+        members = true_members(truth) | inference(model, truth, generator(seed, number, 0))
+        samples = [rollout(model, truth, first_generated, generator(seed, number, 1 + i), canvases)
+                   for i in range(n_samples)]
+        members |= {name: np.stack([sample[name] for sample in samples], 1) for name in samples[0]}
+        yield {name: value[:size] for name, value in members.items()}
+
+
+@attrs.frozen(kw_only=True)
+class Arguments:
+    """Infers the first frames of sequences, predicts the last ones, and writes all of it to a file."""
+
+    run: str
+    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
+    data: str
+    """Data file, HDF5."""
+    out: pathlib.Path
+    """File to write; it appears once it is whole, in place of one that was there."""
+    split: str = "test"
+    """Split of the data file."""
+    checkpoint: str = "best"
+    """best, newest, or an iteration."""
+    n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
+    """T: frames a sequence, from the first on."""
+    n_generated: int = attrs.field(default=1, validator=within(0, 9_999))
+    """How many of them, the last ones, are predicted."""
+    n_samples: int = attrs.field(default=5, validator=within(1, 1000))
+    """Samples a sequence."""
+    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
+    """Object slots; those of the run if left out. (Not for relation rmc, whose weights bind them.)"""
+    k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
+    """K: particles a sample."""
+    canvases: bool = False
+    """Store the decoded frames too, for pictures."""
+    n_sequences: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
+    """How many sequences, from the first on; all if left out."""
+    batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
+    """Sequences at once; the noise depends on it."""
+    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
+    """Of the noise."""
+
+    def __attrs_post_init__(self):
+        if self.n_generated >= self.n_frames:
+            raise UserError(f"--n_generated {self.n_generated}: at least one of the --n_frames {self.n_frames} has to "
+                            "be inferred")
+
+
+def write(arguments: Arguments) -> list[str]:
+    """Writes the file of predictions.
+
+    Returns:
+      A line for everything the data did not allow.
+
+    Raises:
+      UserError: run, data and options do not fit together.
+    """
+    loaded = load(arguments.run, arguments.checkpoint, arguments.k_particles, arguments.n_slots)
+    folder, _, _ = find_checkpoint(arguments.run, arguments.checkpoint)
+    trained = load_flags(folder / "flags.json")[0].model
+    model, first_generated = loaded.model, arguments.n_frames - arguments.n_generated
+    with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
+                arguments.n_sequences) as source, new_file(arguments.out) as file:
+        about = About(
+            run=str(folder), checkpoint=loaded.source, step=loaded.step, flags=to_flags(loaded.config),
+            trained_slots=trained.n_steps_per_image, data=os.fspath(arguments.data), split=arguments.split,
+            first_generated=first_generated, settings=attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
+            notes=source.notes, versions=versions())
+        writer = Writer(file, about, source.n_sequences, arguments.batch_size)
+        with progress(source.n_sequences, "predicting") as advance:
+            for members in predict(model, source, first_generated, arguments.n_samples, arguments.batch_size,
+                                   arguments.seed, arguments.canvases):
+                writer.write(members)
+                advance(len(members["truth/count"]))
+    return source.notes
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="python -m eval.predict", use_underscores=True)
+    for note in write(arguments):
+        print(f"note: {note}")
+    print(f"wrote {arguments.out} ({os.path.getsize(arguments.out) / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run(main)
