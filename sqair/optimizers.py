@@ -55,7 +55,7 @@ class Optimizer(snt.Module):
 
 
 class Schedule:
-    """The learning rate by step: `schedule` 'a,b,c' splits train_itr in these proportions; a third less at each."""
+    """The learning rate by step: `schedule` 'a,b,c' splits train_itr in these proportions; a third of it at each."""
 
     def __init__(self, learning_rate: float, schedule: str, train_itr: int):
         """Raises: ValueError: the schedule is not a list of positive numbers."""

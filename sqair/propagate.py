@@ -58,18 +58,22 @@ class PropagationPrior(snt.Module):
         self.initial_state = initial_state(config.n_hidden, "initial_state")
         self.readout = Linear(config.n_hidden, 2 * (4 + config.n_what) + 1, name="readout")
 
+    def presence_logit(self, logit: tf.Tensor, objects: Latents) -> tf.Tensor:
+        """The prior's presence logit from the readout's, [P, N, 1] each; absent objects have one too."""
+        logit = masked_logit(logit, objects.presence)
+        return logit if self.kind == "rnn" else objects.presence_logit + self.STEP * logit
+
     def __call__(self, objects: Latents, state: tf.Tensor, gamma: Optional[tf.Tensor]):
         """Args: objects at t-1; state [P, N, R]; gamma [P, N, G]. Returns: `PriorStatistics` and the new state."""
         relation = {"gamma": gamma} if "gamma" in self.rnn.inputs.inputs else {}
         state = self.rnn(self.rnn.inputs(objects=tf.concat([objects.what, objects.where], -1), **relation), state)
         sizes = [1, 4, self.n_what, 4, self.n_what]
         logit, where_loc, what_loc, where_raw, what_raw = tf.split(self.readout(state), sizes, -1)
-        logit = masked_logit(logit + self.presence_bias, objects.presence)
         if self.kind != "rnn":
             guide = self.STEP if self.kind == "guided" else 0.0
             where_loc = objects.where + guide * where_loc
             what_loc = objects.what + guide * what_loc
-            logit = objects.presence_logit + self.STEP * logit
+        logit = self.presence_logit(logit + self.presence_bias, objects)
         return PriorStatistics(what_loc, positive(what_raw), where_loc, positive(where_raw), logit), state
 
 

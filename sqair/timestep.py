@@ -100,7 +100,9 @@ class SQAIRTimestep(snt.Module):
         """Stands for propagation at the first frame, where there is nothing to propagate."""
         zero = state.objects
         one = tf.nest.map_structure(tf.ones_like, zero)
-        prior = PriorStatistics(zero.what, one.what, zero.where, one.where, zero.presence_logit - 88.0)
+        # A walk's logit enters `expected` at the first frame too.
+        logit = self.propagate.prior.presence_logit(zero.presence_logit, zero)
+        prior = PriorStatistics(zero.what, one.what, zero.where, one.where, logit)
         slots = Slots(zero.what, zero.what, one.what, zero.where, zero.where, one.where, zero.presence,
                       zero.presence_logit - 88.0)
         return slots, prior
