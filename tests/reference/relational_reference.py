@@ -4,15 +4,17 @@ relational.npz holds, for Sonnet 1.36's RelationalMemory fed with flattened inpu
 (`rmc_matrix`) and for R-NEM's interaction cell (`in`): inputs, outputs, loss = sum(sin(output)) and its gradients.
 """
 
-import zlib
+import functools
 from pathlib import Path
 
 import numpy as np
 import sonnet as snt
 import tensorflow as tf
 
+from tests.reference import redraw as redraw_lib
+
 FIXTURE = Path(__file__).parent / "relational.npz"
-SEED = 3
+redraw = functools.partial(redraw_lib.redraw, seed=redraw_lib.SEEDS["relational"])
 
 
 def recorded(module: str) -> dict[str, np.ndarray]:
@@ -20,14 +22,6 @@ def recorded(module: str) -> dict[str, np.ndarray]:
     prefix = module + "_"
     with np.load(FIXTURE) as arrays:
         return {key.removeprefix(prefix).replace("|", "/"): arrays[key] for key in arrays if key.startswith(prefix)}
-
-
-def redraw(variable: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights that the original variable of this name and shape had when its figures were recorded."""
-    draw = np.random.RandomState(zlib.crc32(variable.encode()) ^ SEED).randn(*shape)
-    if len(shape) == 2 and shape[0] > 1:
-        return draw / np.sqrt(shape[0])
-    return 0.1 * draw + variable.endswith("gamma")
 
 
 def variables_by_original(
