@@ -78,6 +78,15 @@ def load_inputs(inputs: Dict[str, np.ndarray]):
     return tf.constant(inputs["imgs"]), noise, tf.constant(inputs["nums"].sum(-1), tf.int32)
 
 
+def _check_noise(folder: pathlib.Path, noise: Noise, leading: List[int], n_what: int) -> None:
+    for phase, recorded in zip(("prop", "disc"), noise):
+        for name, value, size in zip(recorded._fields, recorded, (4, n_what, 1)):
+            expected = tuple(leading + [size])
+            if tuple(value.shape) != expected:
+                raise UserError(f"{folder / 'inputs.npz'}: noise_{phase}_{name} has shape {tuple(value.shape)}, the "
+                                f"flags and images ask for {expected}")
+
+
 def load_recording(folder) -> Recording:
     """Reads a folder of recorded figures.
 
@@ -97,10 +106,13 @@ def load_recording(folder) -> Recording:
     config = attrs.evolve(config, image_shape=tuple(shape), mean_image=mean_image)
     model = SQAIR(config)
     original.load_original(model, original.latest_original(str(folder)))
+    _check_noise(folder, noise, [obs.shape[0], config.n_steps_per_image, particles], config.n_what)
     try:
         gradient_norms = json.loads((folder / "gradient_norms.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'gradient_norms.json'}: cannot be read ({error})") from None
+        gradient_norms = {name: [float(norm), float(total)] for name, (norm, total) in gradient_norms.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / 'gradient_norms.json'}: cannot be read as variable -> [norm, sum] ({error})"
+                        ) from None
     return Recording(model, obs, noise, counts, _load_npz(folder / "outputs.npz"), gradient_norms)
 
 
