@@ -184,7 +184,7 @@ def read_original(prefix: str) -> Dict[str, np.ndarray]:
     try:
         reader = tf.train.load_checkpoint(prefix)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, UnicodeDecodeError, IndexError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{prefix}: damaged or incomplete checkpoint ({line[:200]})") from None
 
@@ -235,7 +235,7 @@ def load_original(model: SQAIR, prefix: str) -> Dict[str, np.ndarray]:
     for name, constant in original_constants(model).items():
         if name in values and not np.allclose(values[name], constant, rtol=1e-5):
             wrong.append(f"{name} is {values[name]:.6g}, the flags ask for {constant:.6g}")
-    for name in values:
+    for name in sorted(values):
         if (name not in names and name not in original_constants(model) and name not in ("global_step",)
                 and name.rsplit("/", 1)[-1] not in OPTIMIZER_SLOTS and not name.startswith("beta")):
             wrong.append(f"{name} has no place in the model")
