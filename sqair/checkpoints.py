@@ -19,7 +19,7 @@ from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 
 CHECKPOINTS, BEST = "checkpoints", "best"
-_DAMAGE = (tf.errors.OpError, ValueError, AssertionError, RuntimeError, UnicodeDecodeError, KeyError)
+_DAMAGE = (tf.errors.OpError, ValueError, AssertionError, RuntimeError, UnicodeDecodeError, LookupError)
 
 
 class TrainingState(tf.Module):
