@@ -2,10 +2,10 @@
 
     python -m eval.predict --run runs/sqair_0 --data data/balls4mass64.h5 --out results/sqair_0_balls4mass64.h5
 
-The paper's protocol (section 3): the first frames are inferred, the objects of the last one are sampled from the learned
-propagation prior. Every sample is a pass of its own over the sequence, with K particles of its own noise, of which one
-is drawn by its importance weight on the inferred frames. What the predicted frames look like has no say in the draw:
-weights that included their likelihood would pick the luckiest guess and score it as the prediction.
+The paper's protocol (section 3): the first frames are inferred, the objects of the last one are sampled from the
+learned propagation prior. Every sample is a pass of its own over the sequence, with K particles of its own noise, of
+which one is drawn by its importance weight on the inferred frames. What the predicted frames look like has no say in
+the draw: weights that included their likelihood would pick the luckiest guess and score it as the prediction.
 One more pass infers all frames, for the bounds. The file's members are listed in `eval.predictions`.
 """
 
@@ -43,7 +43,8 @@ class CompiledTimestep(tf.Module):
 
     def __init__(self, timestep: SQAIRTimestep):
         super().__init__(name="compiled_timestep")
-        self.discover, self.propagate, self.initial_state = timestep.discover, timestep.propagate, timestep.initial_state
+        self.discover, self.propagate = timestep.discover, timestep.propagate
+        self.initial_state = timestep.initial_state
         self._timestep = timestep
         self._step = tf.function(lambda *args, **options: timestep(*args, **options))
 

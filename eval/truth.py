@@ -63,9 +63,9 @@ class Source:
             stored = self._data.image_shape
             if stored[2] != channels or height > stored[0] or width > stored[1] or (
                     height != width and stored != image_size):
-                raise UserError(f"{path}: {split} has frames of {stored[0]} x {stored[1]} x {stored[2]}, from which the "
-                                f"model's {height} x {width} x {channels} cannot be cut; use data like those the model "
-                                "was trained on")
+                raise UserError(f"{path}: {split} has frames of {stored[0]} x {stored[1]} x {stored[2]}, from which "
+                                f"the model's {height} x {width} x {channels} cannot be cut; use data like those the "
+                                "model was trained on")
             if n_sequences is not None and not 1 <= n_sequences <= self._data.n_sequences:
                 raise UserError(f"{path}: {split} has {self._data.n_sequences} sequences, {n_sequences} were asked for")
         except BaseException:

@@ -1,0 +1,278 @@
+"""Bounds and likelihoods of a run on a data split, as a table and JSON.
+
+    python -m eval.likelihood --run runs/sqair_0 --data data/balls4mass64.h5 --split test
+    python -m eval.likelihood --run ORIGINAL_RUN --data data/balls4mass64.h5 --checkpoint all --k_particles 500
+
+All frames are inferred. Many particles are computed in chunks: only their numbers are kept, not their pictures.
+"""
+
+import json
+import math
+import pathlib
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import attrs
+import numpy as np
+import tensorflow as tf
+import tyro
+from scipy.special import softmax
+
+from data_gen.command_line import UserError, atomic_path, progress, run, within
+from eval.metrics import ParticleBounds
+from eval.predict import generator, infer, load, noise_seed
+from eval.truth import Source, Truth
+from sqair import original, spatial_transformer
+from sqair.checkpoints import BEST, CHECKPOINTS, fill
+from sqair.model import SQAIR
+from sqair.train import versions
+
+_MOST_PARTICLES = 1600     # B*K at once: about a GB
+_MOST_OBJECTS = 255        # what a pixel of `groups` can tell apart
+
+
+def checkpoints_of(folder: str) -> List[str]:
+    """The iterations of all checkpoints in a run folder, ours or the original's, in order.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = set(original.original_checkpoints(folder))
+    for place in (CHECKPOINTS, BEST):
+        for path in pathlib.Path(folder, place).glob("step-*.index"):
+            if path.stem.removeprefix("step-").isdigit():
+                found.add(int(path.stem.removeprefix("step-")))
+    if not found:
+        raise UserError(f"{folder}: no checkpoint in it; expected a run folder of sqair.train or of the original")
+    return [str(step) for step in sorted(found)]
+
+
+def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, collisions: tf.Tensor) -> tf.Tensor:
+    """log p(x|z) over the pixels of colliding objects, for every particle.
+
+    Args:
+      canvas: [T, P, H, C*W] rows; obs: [T, B, H, W(, C)]; collisions: bool [T, B, H, W].
+
+    Returns:
+      [T, P], nats a frame.
+    """
+    channels, std = model.config.image_size[2], model.config.output_std
+    rows = spatial_transformer.image_to_rows(obs, channels)[:, :, None]                   # [T, B, 1, H, C*W]
+    mask = tf.tile(tf.cast(collisions, tf.float32), [1, 1, 1, channels])[:, :, None]
+    canvas = tf.reshape(canvas, [rows.shape[0], rows.shape[1], -1, *rows.shape[3:]])     # [T, B, K, H, C*W]
+    pixels = -0.5 * ((rows - canvas) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
+    return tf.reshape(tf.reduce_sum(mask * pixels, [-2, -1]), [rows.shape[0], -1])
+
+
+def particles(model: SQAIR, truth: Truth, k_particles: int, rng: np.random.Generator) -> Dict[str, np.ndarray]:
+    """Numbers of K particles of a batch, in chunks of the model's own number of particles.
+
+    Returns:
+      log_weights [B, K]; data_ll, log_p, log_q, count and, if the data have collisions, relational_ll [B, T, K].
+    """
+    obs = tf.constant(truth.frames.swapaxes(0, 1))
+    chunks = []
+    for _ in range(0, k_particles, model.config.k_particles):
+        forward = infer(model, obs, noise_seed(rng))
+        chunk = {"data_ll": forward.data_ll, "log_p": forward.log_p, "log_q": forward.log_q,
+                 "count": forward.num_steps}
+        if truth.collisions is not None:
+            collisions = tf.constant(truth.collisions.swapaxes(0, 1))
+            chunk["relational_ll"] = relational_log_likelihood(model, forward.canvas, obs, collisions)
+        shape = [obs.shape[0], *forward.log_weights.shape]                                # T, B, K
+        chunks.append({name: value.numpy().reshape(shape).swapaxes(0, 1) for name, value in chunk.items()}
+                      | {"log_weights": forward.log_weights.numpy()})
+    return {name: np.concatenate([chunk[name] for chunk in chunks], -1)[..., :k_particles] for name in chunks[0]}
+
+
+class Totals:
+    """Sums over sequences of what `result` reports as means."""
+
+    def __init__(self, n_slots: int):
+        """Args: n_slots: N."""
+        self.n_sequences = 0
+        self._sums: Dict[str, Any] = {}
+        self._confusion = np.zeros((_MOST_OBJECTS + 1, n_slots + 1))
+        self._raw_right = 0.0
+
+    def add(self, numbers: Dict[str, np.ndarray], count: np.ndarray) -> None:
+        """Adds sequences. Args: numbers: from `particles`. count: true numbers of objects [B, T], -1 unknown."""
+        log_weights = numbers["log_weights"].astype(float)
+        bounds = ParticleBounds().update(log_weights)
+        weights = softmax(log_weights, -1)[:, None]                                       # [B, 1, K]
+        kl = numbers["log_q"].astype(float) - numbers["log_p"]
+        means = {"iwae": bounds.iwae, "vae": bounds.vae, "ess": bounds.effective_sample_size}
+        for name, value in {**numbers, "kl": kl}.items():
+            if name != "log_weights":
+                means[name] = (weights * value).sum(-1)                                   # [B, T]
+        for name, value in means.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.sum(0)
+        self.n_sequences += len(count)
+
+        known = count >= 0
+        inferred = numbers["count"].astype(int)                                           # [B, T, K]
+        truth = np.broadcast_to(count[..., None], inferred.shape)[known]
+        weights = np.broadcast_to(weights, inferred.shape)[known]
+        np.add.at(self._confusion, (truth, inferred[known]), weights)
+        self._raw_right += (truth == inferred[known]).mean(-1).sum() if truth.size else 0.0
+
+    def result(self, n_frames: int) -> Dict[str, Any]:
+        """The figures, as JSON has them."""
+        sums = {name: value / self.n_sequences for name, value in self._sums.items()}
+        by_frame = {name: sums[name] for name in ("data_ll", "relational_ll", "log_p", "log_q", "kl", "count")
+                    if name in sums}
+        counted, n_slots = self._confusion.sum(), self._confusion.shape[1] - 1
+        highest = np.flatnonzero(self._confusion.any(1)).max(initial=n_slots)
+        return {
+            "iwae": sums["iwae"], "vae": sums["vae"],
+            "iwae_per_frame": sums["iwae"] / n_frames, "vae_per_frame": sums["vae"] / n_frames, "ess": sums["ess"],
+            **{name: float(value.mean()) for name, value in by_frame.items()},
+            "count_accuracy": np.trace(self._confusion) / counted if counted else None,
+            "raw_count_accuracy": self._raw_right / counted if counted else None,
+            "confusion": self._confusion[:highest + 1].tolist() if counted else None,
+            "by_frame": {name: value.tolist() for name, value in by_frame.items()},
+        }
+
+
+def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, seed: int,
+             advance=lambda n: None) -> Dict[str, Any]:
+    """Bounds and likelihoods, means over the sequences of a source.
+
+    Args:
+      model: its own number of particles is the size of the chunks.
+      source: opened for this model.
+      k_particles: K.
+      batch_size: B.
+      seed: of the noise, which depends on the chunks and batches too.
+      advance: told the number of sequences after each batch.
+
+    Returns:
+      iwae, vae: nats a sequence, as the original reports them; *_per_frame, data_ll, relational_ll, kl, log_p, log_q:
+      nats a frame, importance-weighted over particles but for the bounds; count: objects; ess: particles; the
+      accuracies, weighted and (raw) not; confusion: frames, true counts by inferred ones, importance-weighted;
+      by_frame: lists over the frames. None where the data do not tell.
+    """
+    totals = Totals(model.config.n_steps_per_image)
+    for number, (size, truth) in enumerate(source.batches(batch_size)):
+        numbers = particles(model, truth, k_particles, generator(seed, number, 0))
+        totals.add({name: value[:size] for name, value in numbers.items()}, truth.count[:size])
+        advance(size)
+    return totals.result(source.n_frames)
+
+
+@attrs.frozen(kw_only=True)
+class Arguments:
+    """Computes bounds and likelihoods of a run, ours or the original's, on a data split."""
+
+    run: str
+    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
+    data: str
+    """Data file, HDF5."""
+    split: str = "test"
+    """Split of the data file."""
+    checkpoint: str = "best"
+    """best, newest, an iteration, or all for a table over the checkpoints of the folder."""
+    k_particles: int = attrs.field(default=5, validator=within(1, 10**6))
+    """K: particles of the bounds; more than fit into memory are computed in chunks."""
+    n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
+    """T: frames a sequence, from the first on."""
+    n_sequences: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
+    """How many sequences, from the first on; all if left out."""
+    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
+    """Object slots; those of the run if left out."""
+    batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
+    """Sequences at once."""
+    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
+    """Of the noise."""
+    out: Optional[pathlib.Path] = None
+    """JSON file to write the figures to."""
+
+
+def chunk_size(k_particles: int, batch_size: int) -> int:
+    """Particles at once: equal chunks that fit, of which the last one's surplus is left out."""
+    most = max(_MOST_PARTICLES // batch_size, 1)
+    return math.ceil(k_particles / math.ceil(k_particles / most))
+
+
+def results(arguments: Arguments) -> Iterator[Tuple[Dict[str, Any], List[str]]]:
+    """Yields the figures of every checkpoint asked for, and a line for each thing that the data do not tell."""
+    chosen = checkpoints_of(arguments.run) if arguments.checkpoint == "all" else [arguments.checkpoint]
+    chunk = chunk_size(arguments.k_particles, arguments.batch_size)
+    model = None
+    for which in chosen:
+        loaded = load(arguments.run, which, chunk, arguments.n_slots)
+        if model is None:
+            model = loaded.model
+        else:
+            fill(model, loaded.model)       # the first model is compiled
+        with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
+                    arguments.n_sequences) as source, \
+                progress(source.n_sequences, f"step {loaded.step}") as advance:
+            figures = evaluate(model, source, arguments.k_particles, arguments.batch_size, arguments.seed, advance)
+            yield {"run": arguments.run, "checkpoint": loaded.source, "step": loaded.step, "data": arguments.data,
+                   "split": arguments.split, "n_sequences": source.n_sequences, "n_frames": arguments.n_frames,
+                   "k_particles": arguments.k_particles, "n_slots": model.config.n_steps_per_image,
+                   "seed": arguments.seed, **figures}, source.notes
+
+
+def _number(value: Optional[float], digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def text(figures: Dict[str, Any]) -> str:
+    """One checkpoint's figures for the terminal."""
+    k, frames = figures["k_particles"], figures["n_frames"]
+    rows = [
+        (f"IWAE, {k} particles", _number(figures["iwae_per_frame"], 2), f"{figures['iwae']:.2f} over {frames} frames"),
+        ("VAE bound", _number(figures["vae_per_frame"], 2), f"{figures['vae']:.2f} over {frames} frames"),
+        ("log p(x|z)", _number(figures["data_ll"], 2), ""),
+        ("relational log-likelihood", _number(figures.get("relational_ll"), 2), ""),
+        ("KL", _number(figures["kl"], 2), ""),
+        ("count accuracy", _number(figures["count_accuracy"], 4), "share of frames"),
+        ("objects", _number(figures["count"], 2), "a frame"),
+        ("effective sample size", _number(figures["ess"], 2), f"of {k} particles"),
+    ]
+    lines = [f"{figures['checkpoint']}, step {figures['step']:,}; {figures['data']}, {figures['split']}: "
+             f"{figures['n_sequences']:,} sequences of {frames} frames", "nats a frame, unless it says otherwise"]
+    lines += [f"  {name:28}{value:>12}  {note}".rstrip() for name, value, note in rows]
+    if figures["confusion"] is not None:
+        confusion = np.array(figures["confusion"])
+        lines.append("  frames with (true count, row) inferred as (column)")
+        lines.append("  " + " " * 6 + "".join(f"{column:>10}" for column in range(confusion.shape[1])))
+        lines += [f"  {row:>6}" + "".join(f"{value:10.0f}" for value in values)
+                  for row, values in enumerate(confusion) if values.any()]
+    return "\n".join(lines)
+
+
+_COLUMNS = ("step", "iwae", "vae", "iwae_per_frame", "vae_per_frame", "data_ll", "relational_ll", "kl",
+            "count_accuracy", "ess")
+
+
+def table(rows: List[Dict[str, Any]]) -> str:
+    """Several checkpoints' figures, one a row; iwae and vae in nats a sequence, the rest a frame."""
+    lines = ["".join(f"{name:>16}" for name in _COLUMNS)]
+    for row in rows:
+        cells = [f"{row['step']:,}"] + [_number(row.get(name), 4 if "accuracy" in name else 2) for name in _COLUMNS[1:]]
+        lines.append("".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="python -m eval.likelihood", use_underscores=True)
+    rows, notes = [], []
+    for figures, notes in results(arguments):
+        rows.append(figures)
+        print(text(figures) + "\n", flush=True)
+    if arguments.checkpoint == "all":
+        print(table(rows))
+    for note in notes:
+        print(f"note: {note}")
+    if arguments.out:
+        content = {"results": rows, "settings": attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
+                   "notes": notes, "versions": versions()}
+        with atomic_path(arguments.out) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,588 @@
+"""The paper's comparison from files of predictions, as Markdown, CSV and LaTeX.
+
+    python -m eval.tables --predictions results/predictions --out results/paper
+
+Each file is one run on one data set (`eval.predict`); runs are grouped by model and seed, which the file itself names.
+Writes metrics/<model>_seed<seed>_<data set>.json for every file, and table.md, table.tex, table.csv, differences.csv.
+Metrics are numpy over the files: neither the model nor the data file is needed.
+"""
+
+import csv
+import glob
+import itertools
+import json
+import math
+import pathlib
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+import tyro
+
+from data_gen.command_line import UserError, atomic_path, progress, run
+from eval import metrics, tracking
+from eval.predictions import Predictions
+from eval.statistics import Difference, Summary, bootstrap_difference, summarise
+
+# Tracking costs as much as all the rest together; more sequences would not change its third digit.
+TRACKED_SEQUENCES = 1000
+_BLOCK = 200    # sequences whose pictures are in memory
+
+
+class Metric(NamedTuple):
+    """How a metric is shown: its name, the digits behind the point, what it is (for the table's foot)."""
+
+    label: str
+    digits: int
+    meaning: str
+
+
+METRICS = {
+    "data_ll_predicted": Metric("log-likelihood", 1, "log p(x|z) of the last frame, which is predicted"),
+    "relational_ll_predicted": Metric("relational log-likelihood", 2, "its part on the pixels of colliding balls"),
+    "data_ll_inferred": Metric("log-likelihood, inferred", 1, "mean over the inferred frames"),
+    "relational_ll_inferred": Metric("relational log-likelihood, inferred", 2, "mean over the inferred frames"),
+    "iwae": Metric("IWAE bound", 1, "all frames inferred, K particles"),
+    "vae": Metric("VAE bound", 1, "all frames inferred"),
+    "kl": Metric("KL", 2, "log q - log p, all frames inferred, importance-weighted"),
+    "count_accuracy": Metric("count accuracy", 3, "share of the inferred frames with the right number of objects"),
+    "mota": Metric("MOTA", 3, f"inferred frames of at most {TRACKED_SEQUENCES:,} sequences, IoU of at least .5"),
+    "motp": Metric("MOTP (1 - IoU)", 3, "of the matches; lower is better"),
+    "id_switches": Metric("ID switches", 2, "in 1,000 appearances of a ball"),
+    "ari": Metric("foreground ARI", 3, "inferred frames, background left out"),
+    "position_error": Metric("position error", 2, "pixels, last frame, of objects still followed"),
+    "lost": Metric("lost", 3, "share of the balls whose object has vanished in the last frame"),
+}
+HORIZON_METRICS = ("data_ll", "relational_ll", "position_error", "lost")
+PAPER_METRICS = ("data_ll_predicted", "relational_ll_predicted")
+COMPARED = (*PAPER_METRICS, "data_ll_inferred", "iwae", "position_error")
+
+# Figure 4 and section 3 of the paper, by the numbers of balls in the data; all with 4 slots.
+PAPER = {
+    (4,): {
+        "sqair": {"data_ll_predicted": 399.5, "relational_ll_predicted": 0.21},
+        "rsqair_in": {"data_ll_predicted": 429.2, "relational_ll_predicted": 1.95},
+        "rsqair_rmc": {"data_ll_predicted": 457.32, "relational_ll_predicted": 3.62},
+    },
+    (6, 7, 8): {
+        "sqair": {"relational_ll_predicted": -164.1},
+        "rsqair_in": {"relational_ll_predicted": -96.7},
+        "rsqair_rmc": {"relational_ll_predicted": -97.0},
+    },
+}
+MODELS = {"sqair": "SQAIR", "rsqair_in": "R-SQAIR (IN)", "rsqair_rmc": "R-SQAIR (RMC)",
+          "rsqair_rmc_slots": "R-SQAIR (RMC, slots)"}
+
+# Flags that make two runs different models, though their relation is the same.
+_SAME_IN_MODEL = ("n_units", "n_what", "glimpse_size", "prop_prior_type", "disc_prior_type", "rec_where_prior",
+                  "masked_glimpse", "transition", "time_transition", "prior_transition", "output_std", "mean_image",
+                  "relation_inputs", "relation_embedding", "image_shape")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# One file -> its figures
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(predictions: Predictions) -> dict[str, Any]:
+    """All metrics of one file of predictions.
+
+    Returns:
+      JSON values: what the file is of, `collapse` (see `metrics.collapsed`), `confusion` (frames; true counts by
+      inferred ones), `bounds` a perfect canvas would reach, `metrics`: name of `METRICS` -> one figure a sample (or one
+      in all), `by_horizon`: name -> [M][L + 1], horizon 0 being the last inferred frame. What the data do not tell is
+      left out; a figure that is not defined is None.
+    """
+    about, sizes = predictions.about, predictions.sizes
+    first = about.first_generated
+    found = _likelihoods(predictions) | _bounds(predictions) | _tracking(predictions)
+    counts, true_counts = predictions["rollout/presence"][:, :, :first].sum(-1), predictions["truth/count"][:, :first]
+    confusion, known = None, (true_counts >= 0).all()
+    if known:
+        true_counts = np.broadcast_to(true_counts[:, None], counts.shape)
+        found["count_accuracy"] = np.array([metrics.count_accuracy(true_counts[:, m], counts[:, m])
+                                            for m in range(sizes["M"])])
+        most = int(max(true_counts.max(), about.slots))
+        confusion = metrics.confusion_matrix(true_counts, counts, most).tolist()
+    pictures = _pictures(predictions)
+    found |= {name: value for name, value in pictures.items() if name == "ari"}
+    horizon = _by_horizon(predictions)
+    if first < sizes["T"]:
+        found |= {name: horizon[name][:, -1] for name in ("position_error", "lost") if name in horizon}
+    return {
+        "file": predictions.path, "run": about.run, "checkpoint": about.checkpoint, "step": about.step,
+        "model": about.model, "seed": about.seed, "data_set": about.data_set, "slots": about.slots,
+        "trained_slots": about.trained_slots, "balls": _balls(predictions), "data_check": _data_check(predictions),
+        "comparable": {"n_sequences": sizes["S"], "n_frames": sizes["T"], "n_generated": sizes["T"] - first,
+                       "n_samples": sizes["M"], "k_particles": sizes["K"], "split": about.split},
+        "flags": about.flags, "notes": about.notes, "versions": about.versions,
+        "collapse": metrics.collapsed(counts, about.slots, true_counts if known else None),
+        "confusion": confusion, "bounds": pictures["bounds"],
+        "metrics": {name: _listed(np.atleast_1d(found[name])) for name in METRICS if name in found},
+        "by_horizon": {name: _listed(horizon[name]) for name in HORIZON_METRICS if name in horizon},
+    }
+
+
+def _listed(values: np.ndarray) -> list:
+    """Nested lists for JSON, None where a value is not finite."""
+    if np.ndim(values):
+        return [_listed(value) for value in values]
+    return float(values) if np.isfinite(values) else None
+
+
+def _likelihoods(predictions: Predictions) -> dict[str, np.ndarray]:
+    first, n_frames = predictions.about.first_generated, predictions.sizes["T"]
+    found = {}
+    for name in ("data_ll", "relational_ll"):
+        if f"rollout/{name}" in predictions:
+            values = predictions[f"rollout/{name}"][:].astype(float)        # [S, M, T]
+            found[f"{name}_inferred"] = values[:, :, :first].mean((0, 2))
+            if first < n_frames:
+                found[f"{name}_predicted"] = values[:, :, -1].mean(0)
+    return found
+
+
+def _bounds(predictions: Predictions) -> dict[str, float]:
+    n_frames = predictions.sizes["T"]
+    log_weights = predictions["inference/log_weights"][:].astype(float)     # [S, K]
+    weights = np.exp(log_weights - log_weights.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    kl = predictions["inference/log_q"][:].astype(float) - predictions["inference/log_p"][:]
+    return {"iwae": metrics.iwae_bound(log_weights, n_frames).mean(),
+            "vae": metrics.vae_bound(log_weights, n_frames).mean(),
+            "kl": (weights * kl.mean(-1)).sum(-1).mean()}
+
+
+def _tracking(predictions: Predictions) -> dict[str, np.ndarray]:
+    if "truth/box" not in predictions:
+        return {}
+    size, first = (predictions.sizes["H"], predictions.sizes["W"]), predictions.about.first_generated
+    frames = (slice(TRACKED_SEQUENCES), slice(first))
+    true_boxes = predictions["truth/box"][frames]
+    truth, ignored = tracking.ground_truth(predictions["truth/centre"][frames], predictions["truth/pixels"][frames],
+                                           size)
+    where = predictions["rollout/where"][:TRACKED_SEQUENCES, :, :first]
+    object_id = predictions["rollout/object_id"][:TRACKED_SEQUENCES, :, :first]
+    scores = [tracking.track(true_boxes, truth, metrics.boxes_from_where(where[:, m], size), object_id[:, m], ignored,
+                             image_size=size) for m in range(where.shape[1])]
+    return {"mota": np.array([score.mota for score in scores]), "motp": np.array([score.motp for score in scores]),
+            "id_switches": np.array([1000 * score.id_switches / max(score.objects, 1) for score in scores])}
+
+
+def _pictures(predictions: Predictions) -> dict[str, Any]:
+    """What needs whole pictures: ARI [M] over inferred frames, and the bounds of a perfect canvas."""
+    sizes, first = predictions.sizes, predictions.about.first_generated
+    has_groups, has_collisions = "truth/groups" in predictions, "truth/collisions" in predictions
+    std, channels = predictions.about.flags["output_std"], sizes.get("C", 1)
+    total, frames = np.zeros(sizes["M"]), np.zeros(sizes["M"])
+    bounds = {name: 0.0 for name in ("relational_ll_inferred", "relational_ll_predicted")}
+    image = np.zeros((1, sizes["H"], sizes["W"]))
+    data_bound = channels * metrics.upper_bounds(image, image, std).data
+    for start in range(0, sizes["S"], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        if has_groups:
+            groups = predictions["truth/groups"][block, :first]
+            segmentation = predictions["rollout/segmentation"][block, :, :first]
+            for m in range(sizes["M"]):
+                ari = metrics.foreground_ari(groups, segmentation[:, m])
+                total[m] += np.nansum(ari)
+                frames[m] += np.isfinite(ari).sum()
+        if has_collisions:
+            collisions = predictions["truth/collisions"][block]
+            for name, part in (("inferred", collisions[:, :first]), ("predicted", collisions[:, -1:])):
+                bound = metrics.upper_bounds(part, part, std).relational
+                bounds[f"relational_ll_{name}"] += channels * bound * len(part) / sizes["S"]
+    found: dict[str, Any] = {"bounds": {"data_ll_inferred": data_bound, "data_ll_predicted": data_bound}}
+    if has_collisions:
+        found["bounds"] |= bounds
+    if has_groups:
+        found["ari"] = np.where(frames > 0, total / np.maximum(frames, 1), np.nan)
+    return found
+
+
+def _by_horizon(predictions: Predictions) -> dict[str, np.ndarray]:
+    """[M, L + 1] each; horizon 0 is the last inferred frame."""
+    match = predictions.about.first_generated - 1
+    found = {name: predictions[f"rollout/{name}"][:, :, match:].mean(0, dtype=float)
+             for name in ("data_ll", "relational_ll") if f"rollout/{name}" in predictions}
+    if "truth/centre" in predictions:
+        size = (predictions.sizes["H"], predictions.sizes["W"])
+        true_centres = predictions["truth/centre"][:]
+        centres = metrics.centres_from_where(predictions["rollout/where"][:], size)
+        object_id = predictions["rollout/object_id"][:]
+        errors = [metrics.rollout_position_error(true_centres, centres[:, m], object_id[:, m], match, size)
+                  for m in range(centres.shape[1])]
+        found["position_error"] = np.stack([error.error for error in errors])
+        found["lost"] = np.stack([error.lost for error in errors])
+    return found
+
+
+def _balls(predictions: Predictions) -> list[int]:
+    """The numbers of objects that sequences have, or nothing where the data do not tell."""
+    if "truth/centre" not in predictions:
+        return []
+    exists = np.isfinite(predictions["truth/centre"][:, 0, :, 0])
+    return np.unique(exists.sum(-1)).tolist()
+
+
+def _data_check(predictions: Predictions) -> int:
+    """Tells whether two files show the same sequences."""
+    return zlib.crc32(np.ascontiguousarray(predictions["truth/frames"][:, 0]).tobytes())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Many files -> the comparison
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class DataSet:
+    """All runs on one data set.
+
+    Attributes:
+      name: of the data set.
+      runs: model -> figures of its runs (`evaluate`), by seed.
+      failed: (model, seed, reason) of every run that is missing or whose figures are not finite.
+      collapsed: (model, seed, how) of every run that has given up counting; it is in the means.
+    """
+
+    name: str
+    runs: Mapping[str, Sequence[Mapping[str, Any]]]
+    failed: Sequence[tuple[str, int, str]]
+    collapsed: Sequence[tuple[str, int, str]]
+
+    def seeds(self, model: str) -> str:
+        """How many runs the means are over, and of how many."""
+        runs, failed = len(self.runs[model]), sum(model == other for other, _, _ in self.failed)
+        return f"{runs} of {runs + failed}" if failed else str(runs)
+
+    @property
+    def any(self) -> Mapping[str, Any]:
+        """One of the runs, for what they have in common."""
+        return next(iter(self.runs.values()))[0]
+
+    @property
+    def paper(self) -> Mapping[str, Mapping[str, float]]:
+        """The paper's figures on such data: model -> metric -> figure."""
+        balls = tuple(self.any["balls"])
+        fits = [key for key in PAPER if balls and set(balls) <= set(key)]
+        return PAPER[fits[0]] if fits and self.any["slots"] == 4 else {}
+
+    def values(self, model: str, metric: str, horizon: int | None = None) -> np.ndarray:
+        """[R, M] figures of a model's runs; without those runs in which a figure is not defined."""
+        values = [run["metrics"].get(metric) if horizon is None else
+                  [sample[horizon] for sample in run["by_horizon"].get(metric, [[None] * (horizon + 1)])]
+                  for run in self.runs[model]]
+        return np.array([v for v in values if v and None not in v], float)
+
+    def summary(self, model: str, metric: str, horizon: int | None = None) -> Summary | None:
+        """Mean and spreads over seeds and samples, None if no run has the figure."""
+        values = self.values(model, metric, horizon)
+        return summarise(values) if values.size else None
+
+    def differences(self) -> Iterable[tuple[str, str, str, Difference]]:
+        """Yields (later model, earlier model, metric, difference of their means)."""
+        for first, second in itertools.combinations(self.runs, 2):
+            for metric in COMPARED:
+                values = self.values(second, metric), self.values(first, metric)
+                if all(v.size for v in values):
+                    yield second, first, metric, bootstrap_difference(*values)
+
+
+def collect(runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = (),
+            expected_seeds: Sequence[int] = ()) -> list[DataSet]:
+    """Groups figures by data set, model and seed.
+
+    Args:
+      runs: from `evaluate`.
+      expected_models, expected_seeds: runs that there should be on every data set.
+
+    Returns:
+      The data sets, by name.
+
+    Raises:
+      UserError: two files of the same run and data, or files that do not compare.
+    """
+    data_sets = []
+    for name in sorted({run["data_set"] for run in runs}):
+        here = sorted((run for run in runs if run["data_set"] == name), key=lambda r: (_rank(r["model"]), r["seed"]))
+        _check_comparable(name, here)
+        finite = [run for run in here if None not in run["metrics"]["data_ll_inferred"] + run["metrics"]["iwae"]]
+        failed = [(run["model"], run["seed"], f"its log-likelihoods are not finite ({run['file']})")
+                  for run in here if run not in finite]
+        seen = {(run["model"], run["seed"]) for run in here}
+        other_slots = any(run["slots"] != run["trained_slots"] for run in here)
+        for model, seed in itertools.product(expected_models, expected_seeds):
+            # The memory core cannot run with other slots than it was trained with: nothing is missing there.
+            if (model, seed) not in seen and not (model == "rsqair_rmc" and other_slots):
+                failed.append((model, seed, "no predictions"))
+        collapsed = [(run["model"], run["seed"], run["collapse"]) for run in finite if run["collapse"] != "none"]
+        by_model = {model: [run for run in finite if run["model"] == model]
+                    for model in dict.fromkeys(run["model"] for run in finite)}
+        if not by_model:
+            raise UserError(f"{name}: none of the {len(here)} runs has finite log-likelihoods; look at their train.log")
+        data_sets.append(DataSet(name, by_model, failed, collapsed))
+    return data_sets
+
+
+def _rank(model: str) -> tuple[int, str]:
+    return (list(MODELS).index(model) if model in MODELS else len(MODELS), model)
+
+
+def _title(model: str, seed: int) -> str:
+    return f"{MODELS.get(model, model)}, seed {seed}"
+
+
+def _check_comparable(name: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    first = runs[0]
+    for other in runs[1:]:
+        pair = f"{first['file']} and {other['file']}"
+        for key, value in first["comparable"].items():
+            if other["comparable"][key] != value:
+                raise UserError(f"{pair} do not compare: {key} is {value} and {other['comparable'][key]}; make them "
+                                "with the same options")
+        if other["data_check"] != first["data_check"]:
+            raise UserError(f"{pair} show different sequences though both are called {name}; predict from one data "
+                            "file or give the two different names")
+    for one, two in itertools.combinations(runs, 2):
+        if one["model"] != two["model"]:
+            continue
+        if one["seed"] == two["seed"]:
+            raise UserError(f"{one['file']} and {two['file']} are both {_title(one['model'], one['seed'])} on {name}; "
+                            "keep one of them")
+        for key in _SAME_IN_MODEL:
+            if one["flags"].get(key) != two["flags"].get(key):
+                raise UserError(f"{one['file']} and {two['file']} are both {one['model']} but of other settings: {key} "
+                                f"is {one['flags'].get(key)} and {two['flags'].get(key)}; make two tables")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The comparison as text
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """Rows of cells below a heading, before they are Markdown or LaTeX; mathematics is in plain characters."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def _cell(summary: Summary | None, digits: int, seeds: int) -> str:
+    if summary is None:
+        return "–"
+    spread = "" if math.isnan(summary.std) else f" ± {summary.std:.{digits}f}"
+    return f"{summary.mean:.{digits}f}{spread}" + (f" ({summary.seeds} of {seeds})" if summary.seeds < seeds else "")
+
+
+def tables(data_set: DataSet) -> list[Table]:
+    """The paper's comparison, all metrics, metrics by horizon, and differences between models."""
+    paper, bounds, models = data_set.paper, data_set.any["bounds"], list(data_set.runs)
+    shown = [metric for metric in PAPER_METRICS if any(data_set.values(m, metric).size for m in models)]
+    found = []
+    if shown:
+        header, rows = ["model", "seeds"], []
+        for metric in shown:
+            header += [METRICS[metric].label, "paper"]
+        for model, runs in data_set.runs.items():
+            row = [MODELS.get(model, model), data_set.seeds(model)]
+            for metric in shown:
+                digits, theirs = METRICS[metric].digits, paper.get(model, {}).get(metric)
+                row += [_cell(data_set.summary(model, metric), digits, len(runs)),
+                        "–" if theirs is None else f"{theirs:g}"]
+            rows.append(row)
+        rows.append(["perfect canvas", "–"] + [cell for metric in shown for cell in
+                                               (f"{bounds[metric]:.{METRICS[metric].digits}f}", "–")])
+        found.append(Table("Predicted last frame, nats", header, rows))
+
+    names = [MODELS.get(model, model) for model in models]
+    rows = [[METRICS[metric].label, *(_cell(data_set.summary(m, metric), METRICS[metric].digits, len(data_set.runs[m]))
+                                      for m in models)]
+            for metric in METRICS if any(data_set.values(m, metric).size for m in models)]
+    found.append(Table("All metrics (log-likelihoods, bounds and KL: nats a frame)", ["metric", *names], rows))
+
+    last = data_set.any["comparable"]["n_generated"]
+    rows = []
+    for metric, h in itertools.product(HORIZON_METRICS, range(last + 1) if last else ()):
+        metric_of = METRICS.get(metric) or METRICS[f"{metric}_predicted"]
+        if any(data_set.values(m, metric, h).size for m in models):
+            rows.append([metric_of.label, str(h), *(_cell(data_set.summary(m, metric, h), metric_of.digits,
+                                                          len(data_set.runs[m])) for m in models)])
+    if rows:
+        found.append(Table("By horizon (0: the last inferred frame)", ["metric", "frames ahead", *names], rows))
+
+    rows = []
+    for later, earlier, metric, difference in data_set.differences():
+        digits = METRICS[metric].digits
+        interval = ("–" if math.isnan(difference.low) else
+                    f"{difference.low:.{digits}f} to {difference.high:.{digits}f}")
+        rows.append([f"{MODELS.get(later, later)} − {MODELS.get(earlier, earlier)}", METRICS[metric].label,
+                     f"{difference.difference:.{digits}f}", interval, difference.note or "–"])
+    if rows:
+        found.append(Table("Differences of means, with 95 % bootstrap intervals over seeds",
+                           ["models", "metric", "difference", "interval", "note"], rows))
+    return found
+
+
+def _settings(data_set: DataSet) -> str:
+    same = data_set.any["comparable"]
+    return (f"{same['split']} split, {same['n_sequences']:,} sequences of {same['n_frames']} frames, the last "
+            f"{same['n_generated']} predicted; {same['n_samples']} samples a sequence, {same['k_particles']} "
+            f"particles, {data_set.any['slots']} slots")
+
+
+def _trouble(data_set: DataSet) -> list[str]:
+    return ([f"failed, not in the means: {_title(model, seed)}: {why}" for model, seed, why in data_set.failed]
+            + [f"collapsed, in the means: {_title(model, seed)}: {how}" for model, seed, how in data_set.collapsed])
+
+
+def _foot(data_sets: Sequence[DataSet]) -> list[str]:
+    used = {metric for data_set in data_sets for run in itertools.chain(*data_set.runs.values())
+            for metric in run["metrics"]}
+    return ["Mean ± standard deviation over all seeds and samples together; table.csv has the two apart. "
+            "\"Paper\": figure 4 and section 3 of the R-SQAIR paper. \"Perfect canvas\": what a canvas equal to the "
+            "image would reach on these data."] + [f"{METRICS[metric].label}: {METRICS[metric].meaning}."
+                                                   for metric in METRICS if metric in used]
+
+
+def markdown(data_sets: Sequence[DataSet]) -> str:
+    """The comparison as Markdown."""
+    lines = ["# Comparison", ""]
+    for data_set in data_sets:
+        lines += [f"## {data_set.name}", "", _settings(data_set) + ".", ""]
+        for table in tables(data_set):
+            lines += [f"### {table.title}", "", "| " + " | ".join(table.header) + " |",
+                      "|" + "---|" * len(table.header)]
+            lines += ["| " + " | ".join(row) + " |" for row in table.rows] + [""]
+        lines += ["### Failed and collapsed runs", ""]
+        lines += [f"- {line}" for line in _trouble(data_set)] or ["None."]
+        lines.append("")
+    return "\n".join(lines + ["## Notes", ""] + [f"- {line}" for line in _foot(data_sets)]) + "\n"
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
+          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "−": r"$-$",
+          "–": "--"}
+
+
+def _latex(text: str) -> str:
+    text = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", text)      # a minus, not a hyphen
+
+
+def latex(data_sets: Sequence[DataSet]) -> str:
+    """The comparison as LaTeX tables, to be \\input; needs the package booktabs."""
+    lines = ["% Made by eval.tables; needs \\usepackage{booktabs}."]
+    for data_set in data_sets:
+        for table in tables(data_set):
+            if table.title.startswith("Differences"):       # the notes are sentences; the interval says enough
+                table = table._replace(header=table.header[:-1], rows=[row[:-1] for row in table.rows])
+            text_columns = 2 if table.header[1] in ("metric", "frames ahead") else 1
+            columns = "l" * text_columns + "r" * (len(table.header) - text_columns)
+            lines += [r"\begin{table}", r"\centering",
+                      rf"\caption{{{_latex(f'{data_set.name}. {table.title}. {_settings(data_set)}.')}}}",
+                      rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+                      " & ".join(map(_latex, table.header)) + r" \\", r"\midrule"]
+            lines += [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
+            lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        lines += [f"% {data_set.name}, {line}" for line in _trouble(data_set)]
+    return "\n".join(lines) + "\n"
+
+
+_CSV = ("data_set", "model", "metric", "horizon", *Summary._fields, "runs", "paper", "bound")
+
+
+def csv_rows(data_sets: Sequence[DataSet]) -> list[list[Any]]:
+    """One row a data set, model, metric and horizon (empty: the metric as it stands), the header first."""
+    rows: list[list[Any]] = [list(_CSV)]
+    for data_set in data_sets:
+        horizons = data_set.any["comparable"]["n_generated"] + 1
+        asked = [(metric, None) for metric in METRICS] + list(itertools.product(HORIZON_METRICS, range(horizons)))
+        for (model, runs), (metric, horizon) in itertools.product(data_set.runs.items(), asked):
+            summary = data_set.summary(model, metric, horizon)
+            if summary is not None:
+                at_end = horizon is None
+                rows.append([data_set.name, model, metric, "" if at_end else horizon, *summary, len(runs),
+                             data_set.paper.get(model, {}).get(metric, "") if at_end else "",
+                             data_set.any["bounds"].get(metric, "") if at_end else ""])
+    return rows
+
+
+def _difference_rows(data_sets: Sequence[DataSet]) -> list[list[Any]]:
+    rows: list[list[Any]] = [["data_set", "model", "minus", "metric", *Difference._fields]]
+    for data_set in data_sets:
+        rows += [[data_set.name, *names, *difference] for *names, difference in data_set.differences()]
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def find(patterns: Sequence[str]) -> list[str]:
+    """The files that folders (all .h5 in and below them), names and patterns stand for.
+
+    Raises:
+      UserError: one of them stands for nothing.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        path = pathlib.Path(pattern)
+        names = sorted(map(str, path.rglob("[!.]*.h5")) if path.is_dir() else glob.glob(pattern, recursive=True))
+        if not names:
+            raise UserError(f"{pattern}: no file of predictions there; make them with eval.predict")
+        found += names
+    return list(dict.fromkeys(found))
+
+
+@attrs.frozen(kw_only=True)
+class Arguments:
+    """Makes the paper's comparison from files of predictions."""
+
+    predictions: tuple[str, ...]
+    """Files of eval.predict, patterns, or folders of them."""
+    out: pathlib.Path
+    """Folder to write to."""
+    expected_models: tuple[str, ...] = ()
+    """Models that should be there (sqair, rsqair_in, rsqair_rmc, rsqair_rmc_slots), with every expected seed."""
+    expected_seeds: tuple[int, ...] = ()
+    """Seeds that should be there; runs without predictions are listed as failed."""
+
+
+def _write(path: pathlib.Path, content: str | list[list[Any]]) -> None:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        if isinstance(content, str):
+            file.write(content)
+        else:
+            csv.writer(file).writerows(content)
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, prog="python -m eval.tables", use_underscores=True)
+    names, runs = find(arguments.predictions), []
+    with progress(len(names), "metrics", "files") as advance:
+        for name in names:
+            with Predictions(name) as predictions:
+                runs.append(evaluate(predictions))
+            advance(1)
+    data_sets = collect(runs, arguments.expected_models, arguments.expected_seeds)
+    for figures in runs:
+        slug = re.sub(r"[^A-Za-z0-9]+", "_", figures["data_set"]).strip("_")
+        path = arguments.out / "metrics" / f"{figures['model']}_seed{figures['seed']}_{slug}.json"
+        _write(path, json.dumps(figures, indent=1) + "\n")
+    text = markdown(data_sets)
+    _write(arguments.out / "table.md", text)
+    _write(arguments.out / "table.tex", latex(data_sets))
+    _write(arguments.out / "table.csv", csv_rows(data_sets))
+    _write(arguments.out / "differences.csv", _difference_rows(data_sets))
+    print(text)
+    print(f"wrote {arguments.out}/table.md, table.tex, table.csv, differences.csv and metrics/")
+
+
+if __name__ == "__main__":
+    run(main)
