@@ -1,19 +1,28 @@
 """Run folders and their checkpoints: saved whole, restored from the newest that is sound, loaded by anybody.
 
 A run folder of ours holds flags.json, versions.json, checkpoints/ (the newest) and best/ (best validation bound); one
-of the original's holds flags.json and model.ckpt-<itr>.*. `load_run` takes both.
+of the original's holds flags.json and model.ckpt-<itr>.*; a model to share, model.safetensors and config.json.
+`load_run` takes all three. From a run to the other two:
+
+    python -m sqair.checkpoints export RUN OUT
+    python -m sqair.checkpoints safetensors RUN OUT
 """
 
+import contextlib
+import json
 import os
 import pathlib
-from typing import List, NamedTuple, Optional, Tuple, Union
+import secrets
+import shutil
+from typing import Annotated, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import attrs
 import numpy as np
 import tensorflow as tf
+import tyro
 
-from data_gen.command_line import UserError
-from sqair import original
+from data_gen.command_line import UserError, run
+from sqair import original, safetensors_folder
 from sqair.config import Config, load_flags
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
@@ -71,7 +80,7 @@ class RunCheckpoints:
         folder = self._folder / name
         prefix = folder / f"step-{int(self._state.step)}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)      # not its parents: a removed run folder does not come back
             # TensorFlow writes the data first and the index, which makes a checkpoint visible, last.
             written = self._checkpoint.write(str(prefix))
         except (tf.errors.OpError, OSError) as error:
@@ -120,7 +129,7 @@ class RunCheckpoints:
 
 
 class Run(NamedTuple):
-    """A trained model: where it came from, its configuration, its weights and the step they are of."""
+    """A trained model: the checkpoint it came from, its configuration, its weights and the step they are of."""
 
     source: str
     config: Config
@@ -148,16 +157,20 @@ def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple
     """Finds a checkpoint.
 
     Args:
-      path: a run folder, ours or the original's, or the prefix of one checkpoint in it.
+      path: a run folder, ours or the original's, or the prefix of one checkpoint in it; or a safetensors folder.
       which: best (ours; the newest of the original's, or where no best was saved yet), newest, or an iteration.
 
     Returns:
-      The run folder, the checkpoint's prefix, and whether it is the original's.
+      The run folder, the checkpoint's prefix (of a safetensors folder: the file), and whether it is the original's.
 
     Raises:
       UserError: there is no such thing.
     """
     path = pathlib.Path(path)
+    if path.name == safetensors_folder.WEIGHTS and path.is_file():
+        path = path.parent
+    if (path / safetensors_folder.WEIGHTS).is_file():
+        return path, str(path / safetensors_folder.WEIGHTS), False
     if path.is_dir():
         folder = path
         choices = {str(k): v for k, v in original.original_checkpoints(str(folder)).items()}
@@ -181,7 +194,7 @@ def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple
 
 
 def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> Run:
-    """Loads a trained model, ours or the original's.
+    """Loads a trained model: of a run of ours or of the original's, or from a safetensors folder.
 
     Args:
       path, which: see `find_checkpoint`.
@@ -200,6 +213,10 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
         model = SQAIR(config.model)
         values = original.load_original(model, prefix)
         step = int(values.get("global_step", int(prefix.rsplit("-", 1)[-1])))
+    elif pathlib.Path(prefix).name == safetensors_folder.WEIGHTS:
+        config, model, step = safetensors_folder.load(folder)
+        if which not in ("best", "newest", str(step)):
+            raise UserError(f"{folder}: no checkpoint of iteration {which}; it holds that of {step}")
     else:
         config, _ = load_flags(folder / "flags.json")
         model = SQAIR(config.model)
@@ -266,3 +283,220 @@ def fill(model: SQAIR, source: SQAIR) -> Filled:
         else:
             left.append(name)
     return Filled(filled, widened, left)
+
+
+def load_optimizer(run_: Run) -> Optional[Optimizer]:
+    """The optimiser of a run with the slots of its checkpoint; None if the checkpoint has none.
+
+    Args: run_: loaded without changes.
+    """
+    folder, prefix, is_original = find_checkpoint(run_.source)
+    optimizer = Optimizer(run_.config.train.opt, run_.model.trainable_variables)
+    if is_original:
+        values = original.read_original(prefix)
+        return optimizer if original.load_original_slots(optimizer, run_.model, values) else None
+    if folder / safetensors_folder.WEIGHTS == pathlib.Path(prefix):
+        return None
+    checkpoint = tf.train.Checkpoint(state=tf.train.Checkpoint(optimizer=optimizer))
+    try:
+        checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
+    except _DAMAGE as error:
+        raise UserError(f"{prefix}: the optimiser in it is damaged or does not fit {folder / 'flags.json'} "
+                        f"({_first_line(error)})") from None
+    return optimizer
+
+
+def fill_slots(optimizer: Optimizer, run_: Run) -> str:
+    """Copies a run's optimiser slots for the variables that two models share by name and shape.
+
+    Args:
+      optimizer: to be filled.
+      run_: see `load_optimizer`.
+
+    Returns:
+      A line that says what was done.
+    """
+    source = load_optimizer(run_)
+    if source is None:
+        return "the optimiser starts anew: the checkpoint has no slots of it"
+    if source.kind != optimizer.kind:
+        return f"the optimiser starts anew: the run's was {source.kind}, this one is {optimizer.kind}"
+    place = {v.name: i for i, v in enumerate(source.variables_to_train)}
+    filled = 0
+    for i, variable in enumerate(optimizer.variables_to_train):
+        j = place.get(variable.name)
+        if j is not None and source.variables_to_train[j].shape == variable.shape:
+            for slot, variables in optimizer.slots.items():
+                variables[i].assign(source.slots[slot][j])
+            filled += 1
+    optimizer.updates.assign(source.updates)
+    return (f"optimiser slots ({optimizer.kind}: {', '.join(optimizer.slots) or 'none'}) of {filled} variables filled, "
+            f"{len(optimizer.variables_to_train) - filled} start anew")
+
+
+@contextlib.contextmanager
+def _appearing(folder: pathlib.Path, names: Sequence[str]) -> Iterator[pathlib.Path]:
+    """Yields a hidden folder to write files in; once all are whole they move to `folder`, in the order of `names`."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = folder / f".{secrets.token_hex(4)}.part"
+    try:
+        stage.mkdir()
+        yield stage
+        for name in names:
+            with open(stage / name, "rb") as file:
+                os.fsync(file.fileno())
+        for name in names:
+            os.replace(stage / name, folder / name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):      # not empty: all is well
+                folder.rmdir()
+
+
+def _flags_beside(folder: pathlib.Path, flags: dict) -> bool:
+    """Whether the folder has a flags.json already. Raises: UserError: one that says something else."""
+    path = folder / "flags.json"
+    if not path.exists():
+        return False
+    config, _ = load_flags(path)
+    old = original.original_flags(config)
+    differ = [name for name in flags if old[name] != flags[name]]
+    if differ:
+        raise UserError(f"{path} belongs to another run ({differ[0]} {old[differ[0]]}, here {flags[differ[0]]}): "
+                        "choose another folder")
+    return True
+
+
+def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = False, overwrite: bool = False
+           ) -> List[str]:
+    """Writes a run as the original program does: model.ckpt-<step>.*, checkpoint, flags.json.
+
+    Args:
+      run_: loaded without changes.
+      out: the folder; checkpoints of other iterations of the same run may be there already.
+      without_relation: leave a relational module and its inputs out, of which the original knows nothing.
+      overwrite: replace a checkpoint of the same iteration.
+
+    Returns:
+      Lines that say what was written and what the original will do otherwise.
+
+    Raises:
+      UserError: the original has no place for the run, or the folder for the files.
+    """
+    out, train = pathlib.Path(out), run_.config.train
+    unnamed = original.unnamed_variables(run_.model)
+    if unnamed and not without_relation:
+        raise UserError(f"{run_.source}: relation {run_.config.model.relation} has {len(unnamed)} variables that the "
+                        f"original has no place for ({unnamed[0]}, ...); --without_relation leaves them out")
+    name = f"model.ckpt-{run_.step}"
+    if (out / CHECKPOINTS).exists() or (out / BEST).exists():
+        raise UserError(f"{out} is a run folder of sqair.train: choose another folder")
+    if (out / f"{name}.index").exists() and not overwrite:
+        raise UserError(f"{out / name} exists already; --overwrite replaces it")
+    flags = original.original_flags(run_.config)
+    has_flags = _flags_beside(out, flags)
+    notes = []
+    optimizer = load_optimizer(run_)
+    if optimizer is None:
+        optimizer = Optimizer(train.opt, run_.model.trainable_variables)
+        notes.append(f"the run has no slots of its optimiser: {train.opt} starts anew")
+    if unnamed:
+        notes.append(f"left out: {len(unnamed)} variables of relation {run_.config.model.relation}")
+    if not run_.config.model.mean_image:
+        notes.append("the run has no mean image, the original always has: it is zero, which draws the same frames")
+    if train.target != "vimco":
+        notes.append(f"target {train.target} is unknown to the original, which goes on with its own VIMCO")
+    if train.clip_norm:
+        notes.append(f"clip_norm {train.clip_norm:g} is unknown to the original, which does not clip")
+    files = [f"{name}.data-00000-of-00001", f"{name}.index", "checkpoint"]
+    with _appearing(out, files if has_flags else ["flags.json"] + files) as stage:
+        values = original.original_values(run_.model, optimizer, run_.step)
+        original.write_original(str(stage / name), values)
+        (stage / "flags.json").write_text(json.dumps(flags, indent=1, sort_keys=True) + "\n")
+        steps = sorted({*original.original_checkpoints(str(out)), run_.step})
+        state = [f'model_checkpoint_path: "model.ckpt-{steps[-1]}"']
+        state += [f'all_model_checkpoint_paths: "model.ckpt-{step}"' for step in steps]
+        (stage / "checkpoint").write_text("\n".join(state) + "\n")
+    return [f"{out / name}: {len(values)} values of {run_.source} (step {run_.step})"] + [f"  {x}" for x in notes]
+
+
+def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = False) -> List[str]:
+    """Writes a run as a folder to share: model.safetensors, config.json and README.md, a model card.
+
+    Args:
+      run_: any.
+      out: the folder.
+      overwrite: replace a model that is there.
+
+    Returns:
+      A line that says what was written.
+
+    Raises:
+      UserError: the folder holds a model already.
+    """
+    out = pathlib.Path(out)
+    if (out / safetensors_folder.WEIGHTS).exists() and not overwrite:
+        raise UserError(f"{out / safetensors_folder.WEIGHTS} exists already; --overwrite replaces it")
+    with _appearing(out, safetensors_folder.FILES) as stage:
+        safetensors_folder.save(stage, run_.config, run_.model, run_.step, run_.source)
+    return [f"{out}: {len(run_.model.trainable_variables)} tensors of {run_.source} (step {run_.step})"]
+
+
+_Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+_Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+
+
+@attrs.frozen
+class Export:
+    """Writes a run as a checkpoint of the original program, which restores it and goes on with it.
+
+    The original looks for RESULTS_DIR/RUN_NAME/NUMBER: make OUT such a folder and start it with --resume.
+    """
+
+    run: _Run
+    """Run folder or checkpoint."""
+    out: _Out
+    """Folder to write model.ckpt-<step>.*, checkpoint and flags.json in."""
+    which: str = "newest"
+    """best, newest, or an iteration."""
+    without_relation: bool = False
+    """Leave out a relational module and its inputs, of which the original knows nothing."""
+    overwrite: bool = False
+    """Replace a checkpoint of the same iteration."""
+
+    def write(self) -> List[str]:
+        """Does it; see `export`."""
+        return export(load_run(self.run, self.which), self.out, self.without_relation, self.overwrite)
+
+
+@attrs.frozen
+class Safetensors:
+    """Writes a run's weights as safetensors, with its flags and a model card, to share or to load elsewhere."""
+
+    run: _Run
+    """Run folder or checkpoint."""
+    out: _Out
+    """Folder to write model.safetensors, config.json and README.md in."""
+    which: str = "best"
+    """best, newest, or an iteration."""
+    overwrite: bool = False
+    """Replace a model that is there."""
+
+    def write(self) -> List[str]:
+        """Does it; see `save_safetensors`."""
+        return save_safetensors(load_run(self.run, self.which), self.out, self.overwrite)
+
+
+def main() -> int:
+    command = tyro.cli(Union[Export, Safetensors], prog="python -m sqair.checkpoints", use_underscores=True,
+                       description="Writes runs in other programs' formats.",
+                       config=(tyro.conf.HelptextFromCommentsOff,))
+    for line in command.write():
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -189,7 +189,7 @@ class Config:
 def _presets() -> Dict[str, Config]:
     # Paper, section 3: defaults of SQAIR but n_what 5, 4 slots; length 3, one more every 10,000 steps, up to 10.
     balls = Config(
-        ModelConfig(n_what=5, n_steps_per_image=4, mean_image=False),
+        ModelConfig(n_what=5, n_steps_per_image=4),
         TrainConfig(batch_size=32, seq_len=3, stage_itr=10_000, max_seq_len=10))
 
     def related(relation: str) -> Config:

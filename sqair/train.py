@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data_gen import hdf5, pipeline
 from data_gen.command_line import UserError, atomic_path, run
-from sqair import checkpoints, spatial_transformer
+from sqair import checkpoints, health, spatial_transformer
 from sqair.config import PRESETS, Config, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
@@ -33,6 +33,8 @@ from sqair.run_folder import MetricsFile, RunLock
 
 # Flags that may differ when a run goes on: they change what is reported and kept, not what is computed.
 CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train")
+
+FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
 
 
 class StepResult(NamedTuple):
@@ -169,6 +171,7 @@ class Trainer:
         self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr)
         self.train_step = compile_train_step(self.model, self.optimizer, config)
         self.eval_step = compile_eval_step(self.model, train.xla)
+        self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles)
         self._stop_signal = 0
 
         self._write_flags()
@@ -242,6 +245,7 @@ class Trainer:
                 self.say(f"  {kind}: {name}")
         if not done.filled:
             raise UserError(f"{source}: no variable of it fits this model")
+        self.say(f"  {checkpoints.fill_slots(self.optimizer, run_)}")
 
     def _data(self, split: str, length: int, start: int = 0, shuffle: bool = True) -> Iterator:
         train = self.config.train
@@ -257,8 +261,10 @@ class Trainer:
         Raises:
           UserError: numbers are no longer finite, or the disk is full; the last good checkpoint is kept.
         """
-        train = self.config.train
-        steps_per_epoch = self.n_sequences["training"] // train.batch_size
+        train, done = self.config.train, self.folder / FINISHED
+        if done.exists():
+            self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}")
+            return 0
         writer = tf.summary.create_file_writer(str(self.folder))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -284,7 +290,7 @@ class Trainer:
                 rate = self.schedule(step)
                 result = self.train_step(*batch, tf.constant(step, tf.int64), tf.constant(rate))
                 if not bool(result.finite):
-                    self._stop_at_non_finite(step, result)
+                    self._stop_at_non_finite(step, batch, result)
                 if clock is None:       # the first step of a length is compiled
                     clock, clock_step = time.monotonic(), step + 1
                 self.state.step.assign_add(1)
@@ -296,11 +302,11 @@ class Trainer:
                     speed = (step - clock_step) / max(time.monotonic() - clock, 1e-9)
                     self._report(step, "batch", length, result.report, rate, result, speed)
                 if step % train.log_itr == 0 or step == train.train_itr:
-                    stop = self._validate(step, length, steps_per_epoch)
+                    stop = self._validate(step, length)
                     clock, clock_step = None, step
                     if stop:
                         self.checkpoints.save()
-                        return 0
+                        return self._finish(f"early stopping at step {step}")
                 if step % train.fig_itr == 0 or step == train.train_itr:
                     self._picture(step, length)
                 if step % train.save_itr == 0 or step == train.train_itr:
@@ -309,7 +315,12 @@ class Trainer:
             self.checkpoints.save()
             self.say(f"stopped by signal {self._stop_signal} at step {self.step}; the same command goes on from here")
             return 128 + self._stop_signal
-        self.say(f"finished {self.step:,} steps")
+        return self._finish(f"{self.step} steps")
+
+    def _finish(self, reason: str) -> int:
+        with atomic_path(self.folder / FINISHED) as temporary:
+            temporary.write_text(json.dumps({"step": self.step, "reason": reason}) + "\n")
+        self.say(f"finished: {reason}")
         return 0
 
     def _on_signal(self, number, _) -> None:
@@ -325,30 +336,40 @@ class Trainer:
                 f"log p(x|z) {float(values.data_ll):9.2f}  KL {float(values.kl):7.2f} nats a frame  "
                 f"objects {float(values.num_steps):.2f}  count accuracy {float(values.num_step_accuracy):.3f}  "
                 f"ESS {float(values.ess):.2f}")
+        if data == "batch":
+            for warning in self.monitor.check(values):
+                self.say(warning)
         if speed:
             left = (self.config.train.train_itr - step) / speed
             line += f"  {speed:.2f} steps/s, {_duration(left)} left"
         self.say(line)
 
-    def _validate(self, step: int, length: int, steps_per_epoch: int) -> bool:
+    def _validate(self, step: int, length: int) -> bool:
         """Evaluates, keeps the best checkpoint, and says whether to stop."""
-        train = self.config.train
+        train, bounds = self.config.train, {}
         for split in ("validation",) + (("training",) if train.eval_on_train else ()):
             n_batches = max(int(self.n_sequences[split] * train.eval_size_fraction) // train.batch_size, 1)
             values = evaluate(self.eval_step, self._data(split, length, shuffle=False), n_batches, train.seed)
             self._report(step, split, length, values, self.schedule(step))
-            if split == "validation":
-                bound = float(values.iwae_per_frame)
+            bounds[split] = float(values.iwae_per_frame)
+        bound = bounds["validation"]
+        for warning in health.validation_gap(bounds.get("training", bound), bound):
+            self.say(warning)
         if bound > float(self.state.best_bound):
             self.state.best_bound.assign(bound)
             self.state.best_step.assign(step)
             self.checkpoints.save_best()
-        waited = step - int(self.state.best_step)
-        if train.patience and waited >= train.patience * steps_per_epoch:
-            self.say(f"early stopping at step {step:,}: no better validation bound than "
+        return self._patience_is_over()
+
+    def _patience_is_over(self) -> bool:
+        """Whether the validation bound has not improved for `patience` epochs; says so."""
+        train = self.config.train
+        steps_per_epoch = self.n_sequences["training"] // train.batch_size
+        over = bool(train.patience) and self.step - int(self.state.best_step) >= train.patience * steps_per_epoch
+        if over:
+            self.say(f"early stopping at step {self.step:,}: no better validation bound than "
                      f"{float(self.state.best_bound):.2f} nats a frame for {train.patience} epochs")
-            return True
-        return False
+        return over
 
     def _picture(self, step: int, length: int) -> None:
         """Writes inputs above reconstructions of four validation sequences as one TensorBoard image."""
@@ -368,10 +389,19 @@ class Trainer:
         if channels in (1, 3, 4):
             tf.summary.image("inputs above reconstructions", picture, step)
 
-    def _stop_at_non_finite(self, step: int, result: StepResult) -> None:
+    def _stop_at_non_finite(self, step: int, batch, result: StepResult) -> None:
+        train = self.config.train
+        noise = self.model.draw_noise([train.seed, step], *batch.observations.shape[:2])
+        found = health.non_finite_report(self.model, batch.observations, noise,
+                                         lambda forward: self.model.loss(forward, train.target, train.l2), step)
+        path = self.folder / "non_finite.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        where = (found["terms"] + found["variables"] + found["gradients"] or ["the compiled step alone"])[0]
         raise UserError(f"step {step}: the loss ({float(result.loss)}) or its gradient (norm "
-                        f"{float(result.gradient_norm)}) is not finite; nothing was updated and the last checkpoint is "
-                        "kept. Look at --learning_rate, --output_std and --clip_norm first")
+                        f"{float(result.gradient_norm)}) is not finite, first seen in {where} (all of it: {path}); "
+                        "nothing was updated and the last checkpoint is kept. Look at --learning_rate, --output_std "
+                        "and --clip_norm first")
 
 
 def _duration(seconds: float) -> str:

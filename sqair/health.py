@@ -1,0 +1,85 @@
+"""What a user should hear about a run that goes wrong: collapse, useless particles, overfitting, non-finite numbers."""
+
+from typing import Dict, List, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from sqair.model import SQAIR, Forward, Report
+
+PATIENCE = 5  # reports in a row that must agree before a warning
+
+
+class Monitor:
+    """Watches the reports of training batches and warns once for every spell of trouble."""
+
+    def __init__(self, n_slots: int, k_particles: int):
+        """Args: n_slots: N. k_particles: K."""
+        self._checks = {
+            "nothing is discovered (on average {num_steps:.2f} objects a frame): look at --disc_step_bias, "
+            "--prop_step_bias and --output_std": lambda r: r.num_steps < 0.05,
+            f"all {n_slots} slots are always used (on average {{num_steps:.2f}} objects a frame), which is right only "
+            "if there are that many: look at --disc_step_bias, --prop_step_bias and --n_steps_per_image":
+                lambda r: r.num_steps > 0.99 * n_slots and not r.num_step_accuracy > 0.5,
+            f"the effective sample size is {{ess:.2f}} of {k_particles} particles: the bound is hardly tighter than "
+            "with one; look at --output_std": lambda r: k_particles > 1 and r.ess < 1.001,
+        }
+        self._spell: Dict[str, int] = {}
+
+    def check(self, report: Report) -> List[str]:
+        """Warnings that are due after this report of a training batch."""
+        values = Report(*(float(x) for x in report))
+        due = []
+        for text, trouble in self._checks.items():
+            self._spell[text] = self._spell.get(text, 0) + 1 if trouble(values) else 0
+            if self._spell[text] == PATIENCE:
+                due.append("warning: " + text.format(**values._asdict()))
+        return due
+
+
+def validation_gap(training_bound: float, validation_bound: float) -> List[str]:
+    """Warns of a validation bound far below training's, both in nats a frame."""
+    gap = training_bound - validation_bound
+    if gap > 0.1 * max(abs(training_bound), 100.0):
+        return [f"warning: the validation bound is {gap:.1f} nats a frame below training's: more training data "
+                "(--train_data) or --l2 would help"]
+    return []
+
+
+def non_finite_report(model: SQAIR, obs: tf.Tensor, noise, loss, step: int) -> dict:
+    """Runs a bad batch again and says where its numbers are not finite.
+
+    Args:
+      model: with the weights the batch was bad for.
+      obs, noise: the batch.
+      loss: function of a `Forward`.
+      step: number of the batch in the order of training.
+
+    Returns:
+      JSON values: batch_index; terms, the names of log-probabilities with a value that is not finite; variables,
+      the names of variables with such a value or gradient.
+    """
+    variables = model.trainable_variables
+    with tf.GradientTape() as tape:
+        forward = model(obs, noise)
+        value = loss(forward)
+    gradients = tape.gradient(value, variables, unconnected_gradients="zero")
+    return {"batch_index": step, "loss": float(value), "observations_finite": _finite(obs),
+            "terms": non_finite_terms(forward),
+            "variables": [v.name for v in variables if not _finite(v)],
+            "gradients": [v.name for v, g in zip(variables, gradients) if not _finite(g)]}
+
+
+def non_finite_terms(forward: Forward) -> List[str]:
+    """Names of a forward pass's log-probability terms that have a value which is not finite."""
+    terms: Dict[str, Sequence[tf.Tensor]] = {"data likelihood": [forward.data_ll]}
+    for name, log_probs in (("discovery posterior", forward.q_discovery), ("discovery prior", forward.p_discovery),
+                            ("propagation posterior", forward.q_propagation),
+                            ("propagation prior", forward.p_propagation)):
+        for part, value in zip(log_probs._fields, log_probs):
+            terms[f"{name} of {'number of objects or presence' if part == 'discrete' else part}"] = [value]
+    return [name for name, values in terms.items() if not all(_finite(v) for v in values)]
+
+
+def _finite(x) -> bool:
+    return bool(np.isfinite(np.asarray(x)).all())
