@@ -2,14 +2,16 @@
 
 import os
 import pathlib
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from data_gen.command_line import UserError
+from sqair.config import Config, to_flags
 from sqair.model import SQAIR
 from sqair.neural import GRU, MLP, GaussianHead, Linear
+from sqair.optimizers import SLOTS, Optimizer
 
 
 class Columns(NamedTuple):
@@ -164,7 +166,10 @@ def original_shape(columns: Sequence[Columns]) -> List[int]:
     return shapes[0] if len(shapes) == 1 else [sum(s[0] for s in shapes)] + shapes[0][1:]
 
 
-OPTIMIZER_SLOTS = ("RMSProp", "RMSProp_1", "Adam", "Adam_1", "Momentum")
+# Kind of optimiser -> our name of a slot -> what TensorFlow 1 appends to the variable's name.
+SLOT_SUFFIXES = {"rmsprop": {"rms": "RMSProp", "momentum": "RMSProp_1"}, "adam": {"m": "Adam", "v": "Adam_1"},
+                 "momentum": {"momentum": "Momentum"}, "sgd": {}}
+OPTIMIZER_SLOTS = tuple(suffix for slots in SLOT_SUFFIXES.values() for suffix in slots.values())
 
 
 def read_original(prefix: str) -> Dict[str, np.ndarray]:
@@ -266,3 +271,96 @@ def assign_original(names: Names, values: Dict[str, np.ndarray]) -> None:
                 target[..., c.start:c.stop] = value
     for key, value in new.items():
         variables[key].assign(value)
+
+
+def slot_names(names: Names, optimizer: Optimizer) -> Names:
+    """The original's name of every slot of an optimiser, and what of ours stands for it.
+
+    Args: names: `original_names`. optimizer: of the same model.
+    """
+    place = {id(v): i for i, v in enumerate(optimizer.variables_to_train)}
+    return {f"{name}/{suffix}": [c._replace(variable=optimizer.slots[slot][place[id(c.variable)]]) for c in columns]
+            for name, columns in names.items() for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items()}
+
+
+def load_original_slots(optimizer: Optimizer, model: SQAIR, values: Dict[str, np.ndarray]) -> bool:
+    """Fills an optimiser with the slots of an original checkpoint.
+
+    Args:
+      optimizer: of `model`.
+      model: without relations.
+      values: all of the checkpoint, see `load_original`.
+
+    Returns:
+      Whether the checkpoint holds them; if not, nothing is changed.
+    """
+    slots = slot_names(original_names(model), optimizer)
+    if not all(name in values and list(values[name].shape) == original_shape(slots[name]) for name in slots):
+        return False
+    assign_original(slots, values)
+    updates = int(values.get("global_step", 0))
+    power = float(values.get("beta2_power", 0.0))
+    if 1e-30 < power < 1.0:         # Adam counts by powers of its decay, until they vanish
+        updates = int(round(np.log(power) / np.log(0.999))) - 1
+    optimizer.updates.assign(max(updates, 0))
+    return True
+
+
+def unnamed_variables(model: SQAIR) -> List[str]:
+    """Names of trainable variables that the original has no place for: those of the relational module."""
+    named = {id(c.variable) for columns in original_names(model).values() for c in columns}
+    return [v.name.split(":")[0] for v in model.trainable_variables if id(v) not in named]
+
+
+def original_values(model: SQAIR, optimizer: Optimizer, step: int) -> Dict[str, np.ndarray]:
+    """All that the original's saver stores of a training state, name -> value; variables without a name are left out.
+
+    Args: model: any. optimizer: of it. step: the global step.
+    """
+    names = original_names(model)
+    columns = {**names, **slot_names(names, optimizer)}
+    values = {name: gather_original(c, [x.variable.numpy() for x in c]) for name, c in columns.items()}
+    mean = "decoder/air_decoder/Variable"
+    if mean not in values:          # the original's training always has one; zeros draw the same frames
+        values[mean] = np.zeros(model.config.image_size, np.float32)
+        for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items():
+            values[f"{mean}/{suffix}"] = np.full(model.config.image_size, SLOTS[optimizer.kind][slot], np.float32)
+    values.update(original_constants(model), global_step=np.int64(step))
+    if optimizer.kind == "adam":
+        power = int(optimizer.updates) + 1
+        values.update(beta1_power=np.float32(0.9 ** power), beta2_power=np.float32(0.999 ** power))
+    return values
+
+
+def write_original(prefix: str, values: Dict[str, np.ndarray]) -> None:
+    """Writes a checkpoint that TensorFlow 1's saver restores.
+
+    Args:
+      prefix: path without .index.
+      values: name -> value.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    names = sorted(values)
+    try:
+        tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names),
+                          tensors=[tf.constant(values[name]) for name in names])
+    except tf.errors.OpError as error:
+        raise UserError(f"{prefix}: cannot be written ({str(error).splitlines()[0][:200]})") from None
+
+
+# What the original knows of our flags. It knows save_itr too, but keeps every checkpoint it ever saves, and ours are
+# saved a hundred times as often; paths, names and devices are for its user to give.
+ORIGINAL_FLAGS = (
+    "n_steps_per_image", "n_what", "n_units", "glimpse_size", "k_particles", "masked_glimpse", "transition",
+    "time_transition", "prior_transition", "prop_prior_type", "disc_prior_type", "step_success_prob", "rec_where_prior",
+    "scale_prior", "transform_var_bias", "output_scale", "output_std", "disc_step_bias", "prop_step_bias",
+    "prop_prior_step_bias", "sample_from_prior", "batch_size", "opt", "learning_rate", "schedule", "l2", "train_itr",
+    "seq_len", "stage_itr", "log_itr", "report_loss_every", "fig_itr", "eval_on_train", "eval_size_fraction")
+
+
+def original_flags(config: Config) -> Dict[str, Any]:
+    """The flags of a configuration that the original knows, under its names and of its types."""
+    flags = to_flags(config)
+    return {"debug": False, **{name: flags[name] for name in ORIGINAL_FLAGS}}

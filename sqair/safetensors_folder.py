@@ -1,0 +1,120 @@
+"""A model to share: its weights as safetensors, its flags as config.json, and a model card.
+
+Tensors carry our variables' names (`sqair/decoder/mlp/linear_0/w`); the training step is in the file's metadata.
+"""
+
+import json
+import os
+import pathlib
+from typing import Dict, List, Tuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import tensorflow as tf
+
+from data_gen.command_line import UserError
+from sqair.config import Config, load_flags, to_flags
+from sqair.model import SQAIR
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILES = (CARD, CONFIG, WEIGHTS)     # the weights last: they make the folder a model
+
+
+def tensor_names(model: SQAIR) -> Dict[str, tf.Variable]:
+    """Name -> trainable variable."""
+    return {v.name.split(":")[0]: v for v in model.trainable_variables}
+
+
+def save(folder: pathlib.Path, config: Config, model: SQAIR, step: int, source: str) -> None:
+    """Writes the three files.
+
+    Args:
+      folder: where to.
+      config, model, step: what is saved.
+      source: the checkpoint it came from, for the model card.
+    """
+    tensors = {name: np.asarray(v.numpy()) for name, v in tensor_names(model).items()}
+    metadata = {"format": "tf", "step": str(step)}
+    try:
+        safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be written ({error})") from None
+    (folder / CONFIG).write_text(json.dumps(to_flags(config), indent=1) + "\n")
+    (folder / CARD).write_text(_card(config, model, step, source))
+
+
+def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int]:
+    """Loads a model.
+
+    Returns:
+      Its configuration, the model, and the training step it is of.
+
+    Raises:
+      UserError: a file is missing or damaged, or the tensors are not those of the configuration.
+    """
+    path = folder / WEIGHTS
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder / CONFIG}: no such file; it says which model {WEIGHTS} is of")
+    config, _ = load_flags(folder / CONFIG)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            names = sorted(file.keys())
+            found = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in names}
+            step = (file.metadata() or {}).get("step", "0")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file, or a damaged one ({str(error)[:200]})") from None
+    if not (step.isascii() and step.isdigit() and len(step) < 19):
+        raise UserError(f"{path}: its metadata give the step as {step[:40]!r}, expected a number")
+    model = SQAIR(config.model)
+    variables = tensor_names(model)
+    wrong = _differences(variables, found)
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise UserError(f"{path} does not fit {folder / CONFIG}: {'; '.join(wrong[:3])}{more}")
+    for name, value in safetensors.numpy.load_file(path).items():
+        variables[name].assign(value)
+    return config, model, int(step)
+
+
+def _differences(variables: Dict[str, tf.Variable], found: Dict[str, Tuple[str, List[int]]]) -> List[str]:
+    wrong = []
+    for name, variable in variables.items():
+        expected = ("F32", variable.shape.as_list())
+        if name not in found:
+            wrong.append(f"{name} is missing")
+        elif (found[name][0], list(found[name][1])) != expected:
+            wrong.append(f"{name} is {found[name][0]} {list(found[name][1])}, expected F32 {expected[1]}")
+    return wrong + [f"{name[:80]} has no place in the model" for name in found if name not in variables]
+
+
+def _card(config: Config, model: SQAIR, step: int, source: str) -> str:
+    title, what = {"none": ("SQAIR", "objects move on their own"),
+                   "in": ("R-SQAIR (IN)", "an interaction network relates the objects"),
+                   "rmc": ("R-SQAIR (RMC)", "a relational memory core relates the objects"),
+                   "rmc_slots": ("R-SQAIR (RMC, slots)", "a relational memory core with one row an object relates them"),
+                   }[config.model.relation]
+    parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
+    return f"""---
+library_name: r-sqair
+tags: [video, object-centric, unsupervised, tracking]
+---
+# {title}
+
+A generative model of videos of moving objects. It finds the objects of a first frame, follows them and predicts where
+they go; nobody tells it what an object is. In this one {what}.
+
+- {parameters:,} parameters after {step:,} training steps, from the checkpoint `{source}`
+- frames of {" x ".join(map(str, config.model.image_shape))} pixels, intensities from 0 to 1, at most \
+  {config.model.n_steps_per_image} objects a frame
+- all flags of the run, its training data among them: `{CONFIG}`
+
+```python
+from sqair.checkpoints import load_run
+
+model = load_run("this folder").model
+frames = ...                                     # float32 [T, B, height, width]
+forward = model(frames, model.draw_noise([0, 0], frames.shape[0], frames.shape[1]))
+forward.presence, forward.latents.where          # [T, B * particles, slots], [..., 4]
+```
+"""
