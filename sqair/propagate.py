@@ -114,7 +114,8 @@ class Propagate(snt.Module):
         previous, state = self.core.first_slot(temporal.shape[0])
         slots, temporal_new = [], []
         for k in range(self.n_slots):
-            one_object = [tf.nest.map_structure(lambda x: x[:, k], record) for record in (prepared, objects, temporal)]
+            one_object = [tf.nest.map_structure(lambda x: None if x is None else x[:, k], record)
+                          for record in (prepared, objects, temporal)]
             slot, new, state = self.core(one_object[0], rows, one_object[1], one_object[2], previous, state,
                                          tf.nest.map_structure(lambda x: x[k], noise))
             previous = slot.summary
