@@ -1,0 +1,404 @@
+"""Figures of trained models. The first word says which; left out, it is sequences.
+
+    python -m eval.figures --run RUN --data FILE... [--generate_after N] --out FILE.png [FILE.pdf] [--gif] [--attention]
+    python -m eval.figures --predictions FILE... --out FILE.png
+    python -m eval.figures figure4 --metrics FOLDER --out FILE.png
+    python -m eval.figures curves --runs RUN... --out FILE.png
+
+sequences is the paper's figure 3, one part for each data file: `--data balls4mass64.h5 balls678mass64.h5`.
+figure4 shows log-likelihoods of the last frame from the figures of eval.tables, curves how the training went.
+"""
+
+import csv
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Iterable
+from typing import Literal, Optional
+
+import attrs
+import numpy as np
+import tensorflow as tf
+import tyro
+
+from data_gen.command_line import UserError, run, within
+from eval import predict, tables
+from eval.drawing import Bar, Curve, Panel, Scene, animate, draw_bars, draw_curves, draw_scenes, save, save_gif
+from eval.predictions import Predictions
+from eval.tables import MODELS
+from eval.truth import Source
+from sqair.config import load_flags
+from sqair.train import sequence_length
+
+LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bound, nats a frame",
+          "data_ll": "log p(x|z), nats a frame", "kl": "KL, nats a frame", "num_steps": "objects a frame",
+          "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size"}
+
+Paths = tuple[pathlib.Path, ...]
+
+
+def _model_name(relation: str) -> str:
+    return "sqair" if relation == "none" else f"rsqair_{relation}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Sequences: the paper's figure 3
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def scenes_from_run(loaded, source: Source, first_generated: int, seed: int) -> list[Scene]:
+    """Runs a model on all sequences of a source, one sample each.
+
+    Args:
+      loaded: `sqair.checkpoints.Run`.
+      source: data.
+      first_generated: frames from this one on are predicted; T to infer all.
+      seed: of the noise. The same seed infers the same, whatever is predicted after it.
+
+    Returns:
+      A scene for every sequence.
+    """
+    model = loaded.model
+    _, truth = next(source.batches(source.n_sequences))
+    rng = predict.generator(seed, 0, 1)
+    forward = predict.infer(model, tf.constant(truth.frames.swapaxes(0, 1)), predict.noise_seed(rng), first_generated)
+    # The frames before the prediction choose the particle, in the reconstruction beside a rollout too.
+    uniform = tf.constant(rng.random(source.n_sequences, np.float32))
+    drawn = predict.draw_particle(model, forward, first_generated, uniform)
+    drawn = {name: value.numpy() for name, value in drawn._asdict().items()}
+    attention = drawn["attention"] if drawn["attention"].ndim == 5 else None
+    return [Scene(truth.frames[b], drawn["canvas"][:, b], drawn["where"][:, b], drawn["presence"][:, b],
+                  drawn["object_id"][:, b].round().astype(int), first_generated, model.config.relation,
+                  None if attention is None else attention[:, b]) for b in range(source.n_sequences)]
+
+
+def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames: int) -> list[Scene]:
+    """The first sample of the first sequences of a file of predictions.
+
+    Raises:
+      UserError: it has no canvases, or too few sequences or frames.
+    """
+    for letter, asked, name in (("S", n_sequences, "sequences"), ("T", n_frames, "frames")):
+        if asked > predictions.sizes[letter]:
+            raise UserError(f"{predictions.path}: it has {predictions.sizes[letter]} {name}, {asked} were asked for")
+
+    def first(name):
+        return predictions[f"rollout/{name}"][:n_sequences, 0, :n_frames]
+
+    canvas, attention = first("canvas") / 255, None
+    if "rollout/attention" in predictions:
+        attention = first("attention").astype(np.float32)
+    frames = predictions["truth/frames"][:n_sequences, :n_frames] / 255
+    first_generated = min(predictions.about.first_generated, n_frames)
+    where, presence, object_id = first("where"), first("presence"), first("object_id")
+    return [Scene(frames[s], canvas[s], where[s], presence[s], object_id[s], first_generated,
+                  predictions.about.flags["relation"], None if attention is None else attention[s])
+            for s in range(n_sequences)]
+
+
+def _endings(endings: tuple[str, ...]):
+    def check(settings, attribute, paths: Iterable[pathlib.Path]) -> None:
+        for path in paths:
+            if path.suffix.lower() not in endings:
+                raise UserError(f"--{attribute.name} {path}: expected a name that ends in {' or '.join(endings)}")
+
+    return check
+
+
+_PICTURE = _endings((".png", ".pdf"))
+
+
+def _not_empty(settings, attribute, paths) -> None:
+    if not paths:
+        raise UserError(f"--{attribute.name}: name at least one")
+
+
+@attrs.frozen(kw_only=True)
+class Sequences:
+    """The paper's figure 3: inputs above what the model makes of them, boxes coloured by the object's id."""
+
+    out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
+    """Files to write, .png or .pdf."""
+    run: Optional[pathlib.Path] = None
+    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
+    data: Paths = ()
+    """Data files, HDF5, each a part of the figure."""
+    predictions: Paths = ()
+    """Files of eval.predict --canvases, each a part of the figure, in place of --run and --data."""
+    split: str = "test"
+    """Split of the data files."""
+    checkpoint: str = "best"
+    """best, newest, or an iteration."""
+    n_sequences: int = attrs.field(default=4, validator=within(1, 100))
+    """Sequences of each file, from the first on."""
+    n_frames: int = attrs.field(default=10, validator=within(1, 100))
+    """T: frames a sequence, from the first on."""
+    generate_after: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(0, 99)))
+    """Frames after this one (the first is 0) are predicted from the propagation prior; none if left out."""
+    k_particles: int = attrs.field(default=5, validator=within(1, 1000))
+    """K: particles, of which one is drawn."""
+    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
+    """Object slots; those of the run if left out."""
+    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
+    """Of the noise."""
+    attention: bool = False
+    """Show the attention between objects, under the frames."""
+    gif: bool = False
+    """Write an animation too, FILE.gif beside FILE.png: input, reconstruction and rollout, which begins after
+    generate_after, or half-way. (From predictions: input and rollout.)"""
+
+    def __attrs_post_init__(self):
+        if bool(self.predictions) == bool(self.run or self.data) or bool(self.run) != bool(self.data):
+            raise UserError("give --run with --data, or --predictions alone")
+        if self.generate_after is not None and self.predictions:
+            raise UserError("--generate_after: with --predictions the file says what is predicted; leave it out")
+        if self.generate_after is not None and self.generate_after >= self.n_frames - 1:
+            raise UserError(f"--generate_after {self.generate_after}: no frame of --n_frames {self.n_frames} is left "
+                            f"after it; choose at most {self.n_frames - 2}")
+
+    def write(self) -> list[pathlib.Path]:
+        """Writes the figure, and the animation if asked; returns the files."""
+        parts, rows = {}, []
+        for title, scenes, columns in self._from_predictions() if self.predictions else self._from_run():
+            parts[title] = scenes
+            rows.extend(columns)
+        scenes = [scene for part in parts.values() for scene in part]
+        if len({scene.frames.shape[1:] for scene in scenes}) > 1:
+            raise UserError("the files have frames of different sizes; make a figure of each")
+        if self.attention and all(scene.attention is None for scene in scenes):
+            raise UserError("--attention: this model has no relational module, there is no attention to show")
+        title = f"Sequences: {', '.join(parts)}"
+        save(draw_scenes(parts, self.attention), self.out, title, _describe_scenes(parts))
+        written = list(self.out)
+        if self.gif:
+            written.append(self.out[0].with_suffix(".gif"))
+            save_gif(animate(rows), written[-1], title, _describe_animation(rows))
+        return written
+
+    def _from_run(self):
+        loaded = predict.load(str(self.run), self.checkpoint, self.k_particles, self.n_slots)
+        after = self.n_frames - 1 if self.generate_after is None else self.generate_after
+        rollout_after = (self.n_frames - 1) // 2 if self.generate_after is None else after
+        name = MODELS[_model_name(loaded.config.model.relation)]
+        for path in self.data:
+            with Source(path, self.split, loaded.model.config.image_size, self.n_frames, self.n_sequences) as source:
+                kinds = {k: scenes_from_run(loaded, source, k, self.seed)
+                         for k in {after + 1} | ({self.n_frames, rollout_after + 1} if self.gif else set())}
+            columns = list(zip(*(kinds[k] for k in sorted(kinds, reverse=True)))) if self.gif else []
+            yield f"{name} on {path.stem}", kinds[after + 1], columns
+
+    def _from_predictions(self):
+        for path in self.predictions:
+            with Predictions(path) as predictions:
+                scenes = scenes_from_predictions(predictions, self.n_sequences, self.n_frames)
+                about = predictions.about
+            yield f"{MODELS[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]
+
+
+def _describe_scenes(parts: dict[str, list[Scene]]) -> str:
+    said = []
+    for title, scenes in parts.items():
+        n_frames, first_generated = len(scenes[0].frames), scenes[0].first_generated
+        objects = np.mean([scene.presence.sum(-1).mean() for scene in scenes])
+        said.append(f"{title}: {len(scenes)} sequence{'s' * (len(scenes) > 1)} of {n_frames} frames, the inputs above "
+                    f"the model's frames with a box around each object, on average {objects:.1f} a frame; "
+                    + (f"frames {first_generated} to {n_frames - 1} are predicted." if first_generated < n_frames
+                       else "all frames are inferred."))
+    return " ".join(said)
+
+
+def _describe_animation(rows: list[tuple[Scene, ...]]) -> str:
+    kinds = ["reconstruction" if scene.first_generated >= len(scene.frames)
+             else f"rollout, predicted from frame {scene.first_generated} on" for scene in rows[0]]
+    return (f"Animation of {len(rows)} sequence{'s' * (len(rows) > 1)} of {len(rows[0][0].frames)} frames, side by "
+            f"side: {', '.join(['input', *kinds])}; boxes around the objects.")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Figure 4
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def read_metrics(paths: Iterable[pathlib.Path]) -> list[tables.DataSet]:
+    """Reads what eval.tables wrote.
+
+    Args:
+      paths: its metrics/*.json, or folders of them.
+
+    Returns:
+      The data sets, by name.
+
+    Raises:
+      UserError: no such files, other files, or figures that do not compare.
+    """
+    runs = []
+    for path in paths:
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"{path}: no .json in it; expected the folder metrics/ that eval.tables writes")
+        for file in files:
+            try:
+                runs.append(json.loads(file.read_text(encoding="utf-8")))
+                _ = runs[-1]["metrics"]["data_ll_inferred"], runs[-1]["data_set"], runs[-1]["comparable"]
+            except FileNotFoundError:
+                raise UserError(f"{file}: no such file; make it with eval.tables") from None
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file}: not a file of eval.tables ({error!r}); expected one of metrics/*.json"
+                                ) from None
+    return tables.collect(runs)
+
+
+def likelihood_panels(data_sets: Iterable[tables.DataSet]) -> list[list[Panel | None]]:
+    """Panels of figure 4: a row a metric, a column a data set.
+
+    Raises:
+      UserError: no file has predicted frames.
+    """
+    rows = []
+    for metric in tables.PAPER_METRICS:
+        row: list[Panel | None] = []
+        for data in data_sets:
+            values = {model: data.values(model, metric) for model in data.runs}
+            bars = {model: Bar(v, data.paper.get(model, {}).get(metric)) for model, v in values.items() if v.size}
+            label = f"{tables.METRICS[metric].label}, nats a frame"
+            row.append(Panel(data.name, label, bars, data.any["bounds"].get(metric)) if bars else None)
+        if any(row):
+            rows.append(row)
+    if not rows:
+        raise UserError("no frame is predicted in any of the files; make them with eval.predict --n_generated 1")
+    return rows
+
+
+@attrs.frozen(kw_only=True)
+class Figure4:
+    """The paper's figure 4: log-likelihood and relational log-likelihood of the last frame, by model and data set."""
+
+    metrics: Paths = attrs.field(validator=_not_empty)
+    """Files metrics/*.json of eval.tables, or the folder of them."""
+    out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
+    """Files to write, .png or .pdf."""
+
+    def write(self) -> list[pathlib.Path]:
+        """Writes the figure; returns the files."""
+        data_sets = read_metrics(self.metrics)
+        panels = likelihood_panels(data_sets)
+        said = [f"{panel.label} on {panel.title}: " + ", ".join(
+            _spoken(model, bar.values) for model, bar in panel.bars.items()) for row in panels for panel in row if panel]
+        for data in data_sets:
+            said += [f"failed and left out: {MODELS.get(model, model)}, seed {seed} on {data.name}"
+                     for model, seed, _ in data.failed]
+        save(draw_bars(panels), self.out, "Log-likelihoods of the last, predicted frame",
+             f"Bar charts, mean ± standard deviation over seeds and samples. {'; '.join(said)}.")
+        return list(self.out)
+
+
+def _spoken(model: str, values: np.ndarray) -> str:
+    spread = f" ± {values.std(ddof=1):.2f}" if values.size > 1 else ""
+    return f"{MODELS[model]} {values.mean():.2f}{spread} ({len(values)} seed{'s' * (len(values) > 1)})"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Learning curves
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def read_curves(folder: pathlib.Path, data: str, quantities: Iterable[str]) -> dict[str, Curve]:
+    """A run's curves from its metrics.csv; a line cut short by a kill is passed over.
+
+    Args:
+      folder: run folder.
+      data: validation, training or batch.
+      quantities: columns.
+
+    Returns:
+      quantity -> `Curve`.
+
+    Raises:
+      UserError: no such file, column or rows.
+    """
+    path = folder / "metrics.csv"
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a run folder of sqair.train") from None
+    missing = [name for name in ("step", "data", *quantities) if name not in header]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]}; it has {', '.join(header) or 'nothing'}")
+    rows = [dict(zip(header, row)) for row in rows if len(row) == len(header)]
+    rows = [row for row in rows if row["data"] == data and row["step"].isdigit()]
+    if not rows:
+        raise UserError(f"{path}: no rows of {data} yet; train longer, or choose another --of")
+    return {name: Curve(np.array([int(row["step"]) for row in rows]), np.array([_number(row[name]) for row in rows]))
+            for name in quantities}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+_SHOWN = {"validation": "validation set", "training": "training set", "batch": "batches of training"}
+
+
+@attrs.frozen(kw_only=True)
+class Curves:
+    """Learning curves of several runs: mean and range of the seeds of each model."""
+
+    runs: Paths = attrs.field(validator=_not_empty)
+    """Run folders of sqair.train."""
+    out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
+    """Files to write, .png or .pdf."""
+    of: Literal["validation", "training", "batch"] = "validation"
+    """What is shown: evaluations on the validation or the training set, or the training batches."""
+    quantities: tuple[str, ...] = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy")
+    """Columns of metrics.csv."""
+
+    def write(self) -> list[pathlib.Path]:
+        """Writes the figure; returns the files."""
+        panels: dict[str, dict[str, list[Curve]]] = {}
+        curricula, last = set(), 0
+        for folder in self.runs:
+            config, _ = load_flags(folder / "flags.json")
+            model = _model_name(config.model.relation)
+            curricula.add((config.train.seq_len, config.train.stage_itr, config.train.max_seq_len))
+            for name, curve in read_curves(folder, self.of, self.quantities).items():
+                panels.setdefault(LABELS.get(name, name), {}).setdefault(model, []).append(curve)
+                last = max(last, int(curve.steps[-1]))
+        changes = []
+        if len(curricula) == 1:             # one that all share
+            train = config.train
+            steps = range(train.stage_itr, last + 1, train.stage_itr) if train.stage_itr else ()
+            changes = [(step, sequence_length(train, step)) for step in steps
+                       if sequence_length(train, step) != sequence_length(train, step - 1)]
+        said = []
+        for label, models in panels.items():
+            ends = ", ".join(f"{MODELS[model]} {np.mean([c.values[-1] for c in curves]):.3g}"
+                             for model, curves in models.items())
+            said.append(f"{label}: at the end {ends}")
+        title = f"Learning curves: {_SHOWN[self.of]}"
+        save(draw_curves(title, panels, changes), self.out, title,
+             f"Learning curves over training steps of {len(self.runs)} runs, mean and range of the seeds; "
+             f"{_SHOWN[self.of]}. {'; '.join(said)}.")
+        return list(self.out)
+
+
+COMMANDS = {"sequences": Sequences, "figure4": Figure4, "curves": Curves}
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    name = arguments.pop(0) if arguments[:1] and arguments[0] in COMMANDS else "sequences"
+    chosen = COMMANDS[name]
+    others = ", ".join(f"python -m eval.figures {other}" for other in COMMANDS if other != name)
+    settings = tyro.cli(chosen, prog=f"python -m eval.figures {name}", args=arguments, use_underscores=True,
+                        description=f"{chosen.__doc__}\n\nOther figures: {others}.")
+    for path in settings.write():
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)
