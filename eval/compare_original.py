@@ -182,12 +182,16 @@ def compute(model: SQAIR, obs: tf.Tensor, noise: Noise, counts: tf.Tensor):
       Two dictionaries by original names: quantities, and whole gradients of the loss.
     """
     variables = model.trainable_variables
-    # One pass only: run eagerly it takes seconds, tracing the graph half a minute.
-    with tf.GradientTape() as tape:
-        forward = model(obs, noise, propagate_first=True)
-        loss = model.loss(forward)
+    eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)       # one pass only: tracing would take longer than it
+    try:
+        with tf.GradientTape() as tape:
+            forward = model(obs, noise, propagate_first=True)
+            loss = model.loss(forward)
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    finally:
+        tf.config.run_functions_eagerly(eagerly)
     outputs = {**original_outputs(model, forward, counts), "target": loss}
-    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
     by_variable = {id(v): g for v, g in zip(variables, gradients)}
     by_name = {name: original.gather_original(columns, [by_variable[id(c.variable)] for c in columns])
                for name, columns in original.original_names(model).items()}

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from data_gen.command_line import run
 from eval import compare_original
+from sqair.original import write_original
 from tests.reference import redraw
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +100,7 @@ def test_slightly_wrong_weights_fail(copy, monkeypatch, capsys):
     values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     name = "propagation/gru_1/uz"
     values[name] = np.where(np.arange(256) == 7, 1.5 * values[name], values[name])    # one of 256 columns
-    redraw.write_checkpoint(prefix, values)
+    write_original(str(prefix), values)
     code, out, err = command(copy, monkeypatch, capsys)
     assert code == 1 and not err
     failed = [line.split()[0] for line in out.splitlines()[:-1] if "FAIL" in line]

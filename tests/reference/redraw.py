@@ -10,7 +10,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
+
+from sqair.original import write_original
 
 HERE = Path(__file__).parent
 RECORDED = HERE.parents[2] / "shared" / "reference"   # the whole recordings, not part of the repository
@@ -56,18 +57,11 @@ def redraw_sqair(recording: str, flags: dict, mean_image: np.ndarray) -> dict[st
     return values
 
 
-def write_checkpoint(prefix: Path, values: dict[str, np.ndarray]) -> None:
-    """Writes values under their names as the original's saver does."""
-    names = sorted(values)
-    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names),
-                      tensors=[tf.constant(values[name]) for name in names])
-
-
 def make_balls_folder(folder: Path) -> Path:
     """The recorded folder `balls`, whole, made of the figures carried here and redrawn weights."""
     shutil.copytree(HERE / "balls", folder)
     flags = json.loads((folder / "flags.json").read_text())
     with np.load(folder / "inputs.npz") as inputs:
         mean_image = inputs["mean_img"]
-    write_checkpoint(folder / "model.ckpt-0", redraw_sqair("balls", flags, mean_image))
+    write_original(str(folder / "model.ckpt-0"), redraw_sqair("balls", flags, mean_image))
     return folder
