@@ -1,0 +1,55 @@
+"""Optimisers against TensorFlow 1.6's recorded trajectories; the schedule's boundaries."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sqair.optimizers import SLOTS, Optimizer, Schedule
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", ["rmsprop", "adam", "momentum", "sgd"])
+def test_trajectories_of_tensorflow_1(kind, compiled):
+    with np.load(Path(__file__).parent / "reference" / "optimizers.npz") as recorded:
+        gradients, initial, expected = (recorded[name] for name in ("gradients", "initial", kind))
+    first, second = tf.Variable(initial[:3]), tf.Variable(initial[3:])
+    optimizer = Optimizer(kind, [first, second])
+    tf.config.run_functions_eagerly(not compiled)
+    try:
+        apply = tf.function(optimizer.apply)
+        for i in range(20):
+            apply([tf.constant(gradients[i, :3]), tf.constant(gradients[i, 3:])], tf.constant(1e-2))
+            np.testing.assert_allclose(np.concatenate([first, second]), expected[i], rtol=0, atol=1e-6)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert optimizer.updates == 20 and np.abs(expected[-1] - initial).max() > 1e-2
+
+
+def test_slots_start_where_tensorflow_1_starts_them():
+    optimizer = Optimizer("rmsprop", [tf.Variable([5.0, 6.0])])
+    np.testing.assert_array_equal(optimizer.slots["rms"][0], [1, 1])
+    np.testing.assert_array_equal(optimizer.slots["momentum"][0], [0, 0])
+    assert all(start == 0 for kind in ("adam", "momentum") for start in SLOTS[kind].values())
+    assert not any(slot.trainable for slots in optimizer.slots.values() for slot in slots)
+
+
+def test_schedule_boundaries_by_hand():
+    """4, 6, 10 of 2,000,000: boundaries after 400,000 and 1,000,000 updates; a boundary belongs to the rate before."""
+    schedule = Schedule(9e-5, "4,6,10", 2_000_000)
+    assert schedule.boundaries == [400_000, 1_000_000]
+    for step, rate in ((0, 9e-5), (400_000, 9e-5), (400_001, 3e-5), (1_000_000, 3e-5), (1_000_001, 1e-5),
+                       (5_000_000, 1e-5)):
+        assert schedule(step) == pytest.approx(rate, rel=1e-12), step
+
+
+def test_schedule_rounds_to_steps_and_may_be_empty():
+    assert Schedule(1.0, "1,1,1", 10).boundaries == [3, 7]
+    assert Schedule(1.0, "", 10)(10 ** 9) == Schedule(1.0, "5", 10)(10 ** 9) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["4,-6,10", "0,1", "4,nan", "1,inf", "a,b"])
+def test_bad_schedules_are_refused(schedule):
+    with pytest.raises(ValueError):
+        Schedule(1.0, schedule, 100)
