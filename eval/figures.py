@@ -166,8 +166,6 @@ class Sequences:
         scenes = [scene for part in parts.values() for scene in part]
         if len({scene.frames.shape[1:] for scene in scenes}) > 1:
             raise UserError("the files have frames of different sizes; make a figure of each")
-        if self.attention and all(scene.attention is None for scene in scenes):
-            raise UserError("--attention: this model has no relational module, there is no attention to show")
         title = f"Sequences: {', '.join(parts)}"
         save(draw_scenes(parts, self.attention), self.out, title, _describe_scenes(parts))
         written = list(self.out)
@@ -176,8 +174,13 @@ class Sequences:
             save_gif(animate(rows), written[-1], title, _describe_animation(rows))
         return written
 
+    def _check_attention(self, relation: str) -> None:
+        if self.attention and relation == "none":
+            raise UserError("--attention: this model has no relational module, there is no attention to show")
+
     def _from_run(self):
         loaded = predict.load(str(self.run), self.checkpoint, self.k_particles, self.n_slots)
+        self._check_attention(loaded.config.model.relation)
         after = self.n_frames - 1 if self.generate_after is None else self.generate_after
         rollout_after = (self.n_frames - 1) // 2 if self.generate_after is None else after
         name = MODELS[_model_name(loaded.config.model.relation)]
@@ -193,6 +196,7 @@ class Sequences:
             with Predictions(path) as predictions:
                 scenes = scenes_from_predictions(predictions, self.n_sequences, self.n_frames)
                 about = predictions.about
+            self._check_attention(about.flags["relation"])
             yield f"{MODELS[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]
 
 
