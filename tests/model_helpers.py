@@ -1,5 +1,7 @@
 """Small models whose every branch is busy, and inputs for them."""
 
+import contextlib
+
 import attrs
 import numpy as np
 import tensorflow as tf
@@ -44,6 +46,16 @@ def busy_model(seed: int = 1, **changes) -> SQAIR:
     if model.decoder.mean_image is not None:
         model.decoder.mean_image.assign(0.1 * np.abs(draw(*model.decoder.mean_image.shape)))
     return model
+
+
+@contextlib.contextmanager
+def eagerly():
+    """Runs compiled functions eagerly: a small model's pass is quicker than its tracing."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def make_inputs(model: SQAIR, n_frames: int = 3, batch: int = 2, seed: int = 0):

@@ -9,10 +9,16 @@ from sqair import checkpoints, original, targets
 from sqair.config import PRESETS, ModelConfig
 from sqair.model import SQAIR, report, resample
 from sqair.spatial_transformer import rows_to_image
-from tests.model_helpers import busy_model, draw, loss_and_gradients, make_inputs, small_config
+from tests.model_helpers import busy_model, draw, eagerly, loss_and_gradients, make_inputs, small_config
 from tests.reference.numpy_sqair import NumpySQAIR
 
 RELATIONS = ["in", "rmc", "rmc_slots"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def run_eagerly():
+    with eagerly():
+        yield
 
 
 def n_parameters(model):
@@ -126,7 +132,7 @@ def test_gradients_reach_every_variable(relation):
         assert np.any(gradient), name
 
 
-def test_eager_graph_and_xla_agree():
+def test_eager_graph_and_xla_agree(request):
     model = busy_model(relation="in", n_steps_per_image=2)
     obs, noise = make_inputs(model, n_frames=2)
     variables = model.trainable_variables
@@ -139,6 +145,8 @@ def test_eager_graph_and_xla_agree():
 
     eager = tf.nest.flatten(step(obs, noise))
     assert 0 < tf.reduce_mean(model(obs, noise).presence) < 1
+    tf.config.run_functions_eagerly(False)
+    request.addfinalizer(lambda: tf.config.run_functions_eagerly(True))
     graph = tf.function(step).get_concrete_function(obs, noise)
     xla = tf.function(lambda *inputs: graph(*inputs), jit_compile=True)       # traced once for both
     for compiled in (graph, xla):
