@@ -65,12 +65,18 @@ class Forward(NamedTuple):
 class SQAIR(snt.Module):
     """The model. `relation` none is SQAIR itself, in and rmc are R-SQAIR."""
 
-    def __init__(self, config, name: str = "sqair"):
-        """Args: config: `ModelConfig`. All variables exist after construction; set TensorFlow's seed before it."""
+    def __init__(self, config, xla: bool = False, name: str = "sqair"):
+        """Creates all variables; set TensorFlow's seed before it.
+
+        Args:
+          config: `ModelConfig`.
+          xla: compile the frames by XLA: quicker steps after a slower start.
+          name: module name.
+        """
         super().__init__(name=name)
         self.config = config
         height, width, channels = config.image_size
-        self.sequence = SequentialAIR(config, name="sequence")
+        self.sequence = SequentialAIR(config, xla, name="sequence")
         self.decoder = Decoder((height, width, channels), (config.glimpse_size, config.glimpse_size, channels),
                                config.n_what, config.n_hidden, config.output_scale, config.output_std,
                                config.mean_image, name="decoder")
@@ -104,8 +110,12 @@ class SQAIR(snt.Module):
                              f"{expected}: set --image_shape to match the data, or crop the data.")
         if generate_after is None and self.config.sample_from_prior and self.config.generate_after > 0:
             generate_after = self.config.generate_after
+        return self._weigh_frames(obs, self.sequence(obs, noise, generate_after, propagate_first), generate_after)
+
+    def _weigh_frames(self, obs: tf.Tensor, frame: Frame, generate_after: Optional[int]) -> Forward:
+        """Decodes the inferred frames and computes all log-probabilities, for all frames at once."""
+        height, width, channels = self.config.image_size
         n_frames, batch, k = obs.shape[0], obs.shape[1], self.config.k_particles
-        frame = self.sequence(obs, noise, generate_after, propagate_first)
         discovered, propagated, present = frame.discovered, frame.propagated, frame.presence_prev
 
         both = tf.nest.map_structure(lambda p, d: tf.concat([p, d], 2), propagated, discovered)

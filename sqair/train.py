@@ -74,30 +74,27 @@ def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Te
     return StepResult(loss, norm, finite, report(forward, counts))
 
 
-def compile_train_step(model: SQAIR, optimizer: Optimizer, config: Config) -> Callable[..., StepResult]:
+def compile_train_step(model: SQAIR, optimizer: Optimizer, train) -> Callable[..., StepResult]:
     """`train_step` as a graph: (obs, counts, step, learning_rate) -> StepResult, traced once for every length.
 
-    The noise of step i is drawn from (seed, i) outside of the part that XLA compiles (see `sqair.noise`).
-    """
-    train = config.train
-    update = tf.function(lambda obs, counts, noise, rate: train_step(
-        model, optimizer, obs, counts, noise, rate, train.target, train.l2, train.clip_norm), jit_compile=train.xla)
+    The noise of step i is drawn from (seed, i), outside of what XLA compiles (see `sqair.noise`).
 
+    Args: model, optimizer: what to train. train: `TrainConfig`.
+    """
     @tf.function
     def step_function(obs, counts, step, learning_rate):
         noise = model.draw_noise(tf.stack([train.seed, tf.cast(step, tf.int32)]), obs.shape[0], obs.shape[1])
-        return update(obs, counts, noise, learning_rate)
+        return train_step(model, optimizer, obs, counts, noise, learning_rate, train.target, train.l2,
+                          train.clip_norm)
 
     return step_function
 
 
-def compile_eval_step(model: SQAIR, xla: bool) -> Callable[..., Report]:
+def compile_eval_step(model: SQAIR) -> Callable[..., Report]:
     """A forward pass as a graph: (obs, counts, seed [2]) -> Report."""
-    forward = tf.function(lambda obs, counts, noise: report(model(obs, noise), counts), jit_compile=xla)
-
     @tf.function
     def step_function(obs, counts, seed):
-        return forward(obs, counts, model.draw_noise(seed, obs.shape[0], obs.shape[1]))
+        return report(model(obs, model.draw_noise(seed, obs.shape[0], obs.shape[1])), counts)
 
     return step_function
 
@@ -165,12 +162,12 @@ class Trainer:
         crop = train.crop or None
         self._check_data()
         tf.random.set_seed(train.seed)
-        self.model = SQAIR(config.model)
+        self.model = SQAIR(config.model, train.xla)
         self.optimizer = Optimizer(train.opt, self.model.trainable_variables)
         self.state = checkpoints.TrainingState(self.model, self.optimizer)
         self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr)
-        self.train_step = compile_train_step(self.model, self.optimizer, config)
-        self.eval_step = compile_eval_step(self.model, train.xla)
+        self.train_step = compile_train_step(self.model, self.optimizer, train)
+        self.eval_step = compile_eval_step(self.model)
         self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles)
         self._stop_signal = 0
 
