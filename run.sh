@@ -9,12 +9,13 @@ usage() {
 usage: ./run.sh VERB [...]
 
   setup              make .venv and install requirements.txt (PYTHON=python3.12 chooses the interpreter)
-  demo               small data, a few hundred training steps, evaluation: table and figures in results/demo
+  demo               small data, short training of SQAIR and R-SQAIR: tables and figures in results/demo
   data               the paper's data sets, data/balls4mass64.h5 and data/balls678mass64.h5
   train MODEL SEED   train sqair_balls, rsqair_in, rsqair_rmc, rsqair_rmc_slots, ... in runs/MODEL_SEED;
                      further options go to sqair.train
   eval RUN [DATA]    likelihoods and figures of a run on DATA (default data/balls4mass64.h5) in results/
-  paper              the paper's comparison: SEEDS x MODELS trained, evaluated, tables and figures
+  paper              the paper's comparison; MODELS="sqair in rmc" SEEDS="0 1 2 3 4" JOBS=1 are the defaults,
+                     SCALE=small tries all of it in half an hour, --dry_run prints the commands
   bench              seconds per training step, side by side
   test               all tests; further options go to pytest
 TEXT
@@ -68,30 +69,48 @@ main() {
       python -m sqair.train --preset "$model" --run_dir "runs/${model}_$seed" --seed "$seed" "$@"
       ;;
     eval)
-      [ $# -ge 1 ] || fail "usage: ./run.sh eval RUN [DATA]"
+      [ $# -ge 1 ] || fail "usage: ./run.sh eval RUN [DATA [options of eval.likelihood]]"
       setup
-      evaluate "$1" "${2:-data/balls4mass64.h5}" "results/$(basename "$1")"
+      evaluate "$1" "${2:-data/balls4mass64.h5}" "results/$(basename "$1")" "${@:3}"
       ;;
+    paper)
+      setup
+      local options=()
+      [ -n "${SCALE:-}" ] && options+=(--scale "$SCALE")
+      [ -n "${MODELS:-}" ] && options+=(--models $MODELS)
+      [ -n "${SEEDS:-}" ] && options+=(--seeds $SEEDS)
+      [ -n "${JOBS:-}" ] && options+=(--jobs "$JOBS")
+      python -m eval.paper "${options[@]}" "$@"
+      ;;
+    bench) setup; python -m eval.benchmark "$@" ;;
     test) setup; python -m pytest -q "$@" ;;
     "") usage ;;
     *) usage >&2; fail "no such verb: $verb" ;;
   esac
 }
 
-evaluate() { # run, data, folder of results
-  python -m eval.likelihood --run "$1" --data "$2" --split test --out "$3/likelihood.json"
-  python -m eval.figures --run "$1" --data "$2" --split test --out "$3/sequences.png"
+evaluate() { # run, data, folder of results, options of eval.likelihood ...
+  mkdir -p "$3"
+  python -m eval.likelihood --run "$1" --data "$2" --out "$3/likelihood.json" "${@:4}" | tee "$3/likelihood.txt"
+  python -m eval.figures --run "$1" --data "$2" --out "$3/sequences.png"
 }
 
 demo() {
-  local data=results/demo/balls.h5 started=$SECONDS
-  mkdir -p results/demo
+  local results=results/demo data=results/demo/balls.h5 started=$SECONDS relation
+  local short=(--train_data "$data" --log_itr 100 --report_loss_every 20 --save_itr 100 --fig_itr 100 --no-eval_on_train)
+  mkdir -p "$results"
   [ -e "$data" ] || python -m data_gen.bouncing_balls --preset balls4mass64 --training 4000 --validation 320 --test 320 \
-    --n_frames 20 --out "$data"
-  python -m sqair.train --preset sqair_balls --run_dir results/demo/sqair --train_data "$data" --xla \
-    --train_itr 300 --log_itr 100 --report_loss_every 20 --save_itr 100 --fig_itr 300 --no-eval_on_train
-  evaluate results/demo/sqair "$data" results/demo
-  echo "demo: $((SECONDS - started)) s; the table is results/demo/likelihood.json, the figure results/demo/sequences.png"
+    --n_frames 10 --out "$data"
+  echo "demo: SQAIR, 300 steps from scratch" >&2
+  python -m sqair.train --preset sqair_balls --run_dir "$results/sqair/run" --xla --train_itr 300 "${short[@]}"
+  evaluate "$results/sqair/run" "$data" "$results/sqair"
+  for relation in in rmc rmc_slots; do
+    echo "demo: R-SQAIR ($relation), 40 steps on from there" >&2
+    python -m sqair.train --preset "rsqair_$relation" --run_dir "$results/rsqair_$relation/run" \
+      --init_from "$results/sqair/run" --train_itr 40 "${short[@]}"
+    evaluate "$results/rsqair_$relation/run" "$data" "$results/rsqair_$relation"
+  done
+  echo "demo: $((SECONDS - started)) s. Tables: $results/*/likelihood.txt. Figures: $results/*/sequences.png."
 }
 
 main "$@"
