@@ -152,7 +152,8 @@ def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = 
     gap, left, right = 0.10 * width, 18 * point, 6 * point
     any_generated = any(scene.first_generated < len(scene.frames) for scene in scenes)
     show_attention = show_attention and any(scene.attention is not None for scene in scenes)
-    vmax = max((float(s.attention[1:].mean(1).max(initial=1e-6)) for s in scenes if s.attention is not None), default=1.0)
+    attention = [scene.attention[1:].mean(1) for scene in scenes if scene.attention is not None]
+    vmax = max((float(weights.max(initial=1e-6)) for weights in attention), default=1.0)
 
     def rows_of(scene):
         return 2 * (height + gap) + (width + gap) * (show_attention and scene.attention is not None)
@@ -228,7 +229,8 @@ def _draw_attention(sheet: _Sheet, scene: Scene, t: int, x: float, y: float, siz
     weights = scene.attention[t].mean(0)
     absent = np.array([c == _NO_OBJECT for c in colours])
     nothing = absent[:, None] | absent | (np.eye(len(colours), dtype=bool) & (scene.relation == "in"))
-    image = sheet.image(np.ma.array(weights, mask=nothing), x + chip, y + chip, size - chip, size - chip, "cividis", vmax)
+    image = sheet.image(np.ma.array(weights, mask=nothing), x + chip, y + chip, size - chip, size - chip,
+                        "cividis", vmax)
     for i, edge in enumerate(colours):
         style = dict(fill=True, facecolor=edge, edgecolor="#777777", linewidth=0.4)
         sheet.rectangle(x, y + chip + i * cell, 0.8 * chip, cell, **style)
@@ -310,7 +312,7 @@ def _indexed(image: Image.Image) -> Image.Image:
     distance = ((pixels[..., None, :] - colours) ** 2).sum(-1)            # [H, W, colours]
     is_grey = np.ptp(pixels, -1) == 0
     index = np.where(is_grey, (pixels[..., 0] * 127 + 127) // 255, 128 + distance.argmin(-1))
-    indexed = Image.fromarray(index.astype(np.uint8), "P")
+    indexed = Image.frombytes("P", image.size, index.astype(np.uint8).tobytes())
     indexed.putpalette(np.concatenate([greys, colours]).astype(np.uint8).tobytes())
     return indexed
 

@@ -287,8 +287,9 @@ class Figure4:
         """Writes the figure; returns the files."""
         data_sets = read_metrics(self.metrics)
         panels = likelihood_panels(data_sets)
-        said = [f"{panel.label} on {panel.title}: " + ", ".join(
-            _spoken(model, bar.values) for model, bar in panel.bars.items()) for row in panels for panel in row if panel]
+        said = [f"{panel.label} on {panel.title}: "
+                + ", ".join(_spoken(model, bar.values) for model, bar in panel.bars.items())
+                for row in panels for panel in row if panel]
         for data in data_sets:
             said += [f"failed and left out: {MODELS.get(model, model)}, seed {seed} on {data.name}"
                      for model, seed, _ in data.failed]

@@ -60,7 +60,8 @@ img {{ display: block; max-width: 100%; height: auto; background: white; padding
   border: 1px solid var(--line); border-radius: .25rem; }}
 figcaption, .fine {{ font-size: .9rem; }}
 pre, code {{ font-family: ui-monospace, monospace; font-size: .875rem; }}
-pre {{ background: var(--soft); padding: .6rem; border-radius: .25rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
+pre {{ background: var(--soft); padding: .6rem; border-radius: .25rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }}
 td {{ white-space: nowrap; }}
 tbody th {{ min-width: 9rem; }}
 .wide {{ min-width: 45rem; }}
@@ -155,7 +156,8 @@ def picture(path: pathlib.Path) -> str:
              f'height="{height}" alt="{_text(description or title or path.stem)}"')
     # On a phone a wide picture keeps a legible size and scrolls sideways.
     shown = _scroll(shown + ' class="wide">', title or path.stem) if width > 720 else shown + ">"
-    return (f"<figure>{shown}<figcaption><strong>{_text(title or path.stem)}</strong> {_text(description)}{made}</figcaption></figure>")
+    return (f"<figure>{shown}<figcaption><strong>{_text(title or path.stem)}</strong> {_text(description)}{made}"
+            "</figcaption></figure>")
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -207,7 +209,8 @@ def _settings(found: list[Source]) -> str:
                            [[source.name, *(source.flags.get(name) for name in differ)] for source in found]))
     shared = table("Settings" + (" of all" if len(found) > 1 else ""), ["flag", "value"],
                    [[name, found[0].flags[name]] for name in same])
-    return "".join(parts) + f"<details><summary>{len(same)} settings{' of all' * bool(differ)}</summary>{shared}</details>"
+    said = f"{len(same)} settings{' of all' * bool(differ)}"
+    return "".join(parts) + f"<details><summary>{said}</summary>{shared}</details>"
 
 
 def _versions(found: list[Source]) -> str:

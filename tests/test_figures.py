@@ -323,7 +323,8 @@ def test_curves(folder, command, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--run", "{run}", "--data", "{data}", "--out", "a.jpg"], "--out a.jpg: expected a name that ends in .png or .pdf"),
+    (["--run", "{run}", "--data", "{data}", "--out", "a.jpg"],
+     "--out a.jpg: expected a name that ends in .png or .pdf"),
     (["--run", "{run}", "--out", "{tmp}/a.png"], "give --run with --data, or --predictions alone"),
     (["--run", "{tmp}", "--data", "{data}", "--out", "{tmp}/a.png"], "no checkpoint in it"),
     (["--run", "{run}", "--data", "{tmp}/none.h5", "--out", "{tmp}/a.png"], "none.h5: no such file"),
@@ -353,9 +354,8 @@ def test_attention_needs_a_relation(folder, data, command):
 
 def test_curves_of_an_unknown_quantity_or_set(folder, command):
     place = curve_run(folder / "curve_bad", 1)
-    for options, message in ((["--quantities", "nonsense"], "no column nonsense"), (["--of", "training"], "no rows of training")):
-        if options[0] == "--of":
-            options += ["--quantities", "kl"]
+    for options, message in ((["--quantities", "nonsense"], "no column nonsense"),
+                             (["--of", "training", "--quantities", "kl"], "no rows of training")):
         code, error = command("curves", "--runs", place, *options, "--out", folder / "y.png")
         assert code == 1 and message in error and error.count("\n") == 1
 
