@@ -26,7 +26,7 @@ from sqair.checkpoints import BEST, CHECKPOINTS, fill
 from sqair.model import SQAIR
 from sqair.train import versions
 
-_MOST_PARTICLES = 1600     # B*K at once: about a GB
+_MOST_PARTICLES = 640      # B*K at once: about a GB
 _MOST_OBJECTS = 255        # what a pixel of `groups` can tell apart
 
 

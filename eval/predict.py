@@ -11,7 +11,7 @@ One more pass infers all frames, for the bounds. The file's members are listed i
 
 import os
 import pathlib
-from typing import Callable, Iterator, NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional
 
 import attrs
 import numpy as np
@@ -27,33 +27,14 @@ from sqair import spatial_transformer
 from sqair.checkpoints import Run, find_checkpoint, load_run
 from sqair.config import load_flags, to_flags
 from sqair.model import SQAIR, Forward, resample
-from sqair.timestep import SQAIRTimestep
 from sqair.train import versions
 
 # A slot explains a pixel only if it adds at least this much of white: decoded glimpses are never quite black.
 LEAST_INTENSITY = 0.1
 
 
-class CompiledTimestep(tf.Module):
-    """Stands for a model's timestep and compiles it: once for each kind of frame (first, inferred, predicted).
-
-    A graph of all ten frames takes a minute to make on two cores, and another one for every way to unroll them; a
-    frame's takes three seconds and serves all. Frames, sequence lengths and modes then cost nothing more.
-    """
-
-    def __init__(self, timestep: SQAIRTimestep):
-        super().__init__(name="compiled_timestep")
-        self.discover, self.propagate = timestep.discover, timestep.propagate
-        self.initial_state = timestep.initial_state
-        self._timestep = timestep
-        self._step = tf.function(lambda *args, **options: timestep(*args, **options))
-
-    def __call__(self, *args, **options):
-        return self._step(*args, **options)
-
-
 def load(path: str, which: str, k_particles: int, n_slots: Optional[int] = None) -> Run:
-    """Loads a run for evaluation, its timestep compiled.
+    """Loads a run for evaluation.
 
     Args:
       path, which: see `sqair.checkpoints.find_checkpoint`.
@@ -73,9 +54,7 @@ def load(path: str, which: str, k_particles: int, n_slots: Optional[int] = None)
     if flags.relation == "rmc" and "n_steps_per_image" in changes:
         raise UserError(f"{path}: relation rmc is bound to its {flags.n_steps_per_image} slots by the shape of its "
                         f"weights and cannot run with {n_slots}; rmc_slots and in can")
-    loaded = load_run(path, which, **changes)
-    loaded.model.sequence.timestep = CompiledTimestep(loaded.model.sequence.timestep)
-    return loaded
+    return load_run(path, which, **changes)
 
 
 def generator(*numbers: int) -> np.random.Generator:

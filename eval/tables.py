@@ -465,8 +465,8 @@ def markdown(data_sets: Sequence[DataSet]) -> str:
 
 
 _LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
-          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "−": r"$-$",
-          "–": "--"}
+          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$",
+          "−": r"$-$", "–": "--"}
 
 
 def _latex(text: str) -> str:

@@ -1,0 +1,282 @@
+"""eval.predict: the real command, and what it stores against numpy on the data file."""
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_helpers import run_command
+from eval_helpers import save_run
+from scipy.stats import norm
+
+from data_gen.command_line import UserError
+from eval import predict
+from eval.predictions import MEMBERS, Predictions
+from eval.truth import Source
+
+S, M, T, N, K, FIRST, BATCH = 20, 2, 4, 3, 3, 2, 16
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("predict")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    # Many balls, so that some collide within the few frames.
+    path = folder / "balls.h5"
+    done = run_command("data_gen.bouncing_balls", "--n_balls", 7, 8, "--training", 0, "--validation", 0, "--test", 40,
+                       "--n_frames", T, "--out", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_run(folder):
+    return save_run(folder / "run", relation="in")
+
+
+@pytest.fixture(scope="module")
+def command(folder, data, tiny_run):
+    """The real command's options, and the file it wrote."""
+    options = ["--run", tiny_run, "--data", data, "--n_frames", T, "--n_generated", T - FIRST, "--n_samples", M,
+               "--k_particles", K, "--n_sequences", S, "--batch_size", BATCH, "--seed", SEED]
+    done = run_command("eval.predict", *options, "--canvases", "--out", folder / "out" / "predictions.h5")
+    assert done.returncode == 0, done.stderr
+    return options, folder / "out" / "predictions.h5"
+
+
+@pytest.fixture(scope="module")
+def stored(command):
+    with Predictions(command[1]) as predictions:
+        yield predictions
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return predict.load(tiny_run, "best", K).model
+
+
+def recompute(model, path, n_sequences=S, seed=SEED, first=FIRST):
+    """The members, all batches joined, as computed in this process."""
+    with Source(path, "test", (50, 50, 1), T, n_sequences) as source:
+        batches = list(predict.predict(model, source, first, M, BATCH, seed, canvases=False))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.fixture(scope="module")
+def computed(model, data):
+    return recompute(model, data)
+
+
+def altered(data, path, change):
+    """A copy of the data file with its test split changed."""
+    path.write_bytes(data.read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file["test"])
+    return path
+
+
+# --- the file ---
+
+
+def test_the_file_has_every_member_of_its_shape(stored):
+    assert stored.sizes == dict(S=S, M=M, T=T, N=N, D=2, K=K, n=8, H=50, W=50, A=1, R=N)
+    missing = [name for name in MEMBERS if name not in stored]
+    assert not missing
+    assert stored.about.model == "rsqair_in" and stored.about.step == 7 and stored.about.first_generated == FIRST
+    assert stored.about.data_set == "balls" and stored.about.flags["n_what"] == 2
+    assert stored["rollout/presence"][:].any() and not stored["rollout/presence"][:].all()
+
+
+def test_the_same_seed_gives_the_same_contents_in_another_process(stored, computed):
+    for name, values in computed.items():
+        np.testing.assert_array_equal(stored[name][:], values.astype(MEMBERS[name].dtype), err_msg=name)
+
+
+def test_another_seed_gives_other_samples(model, data, computed):
+    other = recompute(model, data, seed=SEED + 1)
+    assert not np.array_equal(other["rollout/where"], computed["rollout/where"])
+    assert not np.array_equal(computed["rollout/where"][:, 0], computed["rollout/where"][:, 1])
+
+
+def test_the_last_batch_is_filled_up_without_a_trace(model, data, computed):
+    whole = recompute(model, data, n_sequences=2 * BATCH)
+    for name, values in computed.items():
+        np.testing.assert_allclose(whole[name][:S], values, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+# --- likelihoods ---
+
+
+def true_pixels(data):
+    """Images, colliding pixels and owners of the crop, [S, T, 50, 50], straight from the data file."""
+    with h5py.File(data) as file:
+        return tuple(np.array(file["test"][name][:T, :S, 7:57, 7:57, 0]).swapaxes(0, 1)
+                     for name in ("features", "collisions", "groups"))
+
+
+def test_log_likelihoods_are_masked_sums_over_the_canvas(model, data, computed, stored):
+    images, collisions, groups = true_pixels(data)
+    assert collisions[:, FIRST:].any()
+    obs = tf.constant(images[:BATCH].swapaxes(0, 1).astype(np.float32))
+    rng = predict.generator(SEED, 0, 1)
+    forward = predict.infer(model, obs, predict.noise_seed(rng), FIRST)
+    drawn = computed["rollout/particle"][:BATCH, 0] + K * np.arange(BATCH)
+    canvas = forward.canvas.numpy()[:, drawn].swapaxes(0, 1)
+    pixels = norm.logpdf(images[:BATCH], canvas, 0.3)
+    np.testing.assert_allclose(computed["rollout/data_ll"][:BATCH, 0], pixels.sum((2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(computed["rollout/data_ll"][:BATCH, 0], forward.data_ll.numpy()[:, drawn].T, rtol=1e-5)
+    np.testing.assert_allclose(computed["rollout/relational_ll"][:BATCH, 0], (pixels * collisions[:BATCH]).sum((2, 3)),
+                               rtol=1e-5, atol=1e-4)
+    for ball in range(8):
+        np.testing.assert_allclose(computed["rollout/object_ll"][:BATCH, 0, :, ball],
+                                   (pixels * (groups[:BATCH] == ball + 1)).sum((2, 3)), rtol=1e-5, atol=1e-4)
+    # The stored canvases are rounded to 1/255: a pixel at most (1/.09)/510 off.
+    pixels = norm.logpdf(images[:, None], stored["rollout/canvas"][:] / 255, 0.3) * collisions[:, None]
+    assert np.all(np.abs(pixels.sum((3, 4)) - stored["rollout/relational_ll"][:])
+                  <= 0.03 * collisions.sum((2, 3))[:, None] + 1e-3)
+
+
+def test_without_collisions_the_relational_likelihood_is_left_out_with_a_note(model, data, folder):
+    path = altered(data, folder / "plain.h5", lambda split: split.__delitem__("collisions"))
+    assert "rollout/relational_ll" not in recompute(model, path)
+    with Source(path, "test", (50, 50, 1), T) as source:
+        assert "no relational log-likelihood" in source.notes[0]
+
+
+# --- prediction ---
+
+
+def test_predicted_frames_keep_objects_and_discover_none(computed):
+    ids, presence = computed["rollout/object_id"], computed["rollout/presence"]
+    np.testing.assert_array_equal(ids >= 0, presence > 0)
+    discovered = 0
+    for t in range(1, T):
+        new = (ids[:, :, t] >= 0) & ~(ids[:, :, t, :, None] == ids[:, :, t - 1, None]).any(-1)
+        if t >= FIRST:
+            assert not new.any()
+        discovered += new.sum()
+    assert discovered                                     # inferred frames do discover some
+    assert (presence[:, :, FIRST:].sum(-1) < presence[:, :, FIRST - 1:-1].sum(-1)).any()     # and the prior loses some
+
+
+def test_nothing_drawn_depends_on_the_frames_that_are_predicted(model, data, folder, computed):
+    def change(split):
+        split["features"][FIRST:] = 1 - split["features"][FIRST:]
+
+    other = recompute(model, altered(data, folder / "inverted.h5", change))
+    for name in ("particle", "log_weights", "what", "where", "presence", "object_id", "segmentation", "attention"):
+        np.testing.assert_array_equal(other[f"rollout/{name}"], computed[f"rollout/{name}"], err_msg=name)
+    assert not np.array_equal(other["rollout/data_ll"], computed["rollout/data_ll"])
+    assert not np.array_equal(other["inference/log_weights"], computed["inference/log_weights"])
+
+
+def test_the_particle_is_drawn_by_its_weight_on_the_inferred_frames(model, data, computed):
+    images = true_pixels(data)[0]
+    rng = predict.generator(SEED, 0, 1)
+    forward = predict.infer(model, tf.constant(images[:BATCH].swapaxes(0, 1).astype(np.float32)),
+                            predict.noise_seed(rng), FIRST)
+    log_weights = forward.log_weights_per_frame.numpy()[:FIRST].sum(0).reshape(BATCH, K)
+    np.testing.assert_allclose(computed["rollout/log_weights"][:BATCH, 0], log_weights, rtol=1e-5)
+    weights = np.exp(log_weights - log_weights.max(-1, keepdims=True))
+    edges = np.cumsum(weights / weights.sum(-1, keepdims=True), -1)
+    uniform = rng.random(BATCH, np.float32)
+    np.testing.assert_array_equal(computed["rollout/particle"][:BATCH, 0], (edges[:, :-1] < uniform[:, None]).sum(-1))
+
+
+def test_nothing_generated_infers_every_frame(model, data):
+    members = recompute(model, data, n_sequences=BATCH, first=T)
+    with Source(data, "test", (50, 50, 1), T, BATCH) as source:
+        truth = next(source.batches(BATCH))[1]
+    forward = predict.infer(model, tf.constant(truth.frames.swapaxes(0, 1)),
+                            predict.noise_seed(predict.generator(SEED, 0, 1)))
+    np.testing.assert_allclose(members["rollout/log_weights"][:, 0], forward.log_weights, rtol=1e-5)
+
+
+# --- segmentation and truth ---
+
+
+def test_segmentation_names_the_slot_that_adds_most(model):
+    where = np.zeros((N, 4), np.float32)
+    where[:, :2] = -2.0                                    # sigmoid: .12 of the frame
+    where[0, 2:], where[1, 2:], where[2, 2:] = (-0.5, -0.5), (0.5, 0.5), (0.5, 0.5)
+    glimpse = np.ones((N, 36), np.float32) * np.array([[1.0], [0.4], [0.7]])
+    row, column = 25 + int(24.5 * np.tanh(0.5)), 24 - int(24.5 * np.tanh(0.5))
+
+    def labels(presence, factor=1.0):
+        segments = predict.segment(model, tf.constant(factor * glimpse, tf.float32), tf.constant(where),
+                                   tf.constant(presence, tf.float32)).numpy()
+        return segments[column, column], segments[row, row], segments[24, 24]
+
+    assert labels([1, 1, 1]) == (1, 3, 0)
+    assert labels([1, 1, 0]) == (1, 2, 0)
+    assert labels([0, 0, 1]) == (0, 3, 0)
+    assert labels([1, 1, 1], factor=0.12) == (1, 0, 0)     # .12 and .084 of white
+
+
+def test_the_truth_of_files_without_radii_and_numbers_is_read_off_the_pixels(data, folder):
+    def truth(path):
+        with Source(path, "test", (50, 50, 1), T, 8) as source:
+            return next(source.batches(8))[1]
+
+    def forget(split):
+        del split["radii"], split["n"], split["masses"]
+
+    ours, bare = truth(data), truth(altered(data, folder / "bare.h5", forget))
+    np.testing.assert_array_equal(ours.centre, bare.centre)
+    # A disc of 80 pixels, a few of which another ball may hide.
+    np.testing.assert_allclose(ours.box, bare.box, atol=1.0)
+    np.testing.assert_array_equal(ours.count, (ours.pixels > 0).sum(-1))
+
+
+# --- what can go wrong ---
+
+
+def test_another_number_of_slots(data, folder, tiny_run):
+    predict.write(predict.Arguments(run=str(tiny_run), data=str(data), out=folder / "five.h5", n_frames=1, n_samples=1,
+                                    n_generated=0, n_sequences=4, batch_size=4, n_slots=5))
+    with Predictions(folder / "five.h5") as predictions:
+        assert predictions.sizes["N"] == 5 and predictions.about.data_set == "balls, 5 slots"
+        assert predictions.about.trained_slots == N
+
+
+def test_the_memory_core_is_bound_to_its_slots(folder):
+    path = save_run(folder / "rmc", relation="rmc")
+    with pytest.raises(UserError, match="relation rmc is bound to its 3 slots"):
+        predict.load(path, "best", K, 8)
+
+
+def test_bad_input_is_one_line_and_leaves_no_file(command, folder, data, tiny_run):
+    done = run_command("eval.predict", *command[0], "--n_frames", T + 1, "--out", folder / "no.h5")
+    assert done.returncode == 1 and not (folder / "no.h5").exists()
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and f"test has {T} frames a sequence, {T + 1} were asked for" in errors[0]
+    assert "Traceback" not in done.stderr
+
+    for options, message in (({"run": str(folder / "none")}, "no such run folder"),
+                             ({"n_generated": 10}, "at least one of the"),
+                             ({"checkpoint": "8"}, "no checkpoint of iteration 8")):
+        with pytest.raises(UserError, match=message):
+            predict.write(predict.Arguments(**{"run": str(tiny_run), "data": str(data), "out": folder / "no.h5"}
+                                            | options))
+    assert not (folder / "no.h5").exists()
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"path": "/none.h5"}, "no such file"), ({"split": "training"}, "no split 'training'"),
+    ({"n_sequences": 41}, "has 40 sequences, 41 were asked for"), ({"image_size": (50, 50, 3)}, "cannot be cut"),
+    ({"image_size": (65, 65, 1)}, "frames of 64 x 64 x 1, from which the model's 65 x 65 x 1 cannot be cut")])
+def test_data_that_do_not_fit_are_refused(data, options, message):
+    with pytest.raises(UserError, match=message):
+        Source(**{"path": data, "split": "test", "image_size": (50, 50, 1), "n_frames": 2} | options)
+
+
+def test_files_that_are_no_predictions_are_refused(data, command, folder):
+    with pytest.raises(UserError, match="not a file of predictions"):
+        Predictions(data)
+    broken = folder / "broken.h5"
+    broken.write_bytes(command[1].read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot be read as HDF5"):
+        Predictions(broken)

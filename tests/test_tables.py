@@ -1,0 +1,225 @@
+"""eval.tables: the real command on small made-up files of predictions, its numbers computed again by hand."""
+
+import csv
+import json
+
+import attrs
+import numpy as np
+import pytest
+from data_helpers import run_command
+from scipy.special import logsumexp
+
+from data_gen.command_line import UserError
+from data_gen.hdf5 import new_file
+from eval import tables
+from eval.predictions import About, Predictions, Writer
+from sqair.config import PRESETS, to_flags
+
+S, M, T, N, K, FIRST, H = 6, 2, 4, 4, 3, 2, 12
+
+
+def made_up(seed, n=4):
+    """Random members; objects 0..n-1 sit exactly on their balls in the inferred frames, 1 pixel beside them later."""
+    rng = np.random.default_rng(seed)
+    centre = rng.uniform(2, H - 3, (S, 1, n, 2)) + 0.5 * np.arange(T)[:, None, None]
+    centre = np.minimum(centre, H - 2).astype(np.float32)
+    groups = np.zeros((S, T, H, H), np.uint8)
+    for s, t, ball in np.ndindex(S, T, n):
+        row, column = np.round(centre[s, t, ball]).astype(int)
+        groups[s, t, row, column] = ball + 1
+    collisions = (groups > 0) & (rng.random(groups.shape) < 0.3)
+    pixels = np.stack([(groups == ball).sum((2, 3)) for ball in range(1, n + 1)], -1)
+    shown = centre[:, None, :, :N] + np.array([0, 0, 1, 1])[:, None, None] * [0, 1]            # [S, 1, T, N, 2]
+    shift = np.arctanh(np.clip(shown[..., ::-1] * 2 / (H - 1) - 1, -0.999, 0.999))
+    where = np.broadcast_to(np.concatenate([np.full(shift.shape, -1.0), shift], -1), (S, M, T, N, 4))
+    object_id = np.broadcast_to(np.arange(N), (S, M, T, N)).copy()
+    object_id[0, 1, 3, 2] = -1                                                                 # one vanishes at the end
+    return {
+        "rollout/what": rng.normal(size=(S, M, T, N, 2)), "rollout/where": where,
+        "rollout/presence": object_id >= 0, "rollout/object_id": object_id,
+        "rollout/data_ll": rng.normal(400, 50, (S, M, T)), "rollout/relational_ll": rng.normal(0, 5, (S, M, T)),
+        "rollout/segmentation": np.broadcast_to(groups[:, None], (S, M, T, H, H)),
+        "rollout/log_weights": np.zeros((S, M, K)), "rollout/particle": np.zeros((S, M)),
+        "inference/log_weights": rng.normal(4 * 400, 3, (S, K)), "inference/data_ll": np.zeros((S, K, T)),
+        "inference/log_p": rng.normal(-9, 1, (S, K, T)), "inference/log_q": rng.normal(9, 1, (S, K, T)),
+        "inference/count": np.full((S, K, T), N), "truth/frames": 255 * (groups > 0),
+        "truth/count": (pixels > 0).sum(-1), "truth/groups": groups, "truth/collisions": collisions,
+        "truth/centre": centre, "truth/pixels": pixels,
+        "truth/box": np.concatenate([centre - 2, np.full_like(centre, 4)], -1)}
+
+
+TRUTH = made_up(0)
+
+
+def save(path, relation="none", seed=0, slots=N, data="data/four.h5", **changes):
+    """Writes a file of predictions; all show the same sequences."""
+    config = PRESETS["sqair_balls"]
+    config = attrs.evolve(config, model=attrs.evolve(config.model, relation=relation, n_steps_per_image=slots),
+                          train=attrs.evolve(config.train, seed=seed))
+    members = made_up(1 + 10 * seed + len(relation)) | {k: v for k, v in TRUTH.items() if k.startswith("truth")}
+    for name in ("where", "object_id", "presence", "segmentation"):
+        members[f"rollout/{name}"] = TRUTH[f"rollout/{name}"]
+    members |= changes
+    about = About(run=f"runs/{path.stem}", checkpoint="step-1", step=1, flags=to_flags(config), trained_slots=4,
+                  data=data, split="test", first_generated=FIRST, settings={}, notes=[], versions={})
+    with new_file(path) as file:
+        Writer(file, about, S, batch_size=4).write(members)
+    return members
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three seeds of SQAIR, of which one has collapsed, two of IN, of which one is NaN; and RMC on other data."""
+    folder = tmp_path_factory.mktemp("tables")
+    nothing = {"rollout/presence": np.zeros((S, M, T, N)), "rollout/object_id": np.full((S, M, T, N), -1)}
+    files = {("sqair", seed): save(folder / "in" / f"a{seed}.h5", seed=seed, **(nothing if seed == 2 else {}))
+             for seed in range(3)}
+    files["rsqair_in", 0] = save(folder / "in" / "b0.h5", "in")
+    save(folder / "in" / "b1.h5", "in", seed=1, **{"inference/log_weights": np.full((S, K), np.nan)})
+    save(folder / "in" / "c_with_8.h5", "rmc_slots", slots=8)
+    done = run_command("eval.tables", "--predictions", folder / "in", "--out", folder / "out",
+                       "--expected_models", "sqair", "rsqair_rmc", "--expected_seeds", 0, 3)
+    assert done.returncode == 0, done.stderr
+    return folder, files
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row(rows, model, metric, horizon=""):
+    found = [r for r in rows if (r["data_set"], r["model"], r["metric"], r["horizon"]) ==
+             ("four", model, metric, str(horizon))]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_means_and_spreads_over_seeds_and_samples(folder):
+    out, files = folder[0] / "out", folder[1]
+    rows = rows_of(out / "table.csv")
+    last = np.stack([files["sqair", seed]["rollout/data_ll"][:, :, -1].mean(0) for seed in range(3)])        # [R, M]
+    found = row(rows, "sqair", "data_ll_predicted")
+    assert float(found["mean"]) == pytest.approx(last.mean(), rel=1e-6)
+    assert float(found["std"]) == pytest.approx(np.std(last, ddof=1), rel=1e-5)
+    assert float(found["std_seeds"]) == pytest.approx(np.std(last.mean(1), ddof=1), rel=1e-5)
+    assert (found["seeds"], found["samples"], found["paper"]) == ("3", "2", "399.5")
+    assert float(found["bound"]) == pytest.approx(H * H * (-np.log(0.3) - 0.5 * np.log(2 * np.pi)))
+
+    relational = np.stack([files["sqair", seed]["rollout/relational_ll"] for seed in range(3)])
+    assert float(row(rows, "sqair", "relational_ll_inferred")["mean"]) == pytest.approx(
+        relational[..., :FIRST].mean(), abs=1e-6)
+    for horizon in range(3):
+        assert float(row(rows, "sqair", "relational_ll", horizon)["mean"]) == pytest.approx(
+            relational[..., FIRST - 1 + horizon].mean(), abs=1e-6)
+    pixels = TRUTH["truth/collisions"][:, -1].sum() / S
+    assert float(row(rows, "sqair", "relational_ll_predicted")["bound"]) == pytest.approx(
+        pixels * (-np.log(0.3) - 0.5 * np.log(2 * np.pi)))
+
+    text = (out / "table.md").read_text()
+    assert f"| SQAIR | 3 of 4 | {last.mean():.1f} ± {np.std(last, ddof=1):.1f} | 399.5 |" in text
+
+
+def test_bounds_and_kl(folder):
+    rows, members = rows_of(folder[0] / "out" / "table.csv"), folder[1]["rsqair_in", 0]
+    log_weights = members["inference/log_weights"].astype(np.float32).astype(float)
+    bound = (logsumexp(log_weights, -1) - np.log(K)) / T
+    weights = np.exp(log_weights - logsumexp(log_weights, -1, keepdims=True))
+    kl = (members["inference/log_q"] - members["inference/log_p"]).mean(-1)
+    found = row(rows, "rsqair_in", "iwae")
+    assert float(found["mean"]) == pytest.approx(bound.mean(), rel=1e-6)
+    assert found["seeds"] == "1" and found["paper"] == ""
+    assert float(row(rows, "rsqair_in", "kl")["mean"]) == pytest.approx((weights * kl).sum(-1).mean(), rel=1e-5)
+
+
+def test_objects_that_sit_on_their_balls(folder):
+    rows = rows_of(folder[0] / "out" / "table.csv")
+    in_view = np.all(TRUTH["truth/centre"] < H - 0.5, -1)
+    assert in_view.all()
+    # Objects are exact at the match and one pixel off afterwards, where nothing else has changed.
+    assert float(row(rows, "rsqair_in", "position_error", 0)["mean"]) == pytest.approx(0, abs=1e-3)
+    assert float(row(rows, "rsqair_in", "position_error")["mean"]) == pytest.approx(1, abs=0.05)
+    # One object of S * N has vanished, in one of two samples.
+    assert float(row(rows, "rsqair_in", "lost")["mean"]) == pytest.approx(0.5 / (S * N))
+    assert float(row(rows, "rsqair_in", "ari")["mean"]) == 1
+    right = (TRUTH["truth/count"][:, :FIRST] == N).mean()
+    assert float(row(rows, "rsqair_in", "count_accuracy")["mean"]) == pytest.approx(right)
+    assert float(row(rows, "rsqair_in", "id_switches")["mean"]) == 0
+    # The collapsed seed has no matches and no pairs: its figures are left out and the table says so.
+    assert row(rows, "sqair", "motp")["seeds"] == "2" and row(rows, "sqair", "position_error")["seeds"] == "2"
+    assert "(2 of 3)" in (folder[0] / "out" / "table.md").read_text()
+
+
+def test_failed_and_collapsed_runs_are_listed(folder):
+    text = (folder[0] / "out" / "table.md").read_text()
+    four, eight = text.split("## four, 8 slots")
+    assert "collapsed, in the means: SQAIR, seed 2: all zero" in four
+    assert "failed, not in the means: R-SQAIR (IN), seed 1: its log-likelihoods are not finite" in four
+    assert "failed, not in the means: SQAIR, seed 3: no predictions" in four
+    assert "R-SQAIR (RMC), seed 0: no predictions" in four
+    assert "SQAIR, seed 0: no predictions" in eight
+    assert "R-SQAIR (RMC), seed" not in eight                # it cannot run with other slots: nothing is missing
+
+
+def test_differences_and_their_interval(folder):
+    found = [r for r in rows_of(folder[0] / "out" / "differences.csv")
+             if (r["model"], r["minus"], r["metric"]) == ("rsqair_in", "sqair", "data_ll_predicted")]
+    means = [np.mean([folder[1][key]["rollout/data_ll"][:, :, -1].mean() for key in folder[1] if key[0] == model])
+             for model in ("rsqair_in", "sqair")]
+    assert float(found[0]["difference"]) == pytest.approx(means[0] - means[1], rel=1e-4)
+    assert found[0]["low"] == "nan" and "1 seed" in found[0]["note"]
+
+
+def test_json_latex_and_the_paper(folder):
+    out = folder[0] / "out"
+    names = sorted(path.name for path in (out / "metrics").iterdir())
+    assert names == ["rsqair_in_seed0_four.json", "rsqair_in_seed1_four.json",
+                     "rsqair_rmc_slots_seed0_four_8_slots.json", "sqair_seed0_four.json", "sqair_seed1_four.json",
+                     "sqair_seed2_four.json"]
+    figures = json.loads((out / "metrics" / "sqair_seed0_four.json").read_text())
+    assert figures["balls"] == [4] and figures["confusion"][4][4] > 0 and len(figures["metrics"]["mota"]) == M
+    text = (out / "table.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 7
+    assert not any(character in text for character in "±−–") and r"$\pm$" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert body and all("_" not in line.replace(r"\_", "") for line in body)
+    assert tables.PAPER[4,]["rsqair_rmc"] == {"data_ll_predicted": 457.32, "relational_ll_predicted": 3.62}
+    assert [figures["relational_ll_predicted"] for figures in tables.PAPER[6, 7, 8].values()] == [-164.1, -96.7, -97.0]
+
+
+def figures_of(path):
+    with Predictions(path) as predictions:
+        return tables.evaluate(predictions)
+
+
+def test_files_that_do_not_compare_are_refused(tmp_path):
+    save(tmp_path / "a.h5")
+    save(tmp_path / "again.h5")
+    save(tmp_path / "b.h5", seed=1, **{"truth/frames": np.zeros((S, T, H, H))})
+    save(tmp_path / "c.h5", seed=1, **{"inference/log_weights": np.zeros((S, 5)), "rollout/log_weights":
+                                       np.zeros((S, M, 5)), **{f"inference/{name}": np.zeros((S, 5, T))
+                                       for name in ("data_ll", "log_p", "log_q", "count")}})
+    a = figures_of(tmp_path / "a.h5")
+    for other, message in (("again", "are both SQAIR, seed 0 on four"), ("b", "show different sequences"),
+                           ("c", "k_particles is 3 and 5")):
+        with pytest.raises(UserError, match=message):
+            tables.collect([a, figures_of(tmp_path / f"{other}.h5")])
+    wide = a | {"seed": 1, "flags": a["flags"] | {"n_units": 4}}
+    with pytest.raises(UserError, match="n_units is 8 and 4"):
+        tables.collect([a, wide])
+    with pytest.raises(UserError, match="no file of predictions there"):
+        tables.find([str(tmp_path / "none*.h5")])
+
+
+def test_predictions_without_truth_beyond_the_frames(tmp_path):
+    path = tmp_path / "plain.h5"
+    members = {k: v for k, v in made_up(0).items() if k not in (
+        "truth/groups", "truth/collisions", "truth/centre", "truth/box", "truth/pixels", "rollout/relational_ll")}
+    members["truth/count"] = np.full((S, T), -1)
+    with new_file(path) as file:
+        about = About(run="r", checkpoint="c", step=0, flags=to_flags(PRESETS["sqair_balls"]), trained_slots=4,
+                      data="x.h5", split="test", first_generated=T, settings={}, notes=[], versions={})
+        Writer(file, about, S, 4).write(members)
+    figures = figures_of(path)
+    assert sorted(figures["metrics"]) == ["data_ll_inferred", "iwae", "kl", "vae"]
+    assert "SQAIR" in tables.markdown(tables.collect([figures]))
