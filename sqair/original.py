@@ -1,4 +1,4 @@
-"""The original's checkpoints (TensorFlow 1): the names of its variables and what of ours stands for them (spec/sqair.md)."""
+"""The original's checkpoints (TensorFlow 1), in and out: its variables' names and what of ours stands for them."""
 
 import os
 import pathlib

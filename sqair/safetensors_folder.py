@@ -92,7 +92,7 @@ def _card(config: Config, model: SQAIR, step: int, source: str) -> str:
     title, what = {"none": ("SQAIR", "objects move on their own"),
                    "in": ("R-SQAIR (IN)", "an interaction network relates the objects"),
                    "rmc": ("R-SQAIR (RMC)", "a relational memory core relates the objects"),
-                   "rmc_slots": ("R-SQAIR (RMC, slots)", "a relational memory core with one row an object relates them"),
+                   "rmc_slots": ("R-SQAIR (RMC, slots)", "a memory core with one row an object relates them"),
                    }[config.model.relation]
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
     return f"""---

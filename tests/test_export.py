@@ -1,4 +1,4 @@
-"""Exports to the original's checkpoints: what TensorFlow 1's own saver and optimisers make of them, and the way back."""
+"""Exports to the original's checkpoints: what TensorFlow 1's saver and optimisers make of them, and the way back."""
 
 import json
 import shutil
