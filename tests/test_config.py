@@ -73,7 +73,8 @@ def test_wrong_values_are_named(flag, value):
     ("relation", "gnn", "none, in, rmc, rmc_slots"), ("target", "elbo", "vimco, vimco_textbook, iwae"),
     ("relation_inputs", ["rnn", "what"], "prior, rnn, where")])
 def test_wrong_choices_are_named(flag, value, choices):
-    with pytest.raises(UserError, match=f"{flag} must be one of {choices}, got {value[-1] if isinstance(value, list) else value}"):
+    wrong = value[-1] if isinstance(value, list) else value
+    with pytest.raises(UserError, match=f"{flag} must be one of {choices}, got {wrong}"):
         from_flags({flag: value})
 
 

@@ -75,7 +75,8 @@ def test_categorical_prior_by_hand(later):
                                      tf.constant(later)).discrete
     first, second = discover.steps_mlp.layers
     hidden = elu(expected @ first.w["x"].numpy() + first.b)
-    logits = elu(discover.step_bias + later * discover.timestep_bias.numpy() + hidden @ second.w["x"].numpy() + second.b)
+    bias = discover.step_bias + later * discover.timestep_bias.numpy()
+    logits = elu(bias + hidden @ second.w["x"].numpy() + second.b)
     log_p = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
     np.testing.assert_allclose(steps, log_p[range(3), [3, 1, 0]], rtol=1e-4, atol=1e-5)
 

@@ -35,6 +35,15 @@ def test_slots_start_where_tensorflow_1_starts_them():
     assert not any(slot.trainable for slots in optimizer.slots.values() for slot in slots)
 
 
+def test_epsilon_of_rmsprop_stands_inside_the_root():
+    """Shown by gradients so small that the mean square, once it has decayed, is below it."""
+    x = tf.Variable([0.0, 0.0])
+    optimizer = Optimizer("rmsprop", [x])
+    optimizer.slots["rms"][0].assign([0.0, 0.0])
+    optimizer.apply([tf.constant([1e-5, 0.0])], tf.constant(1.0))
+    np.testing.assert_allclose(x, [-1e-5 / np.sqrt(1e-11 + 1e-10), 0.0], rtol=1e-5)
+
+
 def test_schedule_boundaries_by_hand():
     """4, 6, 10 of 2,000,000: boundaries after 400,000 and 1,000,000 updates; a boundary belongs to the rate before."""
     schedule = Schedule(9e-5, "4,6,10", 2_000_000)

@@ -69,15 +69,14 @@ def test_presence_needs_presence_before():
         np.testing.assert_array_equal(alive, expected)      # sigmoid(3) = 0.953
 
 
-@pytest.fixture(scope="module")
-def propagate():
-    config = small_config()
-    module = Propagate(config, GlimpseEncoder((4, 4, 1), D, R, True))
-    make_busy(module)
-    return module
+def make_propagate(**flags):
+    propagate = Propagate(small_config(**flags), GlimpseEncoder((4, 4, 1), D, R, True))
+    make_busy(propagate)
+    return propagate
 
 
-def test_log_probabilities_of_present_objects_only(propagate):
+def test_log_probabilities_of_present_objects_only():
+    propagate = make_propagate()
     now = np.float32([[1, 0, 0], [0, 0, 0]])
     slots, before = make_slots(now), tf.constant(PRESENCE)
     prior, _ = propagate.prior(make_objects(), tf.constant(draw(P, N, R)), None)
@@ -90,15 +89,18 @@ def test_log_probabilities_of_present_objects_only(propagate):
         np.testing.assert_allclose(log_probs.total[1], expected[1], rtol=1e-3)
 
 
-def test_prior_is_a_sample_when_generating(propagate):
+@pytest.mark.parametrize("kind", ["rnn", "guided"])
+def test_prior_is_a_sample_when_generating(kind):
+    propagate = make_propagate(prop_prior_type=kind)
     objects = make_objects()
     prior, _ = propagate.prior(objects, tf.constant(draw(P, N, R)), None)
     noise = [tf.constant(draw(N, P, 4)), tf.constant(draw(N, P, D, seed=1)), tf.fill([N, P, 1], 1e-6)]
     slots = propagate.generate(prior, objects, noise)
-    for p in range(P):
-        for k in range(N):
-            np.testing.assert_allclose(slots.where[p, k], prior.where_loc[p, k] + prior.where_scale[p, k] * noise[0][k, p],
-                                       rtol=1e-5)
-            np.testing.assert_allclose(slots.what[p, k], prior.what_loc[p, k] + prior.what_scale[p, k] * noise[1][k, p],
-                                       rtol=1e-5)
-    np.testing.assert_array_equal(slots.presence[..., 0], PRESENCE)     # absent objects stay absent
+    for k in range(N):
+        where = prior.where_loc[:, k] + prior.where_scale[:, k] * noise[0][k]
+        what = prior.what_loc[:, k] + prior.what_scale[:, k] * noise[1][k]
+        np.testing.assert_allclose(slots.where[:, k], where, rtol=1e-5)
+        np.testing.assert_allclose(slots.what[:, k], what, rtol=1e-5)
+    np.testing.assert_array_equal(slots.presence[..., 0], PRESENCE)
+    if kind == "guided":        # a walk's logit alone would let absent objects come back
+        assert np.any(tf.sigmoid(prior.presence_logit).numpy()[PRESENCE == 0] > 1e-6)
