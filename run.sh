@@ -48,6 +48,8 @@ supported() {
   "$1" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
+workers() { local cores; cores=$(nproc 2>/dev/null || echo 2); echo $((cores > 4 ? 4 : cores)); }
+
 python() { .venv/bin/python "$@"; }
 
 main() {
@@ -83,7 +85,7 @@ main() {
       python -m eval.paper "${options[@]}" "$@"
       ;;
     bench) setup; python -m eval.benchmark "$@" ;;
-    test) setup; python -m pytest -q "$@" ;;
+    test) setup; python -m pytest -q -n "$(workers)" "$@" ;;
     "") usage ;;
     *) usage >&2; fail "no such verb: $verb" ;;
   esac

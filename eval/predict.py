@@ -24,8 +24,8 @@ from eval import metrics
 from eval.predictions import About, Writer
 from eval.truth import Source, Truth
 from sqair import spatial_transformer
-from sqair.checkpoints import Run, find_checkpoint, load_run
-from sqair.config import load_flags, to_flags
+from sqair.checkpoints import Run, load_run
+from sqair.config import to_flags
 from sqair.model import SQAIR, Forward, resample
 from sqair.train import versions
 
@@ -47,13 +47,7 @@ def load(path: str, which: str, k_particles: int, n_slots: Optional[int] = None)
     Raises:
       UserError: it is not there, is damaged, or cannot have that many slots.
     """
-    folder, _, _ = find_checkpoint(path, which)
-    flags = load_flags(folder / "flags.json")[0].model
-    changes = {"k_particles": k_particles, "n_steps_per_image": n_slots or flags.n_steps_per_image}
-    changes = {name: value for name, value in changes.items() if value != getattr(flags, name)}
-    if flags.relation == "rmc" and "n_steps_per_image" in changes:
-        raise UserError(f"{path}: relation rmc is bound to its {flags.n_steps_per_image} slots by the shape of its "
-                        f"weights and cannot run with {n_slots}; rmc_slots and in can")
+    changes = {"k_particles": k_particles, **({"n_steps_per_image": n_slots} if n_slots else {})}
     return load_run(path, which, **changes)
 
 
@@ -284,14 +278,12 @@ def write(arguments: Arguments) -> list[str]:
       UserError: run, data and options do not fit together.
     """
     loaded = load(arguments.run, arguments.checkpoint, arguments.k_particles, arguments.n_slots)
-    folder, _, _ = find_checkpoint(arguments.run, arguments.checkpoint)
-    trained = load_flags(folder / "flags.json")[0].model
     model, first_generated = loaded.model, arguments.n_frames - arguments.n_generated
     with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
                 arguments.n_sequences) as source, new_file(arguments.out) as file:
         about = About(
-            run=str(folder), checkpoint=loaded.source, step=loaded.step, flags=to_flags(loaded.config),
-            trained_slots=trained.n_steps_per_image, data=os.fspath(arguments.data), split=arguments.split,
+            run=loaded.folder, checkpoint=loaded.source, step=loaded.step, flags=to_flags(loaded.config),
+            trained_slots=loaded.trained.model.n_steps_per_image, data=os.fspath(arguments.data), split=arguments.split,
             first_generated=first_generated, settings=attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
             notes=source.notes, versions=versions())
         writer = Writer(file, about, source.n_sequences, arguments.batch_size)

@@ -129,12 +129,17 @@ class RunCheckpoints:
 
 
 class Run(NamedTuple):
-    """A trained model: the checkpoint it came from, its configuration, its weights and the step they are of."""
+    """A trained model: the checkpoint it came from, its configuration, its weights and the step they are of.
+
+    folder: of the run. trained: the configuration it was trained with, where `config` has been changed.
+    """
 
     source: str
     config: Config
     model: SQAIR
     step: int
+    folder: str
+    trained: Config
 
 
 def _original_config(folder: pathlib.Path, prefix: str) -> Config:
@@ -229,6 +234,11 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
             raise UserError(f"{prefix}: the checkpoint is damaged or does not fit {folder / 'flags.json'} "
                             f"({_first_line(error)})") from None
         step = int(prefix.rsplit("-", 1)[-1])
+    trained = config
+    changes = {key: value for key, value in changes.items() if value != getattr(config.model, key)}
+    if config.model.relation == "rmc" and "n_steps_per_image" in changes:
+        raise UserError(f"{path}: relation rmc is bound to its {config.model.n_steps_per_image} slots by the shape of "
+                        f"its weights and cannot run with {changes['n_steps_per_image']}; rmc_slots and in can")
     if changes:
         changed = attrs.evolve(config, model=attrs.evolve(config.model, **changes))
         other = SQAIR(changed.model)
@@ -238,7 +248,7 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
             raise UserError(f"{prefix} cannot be run with {asked}: it has no weights for {left[0]}"
                             + (f" (and {len(left) - 1} more)" if len(left) > 1 else ""))
         config, model = changed, other
-    return Run(str(prefix), config, model, step)
+    return Run(str(prefix), config, model, step, str(folder), trained)
 
 
 class Filled(NamedTuple):

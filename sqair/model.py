@@ -203,7 +203,7 @@ def report(forward: Forward, counts: tf.Tensor) -> Report:
       counts: true number of objects, int32 [T, B]; -1 where it is not known.
 
     Returns:
-      `Report` of scalars; the accuracies are NaN if no count is known.
+      `Report` of scalars; the accuracies are NaN if any count is not known.
     """
     n_frames = forward.data_ll.shape[0]
     mean = forward.weighted_mean

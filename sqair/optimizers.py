@@ -7,14 +7,15 @@ epsilon stands inside its root.
 from typing import Dict, List, Sequence
 
 import numpy as np
-import sonnet as snt
 import tensorflow as tf
+
+from data_gen.command_line import UserError
 
 SLOTS = {"rmsprop": {"rms": 1.0, "momentum": 0.0}, "adam": {"m": 0.0, "v": 0.0}, "momentum": {"momentum": 0.0},
          "sgd": {}}
 
 
-class Optimizer(snt.Module):
+class Optimizer(tf.Module):
     """Updates variables by one of TensorFlow 1's rules, g the gradient and a the learning rate:
 
     rmsprop:  s = .9 s + .1 g^2;  m = .9 m + a g / sqrt(s + 1e-10);  x -= m;  s starts at 1
@@ -58,13 +59,16 @@ class Schedule:
     """The learning rate by step: `schedule` 'a,b,c' splits train_itr in these proportions; a third of it at each."""
 
     def __init__(self, learning_rate: float, schedule: str, train_itr: int):
-        """Raises: ValueError: the schedule is not a list of positive numbers."""
+        """Raises: UserError: the schedule is not a list of positive numbers."""
         self.learning_rate = learning_rate
         self.boundaries: List[int] = []
         if schedule:
-            parts = np.cumsum([float(x) for x in schedule.split(",")])
+            try:
+                parts = np.cumsum([float(x) for x in schedule.split(",")])
+            except ValueError:
+                parts = np.array([np.nan])
             if not (np.isfinite(parts).all() and (np.diff(parts, prepend=0.0) > 0).all()):
-                raise ValueError(f"schedule must be positive numbers with commas, as in '4,6,10', got {schedule!r}")
+                raise UserError(f"schedule must be positive numbers with commas, as in '4,6,10', got {schedule!r}")
             self.boundaries = [int(x) for x in np.round(parts * train_itr / parts[-1])][:-1]
 
     def __call__(self, step: int) -> float:

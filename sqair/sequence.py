@@ -23,7 +23,8 @@ class SequentialAIR(snt.Module):
         self.channels = config.image_size[2]
         self.n_particles = config.k_particles
         self.timestep = SQAIRTimestep(config, name="timestep")
-        self._step = tf.function(lambda *args, **kinds: self.timestep(*args, **kinds), jit_compile=xla or None)
+        self._step = tf.function(lambda *args, **kinds: self.timestep(*args, **kinds), jit_compile=xla or None,
+                                 autograph=False)
 
     def __call__(self, obs: tf.Tensor, noise, generate_after: Optional[int] = None,
                  propagate_first: bool = False) -> Frame:

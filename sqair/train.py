@@ -6,6 +6,7 @@ The run folder holds flags.json, versions.json, metrics.csv, train.log, checkpoi
 The same command started again in the same folder goes on where the run was.
 """
 
+import functools
 import json
 import math
 import os
@@ -69,8 +70,7 @@ def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Te
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
     if clip_norm:
         gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)
-    if finite:
-        optimizer.apply(gradients, learning_rate)
+    tf.cond(finite, lambda: optimizer.apply(gradients, learning_rate), lambda: None)
     return StepResult(loss, norm, finite, report(forward, counts))
 
 
@@ -81,7 +81,7 @@ def compile_train_step(model: SQAIR, optimizer: Optimizer, train) -> Callable[..
 
     Args: model, optimizer: what to train. train: `TrainConfig`.
     """
-    @tf.function
+    @functools.partial(tf.function, autograph=False)
     def step_function(obs, counts, step, learning_rate):
         noise = model.draw_noise(tf.stack([train.seed, tf.cast(step, tf.int32)]), obs.shape[0], obs.shape[1])
         return train_step(model, optimizer, obs, counts, noise, learning_rate, train.target, train.l2,
@@ -92,7 +92,7 @@ def compile_train_step(model: SQAIR, optimizer: Optimizer, train) -> Callable[..
 
 def compile_eval_step(model: SQAIR) -> Callable[..., Report]:
     """A forward pass as a graph: (obs, counts, seed [2]) -> Report."""
-    @tf.function
+    @functools.partial(tf.function, autograph=False)
     def step_function(obs, counts, seed):
         return report(model(obs, model.draw_noise(seed, obs.shape[0], obs.shape[1])), counts)
 

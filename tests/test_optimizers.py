@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from data_gen.command_line import UserError
 from sqair.optimizers import SLOTS, Optimizer, Schedule
 
 
@@ -60,5 +61,5 @@ def test_schedule_rounds_to_steps_and_may_be_empty():
 
 @pytest.mark.parametrize("schedule", ["4,-6,10", "0,1", "4,nan", "1,inf", "a,b"])
 def test_bad_schedules_are_refused(schedule):
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError):
         Schedule(1.0, schedule, 100)

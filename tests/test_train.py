@@ -1,0 +1,270 @@
+"""Training by its real command: what it leaves behind, how it goes on after a kill, how it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import attrs
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data_gen import bouncing_balls
+from data_gen.command_line import UserError
+from sqair import checkpoints, train
+from sqair.config import Config, ModelConfig, TrainConfig
+from sqair.run_folder import RunLock
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "balls.h5"
+    settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=4, training=40, validation=16, test=16)
+    bouncing_balls.write(settings, path)
+    return path
+
+
+def config(data, model=(), **training):
+    """A tiny run: lengths 2 (8 steps) and 3, a checkpoint every 4 steps, an evaluation every 6."""
+    tiny = dict(n_what=2, n_units=1, n_steps_per_image=2, glimpse_size=6, k_particles=2, image_shape=(20, 20))
+    short = dict(train_data=str(data), crop=20, batch_size=8, learning_rate=1e-4, seq_len=2, stage_itr=8, max_seq_len=3,
+                 train_itr=STEPS, save_itr=4, log_itr=6, report_loss_every=1, fig_itr=12, patience=0)
+    return Config(ModelConfig(**{**tiny, **dict(model)}), TrainConfig(**{**short, **training}))
+
+
+def command(config_, folder, **options):
+    flags = {**train.to_flags(config_), "run_dir": str(folder), **options}
+    words = [sys.executable, "-m", "sqair.train"]
+    for key, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, (list, tuple)):
+            words += [f"--{key}", *map(str, value)]
+        else:
+            words += [f"--{key}", str(value)]
+    return words
+
+
+def execute(words):
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def error_line(result):
+    """The one line in which a command that fails says why."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 1 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
+    return lines[0]
+
+
+def newest(folder):
+    """All values of a run's newest checkpoint."""
+    prefix = checkpoints.find_checkpoint(folder, "newest")[1]
+    reader = tf.train.load_checkpoint(prefix)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = execute(command(config(data), folder))
+    assert result.returncode == 0, result.stderr[-2000:]
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(finished, data):
+    flags = json.loads((finished / "flags.json").read_text())
+    assert flags["n_what"] == 2 and flags["train_data"] == str(data)
+    versions = json.loads((finished / "versions.json").read_text())
+    assert versions["tensorflow"] == tf.__version__ and "git_commit" in versions
+    assert json.loads((finished / "finished.json").read_text())["step"] == STEPS
+    batches = [row for row in rows(finished) if row["data"] == "batch"]
+    assert [int(row["step"]) for row in batches] == list(range(1, STEPS + 1))
+    assert [int(row["length"]) for row in batches] == [2] * 8 + [3] * 4
+    assert all(np.isfinite(float(row["iwae"])) for row in rows(finished))
+    assert {row["data"] for row in rows(finished)} == {"batch", "validation", "training"}
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert len(list((finished / "checkpoints").glob("*.index"))) == 3
+    assert len(list((finished / "best").glob("*.index"))) == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path, how):
+    folder, rng = tmp_path / "killed", np.random.default_rng(how)
+    for _ in range(2):
+        process = subprocess.Popen(command(config(data), folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True)
+        until = f"step {rng.integers(1, STEPS - 1)} "
+        for line in process.stdout:
+            if line.startswith(until) or line.startswith("finished"):
+                break
+        time.sleep(float(rng.uniform(0, 0.3)))
+        process.send_signal(how)
+        process.stdout.read()
+        code = process.wait(timeout=120)
+        if not (folder / "finished.json").exists():      # else it was too quick for us
+            assert code == (-9 if how == signal.SIGKILL else 143)
+    result = execute(command(config(data), folder))
+    assert result.returncode == 0, result.stderr[-2000:]
+    expected, got = newest(finished), newest(folder)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+
+
+def test_the_same_command_again_has_nothing_to_do(finished, data):
+    before = newest(finished)
+    trainer = train.Trainer(config(data), str(finished))
+    assert trainer.run() == 0
+    assert all(np.array_equal(before[name], value) for name, value in newest(finished).items())
+
+
+def test_the_step_is_traced_once_a_length(data, tmp_path):
+    trainer = train.Trainer(config(data), str(tmp_path / "run"))
+    assert trainer.run() == 0
+    assert trainer.train_step.experimental_get_tracing_count() == 2
+
+
+def test_training_improves_the_bound(data, tmp_path):
+    config_ = config(data, train_itr=60, seq_len=2, stage_itr=0, max_seq_len=2, opt="adam", learning_rate=3e-3,
+                     log_itr=60, save_itr=60, eval_on_train=False)
+    trainer = train.Trainer(config_, str(tmp_path / "run"))
+    trainer.run()
+    bounds = [float(row["iwae_per_frame"]) for row in rows(tmp_path / "run") if row["data"] == "batch"]
+    assert np.mean(bounds[-10:]) > np.mean(bounds[:10]) + 0.2 * abs(np.mean(bounds[:10]))
+
+
+def test_early_stopping(data, tmp_path):
+    # A rate of nearly nothing: the bound does not improve, epochs are 5 steps.
+    config_ = config(data, train_itr=100, stage_itr=0, log_itr=5, patience=2, learning_rate=1e-30, opt="sgd",
+                     eval_on_train=False)
+    trainer = train.Trainer(config_, str(tmp_path / "run"))
+    assert trainer.run() == 0
+    assert trainer.step == 15 and int(trainer.state.best_step) == 5
+    assert "early stopping" in json.loads((tmp_path / "run" / "finished.json").read_text())["reason"]
+
+
+def test_air_is_one_frame(data, tmp_path):
+    trainer = train.Trainer(config(data, seq_len=1, stage_itr=0, max_seq_len=1, train_itr=2), str(tmp_path / "air"))
+    assert trainer.run() == 0
+    assert {row["length"] for row in rows(tmp_path / "air")} == {"1"}
+    assert all(float(row["num_prop_steps"]) == 0 for row in rows(tmp_path / "air"))
+
+
+def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_path):
+    step = checkpoints.find_checkpoint(finished, "newest")[1]
+    for relation in ("in", "rmc", "rmc_slots"):
+        trainer = train.Trainer(config(data, dict(relation=relation)), str(tmp_path / relation), init_from=step)
+        source = checkpoints.load_run(step).model
+        obs = tf.random.stateless_uniform([3, 8, 20, 20], [0, 1])
+        noise = source.draw_noise([1, 2], 3, 8)
+        np.testing.assert_allclose(trainer.model(obs, noise).log_weights, source(obs, noise).log_weights, rtol=1e-5)
+        log = (tmp_path / relation / "train.log").read_text()
+        assert "widened" in log and "w_gamma" in log and "left" in log
+
+
+def test_describe_prints_the_parameters():
+    result = execute([sys.executable, "-m", "sqair.train", "--preset", "rsqair_in", "--no-mean_image", "--run_dir", "x",
+                      "--describe"])
+    assert result.returncode == 0, result.stderr
+    assert f"{2_660_630 + 21_677:,}" in result.stdout and "interaction_network" in result.stdout
+    assert not os.path.exists("x")
+
+
+def test_one_writer_a_folder(data, tmp_path):
+    with RunLock(tmp_path / "run") as note:
+        assert note is None
+        line = error_line(execute(command(config(data), tmp_path / "run")))
+        assert f"process {os.getpid()} on" in line
+    with RunLock(tmp_path / "run") as note:
+        assert note is None                                  # given up in order
+    (tmp_path / "run" / "run.lock").write_text("process 999999 on elsewhere\n")
+    with RunLock(tmp_path / "run") as note:
+        assert "process 999999 on elsewhere" in note         # its holder died: taken over
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
+    config_ = config(data, train_itr=8, eval_on_train=False)
+    train.Trainer(config_, str(tmp_path / "run")).run()
+    (tmp_path / "run" / "finished.json").unlink()
+    damaged = next((tmp_path / "run" / "checkpoints").glob("step-8.data*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    trainer = train.Trainer(config_, str(tmp_path / "run"))
+    assert trainer.step == 4
+    assert "damaged checkpoint passed over" in (tmp_path / "run" / "train.log").read_text()
+    for path in (tmp_path / "run" / "checkpoints").glob("*.index"):
+        path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="no checkpoint in it can be read"):
+        train.Trainer(config_, str(tmp_path / "run"))
+
+
+def test_non_finite_numbers_stop_the_run_before_the_update(data, tmp_path):
+    folder = tmp_path / "run"
+    trainer = train.Trainer(config(data), str(folder))
+    before = [v.numpy() for v in trainer.model.trainable_variables]
+    trainer.model.decoder.output_scale.assign(float("inf"))
+    with pytest.raises(UserError, match="not finite"):
+        trainer.run()
+    found = json.loads((folder / "non_finite.json").read_text())
+    assert found["batch_index"] == 0 and "data likelihood" in found["terms"]
+    assert any("output_scale" in name for name in found["variables"])
+    for variable, value in zip(trainer.model.trainable_variables, before):
+        if "output_scale" not in variable.name:
+            np.testing.assert_array_equal(variable.numpy(), value)
+    assert trainer.step == 0
+
+
+def test_clipping_bounds_the_gradient(data, tmp_path):
+    norms = []
+    for clip in (0.0, 1e-3):
+        config_ = config(data, train_itr=1, opt="sgd", learning_rate=1.0, clip_norm=clip, eval_on_train=False)
+        trainer = train.Trainer(config_, str(tmp_path / str(clip)))
+        before = [v.numpy() for v in trainer.model.trainable_variables]
+        trainer.run()
+        norms.append(np.sqrt(sum(np.sum((v.numpy() - b) ** 2.0)
+                                 for v, b in zip(trainer.model.trainable_variables, before))))
+    assert norms[0] > 1e-2 and norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(train_data="nowhere.h5"), "nowhere.h5"),
+    (dict(crop=50), "the model is made for 20 x 20 x 1"),
+    (dict(max_seq_len=9), "9"),
+    (dict(batch_size=17), "16 sequences"),
+    (dict(schedule="4,x"), "schedule"),
+])
+def test_bad_settings_are_one_line(data, tmp_path, change, message):
+    result = execute(command(config(data, **change), tmp_path / "run"))
+    assert message in error_line(result)
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def test_another_configuration_does_not_enter_a_run_folder(finished, data):
+    with pytest.raises(UserError, match="learning_rate 0.0001, asked was 0.5"):
+        train.Trainer(config(data, learning_rate=0.5), str(finished))
+
+
+def test_unknown_flags_presets_and_unwritable_folders(tmp_path, data):
+    result = execute([sys.executable, "-m", "sqair.train", "--run_dir", str(tmp_path / "run"), "--n_whta", "5"])
+    assert result.returncode != 0 and "n_whta" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(UserError, match="no such preset"):
+        train.parse(["--preset", "sqair_bals", "--run_dir", "x"])
+    (tmp_path / "file").write_text("")
+    assert "file" in error_line(execute(command(config(data), tmp_path / "file" / "run")))
+
+
+def test_presets_are_defaults_that_options_override():
+    arguments = train.parse(["--seed", "3", "--preset", "rsqair_rmc", "--run_dir", "x", "--n_what", "7"])
+    assert (arguments.config.model.relation, arguments.config.model.n_what, arguments.config.train.seed) == ("rmc", 7, 3)
