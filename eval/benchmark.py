@@ -41,7 +41,7 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
       prior       = 3 (D + 4) R + 3 R^2 + (9 + 2D) R
       decoder     = D R + R^2 + R hwC + C (h w W + h H W);  latent encoder = (D + 4) R + R^2
 
-    per particle: R^2 for the conditioning; per frame and sequence: HWC R + 2 R^2 for the encoder. Nothing is
+    per particle: R^2 for the conditioning, 128 (R + 9) for the recurrent prior of where; per frame and sequence: HWC R + 2 R^2 for the encoder. Nothing is
     propagated at the first frame. Relational modules are not counted. A training step is counted as three forward
     passes.
 
@@ -62,8 +62,9 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
     prior = 3 * (d + 4) * r + 3 * r * r + (9 + 2 * d) * r
     decoder = d * r + r * r + r * g * g * channels + channels * (g * g * width + g * height * width)
     encoder = (d + 4) * r + r * r
+    where_prior = 128 * (r + 9) if config.rec_where_prior else 0
     slots = config.n_steps_per_image
-    particle = n_frames * (slots * (discovery + decoder + encoder) + r * r) + (n_frames - 1) * slots * (
+    particle = n_frames * (slots * (discovery + decoder + encoder) + r * r + where_prior) + (n_frames - 1) * slots * (
         propagation + prior)
     frame = n_frames * (height * width * channels * r + 2 * r * r)
     return 2.0 * batch_size * (config.k_particles * particle + frame)

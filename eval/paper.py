@@ -22,7 +22,6 @@ from sqair.config import PRESETS
 from sqair.train import FINISHED
 
 PRESET_OF = {"sqair": "sqair_balls", "in": "rsqair_in", "rmc": "rsqair_rmc", "rmc_slots": "rsqair_rmc_slots"}
-MODEL_OF = {"sqair": "sqair", "in": "rsqair_in", "rmc": "rsqair_rmc", "rmc_slots": "rsqair_rmc_slots"}
 
 # What differs from the paper's size so that the whole pipeline runs in half an hour on two cores.
 SMALL_DATA = ["--n_frames", "10"]
@@ -115,7 +114,7 @@ def plan(arguments: Arguments) -> Plan:
                      "--n_slots", str(n_slots), *(SMALL_PREDICTION if small else []), *pictures],
                     out, results / "logs" / f"predict_{out.stem}.log", str(folder)))
 
-    names = [MODEL_OF[model] for model in arguments.models]
+    names = [PRESET_OF[model].removesuffix("_balls") for model in arguments.models]      # as eval.tables has them
     best, seed = arguments.models[-1], arguments.seeds[0]
     shown = str(runs / f"{PRESET_OF[best]}_{seed}")
     folders = [str(runs / f"{PRESET_OF[model]}_{seed}") for model in arguments.models for seed in arguments.seeds]
@@ -126,11 +125,12 @@ def plan(arguments: Arguments) -> Plan:
         Command(["-m", "eval.figures", "--run", shown, "--data", *map(str, paths.values()), "--n_sequences", "1",
                  "--generate_after", "8", "--out", str(results / "figure3.png"), str(results / "figure3.pdf"),
                  "--gif"], results / "never", results / "logs" / "figure3.log"),
-        Command(["-m", "eval.figures", "figure4", "--metrics", str(results), "--out", str(results / "figure4.png"),
+        Command(["-m", "eval.figures", "figure4", "--metrics", str(results / "metrics"), "--out", str(results / "figure4.png"),
                  str(results / "figure4.pdf")], results / "never", results / "logs" / "figure4.log"),
         Command(["-m", "eval.figures", "curves", "--runs", *folders, "--out", str(results / "curves.png"),
                  str(results / "curves.pdf")], results / "never", results / "logs" / "curves.log"),
-        Command(["-m", "eval.page", "--results", str(results)], results / "never", results / "logs" / "page.log"),
+        Command(["-m", "eval.page", "--results", str(results), "--runs", *folders, "--command",
+                 shlex.join(["python", "-m", "eval.paper", *sys.argv[1:]])], results / "never", results / "logs" / "page.log"),
     ]
     return Plan(data, training, prediction, report)
 
@@ -179,7 +179,7 @@ def main() -> int:
         failed += run_stage([command], 1)
     for command in failed:
         print(f"failed: {command} (log: {command.log})")
-    results = steps.report[-1].arguments[-1]
+    results = pathlib.Path("results") / (arguments.name or arguments.scale)
     print(f"{len(failed)} commands failed; the results are in {results}" if failed
           else f"all done; open {results}/index.html")
     return 1 if failed else 0

@@ -1,0 +1,43 @@
+"""The benchmark's formula against the graph it speaks of, and its table. Nothing is timed here."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from eval import benchmark
+from sqair.config import ModelConfig
+from sqair.model import SQAIR
+
+
+def matmul_operations(graph, definitions):
+    """2 m k n over the matrix products of a graph and the functions it calls."""
+    total = 0
+    for operation in graph.get_operations():
+        if operation.type in ("MatMul", "BatchMatMulV2"):
+            a, out = operation.inputs[0].shape, operation.outputs[0].shape
+            transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+            total += 2 * np.prod(out) * (a[-2] if transposed else a[-1])
+        elif operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
+            total += matmul_operations(definitions[operation.get_attr("f").name], definitions)
+    return total
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_formula_counts_the_graph(masked):
+    config = ModelConfig(n_units=2, n_what=6, n_steps_per_image=2, k_particles=3, glimpse_size=8, image_shape=(20, 20),
+                         masked_glimpse=masked, mean_image=False)
+    model = SQAIR(config)
+
+    def likelihood(obs):
+        return model(obs, model.draw_noise([0, 0], 2, 4)).log_weights
+
+    function = tf.function(likelihood, autograph=False).get_concrete_function(tf.TensorSpec([2, 4, 20, 20]))
+    graphs = {name: f.graph for name, f in function.graph._functions.items()}
+    counted = matmul_operations(function.graph, graphs)
+    assert benchmark.flops(config, 2, 4) == pytest.approx(counted, rel=0.02)      # selection, heads of four
+
+
+def test_the_table_has_a_row_for_each_case():
+    row = {"model": "sqair_balls", "length": 3, "mode": "xla", **{key: 0.5 for key in benchmark.COLUMNS}}
+    lines = benchmark.table([row, row]).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
