@@ -14,6 +14,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import sys
 from typing import Annotated, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import attrs
@@ -144,7 +145,9 @@ class Run(NamedTuple):
 
 def _original_config(folder: pathlib.Path, prefix: str) -> Config:
     """The original's flags, with what it asked its data for read off the checkpoint: image size and mean image."""
-    config, _ = load_flags(folder / "flags.json")
+    config, unknown = load_flags(folder / "flags.json")
+    if unknown:
+        print(f"{folder / 'flags.json'}: flags that mean nothing here: {', '.join(unknown)}", file=sys.stderr)
     shapes = {name: list(value.shape) for name, value in original.read_original(prefix).items()}
     mean = shapes.get("decoder/air_decoder/Variable")
     pixels = shapes.get("discovery/discovery_core/encoder/mlp/linear/w", [0])[0]
