@@ -25,10 +25,10 @@ PRESET_OF = {"sqair": "sqair_balls", "in": "rsqair_in", "rmc": "rsqair_rmc", "rm
 
 # What differs from the paper's size so that the whole pipeline runs in half an hour on two cores.
 SMALL_DATA = ["--n_frames", "10"]
-SMALL_TRAINING = ["--train_itr", "60", "--seq_len", "3", "--stage_itr", "40", "--max_seq_len", "4", "--log_itr", "60",
-                  "--report_loss_every", "20", "--save_itr", "30", "--fig_itr", "1000", "--no-eval_on_train",
+SMALL_TRAINING = ["--train_itr", "40", "--seq_len", "3", "--stage_itr", "0", "--max_seq_len", "3", "--log_itr", "20",
+                  "--report_loss_every", "10", "--save_itr", "20", "--fig_itr", "1000", "--no-eval_on_train",
                   "--learning_rate", "3e-5"]
-SMALL_PREDICTION = ["--n_sequences", "64"]
+SMALL_PREDICTION = ["--n_sequences", "32"]
 
 
 class Command(NamedTuple):
@@ -53,8 +53,8 @@ class Arguments:
     """One training run each and model."""
     scale: Literal["paper", "small"] = "paper"
     """paper, or small: little data and short training, to try the whole pipeline in half an hour."""
-    jobs: int = 1
-    """Commands at a time."""
+    jobs: Optional[int] = None
+    """Commands at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
     dry_run: bool = False
     """Print the commands and stop."""
     data_4: Optional[pathlib.Path] = None
@@ -65,7 +65,7 @@ class Arguments:
     """Name of the folders in runs and results; the scale if left out."""
 
     def __attrs_post_init__(self):
-        if self.jobs < 1 or not self.models or not self.seeds:
+        if (self.jobs is not None and self.jobs < 1) or not self.models or not self.seeds:
             raise UserError("--jobs must be at least 1, and --models and --seeds must name at least one each")
 
 
@@ -165,6 +165,7 @@ def run_stage(commands: List[Command], jobs: int) -> List[Command]:
 def main() -> int:
     arguments = tyro.cli(Arguments, prog="python -m eval.paper", use_underscores=True)
     steps = plan(arguments)
+    jobs = arguments.jobs or (2 if arguments.scale == "small" else 1)
     for command in (c for stage in steps for c in stage):
         print(command)
     if arguments.dry_run:
@@ -172,9 +173,9 @@ def main() -> int:
     failed = run_stage(steps.data, 1)
     if failed:
         raise UserError(f"the data could not be made; see {failed[0].log}")
-    failed = run_stage(steps.training, arguments.jobs)
+    failed = run_stage(steps.training, jobs)
     lost = {command.run for command in failed}
-    failed += run_stage([c for c in steps.prediction if c.run not in lost], arguments.jobs)
+    failed += run_stage([c for c in steps.prediction if c.run not in lost], jobs)
     for command in steps.report:      # in order: figures and page read the tables
         failed += run_stage([command], 1)
     for command in failed:
