@@ -103,6 +103,7 @@ class SQAIR(snt.Module):
         Raises:
           ValueError: obs is not of the configured image size.
         """
+        obs = tf.convert_to_tensor(obs, tf.float32)
         height, width, channels = self.config.image_size
         expected = (height, width) if channels == 1 else (height, width, channels)
         if tuple(obs.shape[2:]) not in {expected, (height, width, channels)}:
