@@ -8,7 +8,6 @@ FOLDER holds flags.json, model.ckpt-<itr>.*, inputs.npz, outputs.npz and gradien
 
 import json
 import pathlib
-import sys
 from typing import Annotated, Dict, List, NamedTuple
 
 import attrs
@@ -95,10 +94,7 @@ def load_recording(folder) -> Recording:
       UserError: something is missing or does not fit.
     """
     folder = pathlib.Path(folder)
-    config, unknown = load_flags(folder / "flags.json")
-    if unknown:
-        print(f"{folder / 'flags.json'}: flags that mean nothing here: {', '.join(unknown)}", file=sys.stderr)
-    config = config.model
+    config = load_flags(folder / "flags.json")[0].model
     inputs = _load_npz(folder / "inputs.npz")
     obs, noise, counts = load_inputs(inputs)
     shape = obs.shape.as_list()[2:]
