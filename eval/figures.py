@@ -28,12 +28,14 @@ from eval.drawing import Bar, Curve, Panel, Scene, animate, draw_bars, draw_curv
 from eval.predictions import Predictions
 from eval.tables import MODELS
 from eval.truth import Source
+from sqair import health
 from sqair.config import load_flags
 from sqair.train import sequence_length
 
 LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bound, nats a frame",
           "data_ll": "log p(x|z), nats a frame", "kl": "KL, nats a frame", "num_steps": "objects a frame",
-          "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size"}
+          "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size",
+          "seconds_per_step": "seconds a training step", "memory_mb": "memory, MB", "open_files": "open files"}
 
 Paths = tuple[pathlib.Path, ...]
 
@@ -309,11 +311,11 @@ def _spoken(model: str, values: np.ndarray) -> str:
 
 
 def read_curves(folder: pathlib.Path, data: str, quantities: Iterable[str]) -> dict[str, Curve]:
-    """A run's curves from its metrics.csv; a line cut short by a kill is passed over.
+    """A run's curves from its metrics.csv or resources.csv; a line cut short by a kill is passed over.
 
     Args:
       folder: run folder.
-      data: validation, training or batch.
+      data: validation, training, batch or machine.
       quantities: columns.
 
     Returns:
@@ -322,7 +324,7 @@ def read_curves(folder: pathlib.Path, data: str, quantities: Iterable[str]) -> d
     Raises:
       UserError: no such file, column or rows.
     """
-    path = folder / "metrics.csv"
+    path = folder / ("resources.csv" if data == "machine" else "metrics.csv")
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             header, *rows = list(csv.reader(file)) or [[]]
@@ -346,7 +348,9 @@ def _number(text: str) -> float:
         return math.nan
 
 
-_SHOWN = {"validation": "validation set", "training": "training set", "batch": "batches of training"}
+_SHOWN = {"validation": "validation set", "training": "training set", "batch": "batches of training",
+          "machine": "use of the machine"}
+_LEARNING, _MACHINE = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy"), ("seconds_per_step", *health.RESOURCES)
 
 
 @attrs.frozen(kw_only=True)
@@ -357,20 +361,23 @@ class Curves:
     """Run folders of sqair.train."""
     out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
     """Files to write, .png or .pdf."""
-    of: Literal["validation", "training", "batch"] = "validation"
-    """What is shown: evaluations on the validation or the training set, or the training batches."""
-    quantities: tuple[str, ...] = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy")
-    """Columns of metrics.csv."""
+    of: Literal["validation", "training", "batch", "machine"] = "validation"
+    """What is shown: evaluations on the validation or the training set, the training batches, or what the training
+    process used of the machine."""
+    quantities: Optional[tuple[str, ...]] = None
+    """Columns of metrics.csv (of machine: of resources.csv); left out: bound, likelihood, KL and count accuracy (of
+    machine: seconds a step, memory and open files)."""
 
     def write(self) -> list[pathlib.Path]:
         """Writes the figure; returns the files."""
         panels: dict[str, dict[str, list[Curve]]] = {}
         curricula, last = set(), 0
+        quantities = self.quantities or (_MACHINE if self.of == "machine" else _LEARNING)
         for folder in self.runs:
             config, _ = load_flags(folder / "flags.json")
             model = _model_name(config.model.relation)
             curricula.add((config.train.seq_len, config.train.stage_itr, config.train.max_seq_len))
-            for name, curve in read_curves(folder, self.of, self.quantities).items():
+            for name, curve in read_curves(folder, self.of, quantities).items():
                 panels.setdefault(LABELS.get(name, name), {}).setdefault(model, []).append(curve)
                 last = max(last, int(curve.steps[-1]))
         changes = []

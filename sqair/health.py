@@ -1,6 +1,7 @@
 """What a user should hear about a run that goes wrong: collapse, useless particles, overfitting, non-finite numbers."""
 
-from typing import Dict, List, Sequence
+import os
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +9,17 @@ import tensorflow as tf
 from sqair.model import SQAIR, Forward, Report
 
 PATIENCE = 5  # reports in a row that must agree before a warning
+RESOURCES = ("memory_mb", "open_files")
+
+
+def resources() -> Tuple[float, int]:
+    """What this process holds now: resident memory in MB (10^6 bytes) and open file handles (Linux; else 0)."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0.0, 0
 
 
 class Monitor:

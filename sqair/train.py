@@ -2,7 +2,8 @@
 
     python -m sqair.train --preset sqair_balls --run_dir runs/sqair_0 --seed 0
 
-The run folder holds flags.json, versions.json, metrics.csv, train.log, checkpoints/, best/ and TensorBoard's events.
+The run folder holds flags.json, versions.json, metrics.csv, resources.csv, train.log, checkpoints/, best/ and
+TensorBoard's events.
 The same command started again in the same folder goes on where the run was.
 """
 
@@ -187,6 +188,8 @@ class Trainer:
         self.metrics = MetricsFile(self.folder / "metrics.csv",
                                    ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
                                     *Report._fields], self.step)
+        self.resources = MetricsFile(self.folder / "resources.csv",
+                                     ["step", "data", "length", "seconds_per_step", *health.RESOURCES], self.step)
 
     @property
     def step(self) -> int:
@@ -298,6 +301,8 @@ class Trainer:
                 if step % train.report_loss_every == 0 or step == train.train_itr:
                     speed = (step - clock_step) / max(time.monotonic() - clock, 1e-9)
                     self._report(step, "batch", length, result.report, rate, result, speed)
+                    self.resources.append([step, "machine", length, 1 / speed, *health.resources()])
+                    clock, clock_step = time.monotonic(), step
                 if step % train.log_itr == 0 or step == train.train_itr:
                     stop = self._validate(step, length)
                     clock, clock_step = None, step
