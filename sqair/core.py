@@ -128,7 +128,8 @@ class DiscoveryCore(snt.Module):
         where_loc, raw = self.where_head(x=hidden)
         where_scale = positive(raw)
         where = where_loc + where_scale * noise.where
-        what_loc, what_scale = (x[:, 0] for x in self.glimpse_encoder(rows, where[:, None]))
+        window = tf.expand_dims(where, 1)
+        what_loc, what_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(rows, window))
         what = what_loc + what_scale * noise.what
         logit = masked_logit(self.steps_predictor(hidden=hidden, what=what), presence_prev)
         presence = sample_presence(logit, presence_prev, noise.presence)
@@ -226,8 +227,9 @@ class PropagationCore(snt.Module):
         where_scale = positive(raw - 1.0)
         where = self.where_posterior.sample(where_loc, where_scale, noise.where)
 
-        mask = None if prepared.mask is None else prepared.mask[:, None]
-        glimpse_loc, glimpse_scale = (x[:, 0] for x in self.glimpse_encoder(rows, where[:, None], mask))
+        mask = None if prepared.mask is None else tf.expand_dims(prepared.mask, 1)
+        window = tf.expand_dims(where, 1)
+        glimpse_loc, glimpse_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(rows, window, mask))
         temporal_new = self.temporal(
             self.temporal.inputs(hidden=hidden, where=where, what_loc=glimpse_loc, what_scale=glimpse_scale),
             temporal, prepared.temporal_recurrent)

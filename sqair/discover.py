@@ -1,5 +1,6 @@
 """Discovery of new objects in a frame, and its priors (spec/sqair.md, "Discovery core", "Log-probabilities")."""
 
+import itertools
 import math
 from typing import List, NamedTuple, Sequence
 
@@ -17,6 +18,12 @@ tfd = tfp.distributions
 def stack_slots(slots: List[Slots]) -> Slots:
     """N records of [P, d] -> one of [P, N, d]."""
     return tf.nest.map_structure(lambda *xs: tf.stack(xs, 1), *slots)
+
+
+def unstack(record, axis: int) -> list:
+    """The inverse: the records of single slots (or frames), cut along an axis. Cheaper to derive than slices."""
+    parts = [itertools.repeat(None) if x is None else tf.unstack(x, axis=axis) for x in tf.nest.flatten(record)]
+    return [tf.nest.pack_sequence_as(record, x) for x in zip(*parts)]
 
 
 def number_of_steps(probs: tf.Tensor) -> tf.Tensor:
@@ -121,8 +128,8 @@ class Discover(snt.Module):
         known = self.core.rnn.inputs(known=frame, conditioning=conditioning)
         previous, state = self.core.first_slot(known.shape[0])
         slots = []
-        for k in range(self.n_slots):
-            slot, state = self.core(known, rows, previous, state, tf.nest.map_structure(lambda x: x[k], noise))
+        for slot_noise in unstack(noise, 0):
+            slot, state = self.core(known, rows, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)
         return stack_slots(slots)

@@ -98,12 +98,12 @@ class SQAIR(snt.Module):
           propagate_first: also fill in the absent slots of propagation at the first frame, as the original does.
 
         Returns:
-          `Forward`.
+          `Forward`. Observations and noise are data: no gradient flows to them.
 
         Raises:
           ValueError: obs is not of the configured image size.
         """
-        obs = tf.convert_to_tensor(obs, tf.float32)
+        obs = tf.stop_gradient(tf.convert_to_tensor(obs, tf.float32))
         height, width, channels = self.config.image_size
         expected = (height, width) if channels == 1 else (height, width, channels)
         if tuple(obs.shape[2:]) not in {expected, (height, width, channels)}:

@@ -82,11 +82,11 @@ class Linear(snt.Module):
         """
         if x is not None:
             parts["x"] = x
-        y = self.b if known is None else known
+        y = known
         for key, part in parts.items():
             product = matmul(part, self.w[key])
-            y = product if y is None else product + y
-        return y
+            y = product if y is None else y + product
+        return y if known is not None or self.b is None else tf.nn.bias_add(y, self.b)
 
 
 class MLP(snt.Module):
@@ -175,9 +175,9 @@ class GRU(snt.Module):
           [..., R] the new state.
         """
         recurrent = self.recurrent(state) if recurrent is None else recurrent
-        gates = tf.sigmoid(x[..., :2 * self.size] + recurrent)
-        z, r = gates[..., :self.size], gates[..., self.size:]
-        c = tf.tanh(x[..., 2 * self.size:] + self.candidate(r * state))
+        gates, candidate = tf.split(x, [2 * self.size, self.size], -1)
+        z, r = tf.split(tf.sigmoid(gates + recurrent), 2, -1)
+        c = tf.tanh(candidate + self.candidate(r * state))
         return state + z * (c - state)
 
 

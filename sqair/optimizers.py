@@ -39,20 +39,20 @@ class Optimizer(tf.Module):
         self.updates.assign_add(1)
         t = tf.cast(self.updates, tf.float32)
         for i, (x, g) in enumerate(zip(self.variables_to_train, gradients)):
-            slot = {key: variables[i] for key, variables in self.slots.items()}
+            slot = {key: variables[i].handle for key, variables in self.slots.items()}
+            # TensorFlow's own kernels, those that TensorFlow 1 ran.
             if self.kind == "rmsprop":
-                rms = slot["rms"].assign(0.9 * slot["rms"] + 0.1 * tf.square(g))
-                x.assign_sub(slot["momentum"].assign(0.9 * slot["momentum"] + learning_rate * g
-                                                     * tf.math.rsqrt(rms + 1e-10)))
+                tf.raw_ops.ResourceApplyRMSProp(var=x.handle, ms=slot["rms"], mom=slot["momentum"], lr=learning_rate,
+                                                rho=0.9, momentum=0.9, epsilon=1e-10, grad=g)
             elif self.kind == "adam":
-                m = slot["m"].assign(0.9 * slot["m"] + 0.1 * g)
-                v = slot["v"].assign(0.999 * slot["v"] + 0.001 * tf.square(g))
-                rate = learning_rate * tf.sqrt(1.0 - tf.pow(0.999, t)) / (1.0 - tf.pow(0.9, t))
-                x.assign_sub(rate * m / (tf.sqrt(v) + 1e-8))
+                tf.raw_ops.ResourceApplyAdam(var=x.handle, m=slot["m"], v=slot["v"], beta1_power=tf.pow(0.9, t),
+                                             beta2_power=tf.pow(0.999, t), lr=learning_rate, beta1=0.9, beta2=0.999,
+                                             epsilon=1e-8, grad=g)
             elif self.kind == "momentum":
-                x.assign_sub(learning_rate * slot["momentum"].assign(0.9 * slot["momentum"] + g))
+                tf.raw_ops.ResourceApplyMomentum(var=x.handle, accum=slot["momentum"], lr=learning_rate, grad=g,
+                                                 momentum=0.9)
             else:
-                x.assign_sub(learning_rate * g)
+                tf.raw_ops.ResourceApplyGradientDescent(var=x.handle, alpha=learning_rate, delta=g)
 
 
 class Schedule:

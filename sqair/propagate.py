@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from sqair.core import PropagationCore, Slots, masked_logit, sample_presence
-from sqair.discover import LogProbs, stack_slots
+from sqair.discover import LogProbs, stack_slots, unstack
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import CELLS, Linear, initial_state, positive
 
@@ -113,11 +113,8 @@ class Propagate(snt.Module):
         prepared = self.core.prepare(rows, objects, temporal, gamma)
         previous, state = self.core.first_slot(temporal.shape[0])
         slots, temporal_new = [], []
-        for k in range(self.n_slots):
-            one_object = [tf.nest.map_structure(lambda x: None if x is None else x[:, k], record)
-                          for record in (prepared, objects, temporal)]
-            slot, new, state = self.core(one_object[0], rows, one_object[1], one_object[2], previous, state,
-                                         tf.nest.map_structure(lambda x: x[k], noise))
+        for (known, latents, memory), slot_noise in zip(unstack((prepared, objects, temporal), 1), unstack(noise, 0)):
+            slot, new, state = self.core(known, rows, latents, memory, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)
             temporal_new.append(new)

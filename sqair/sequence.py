@@ -6,6 +6,7 @@ import sonnet as snt
 import tensorflow as tf
 
 from sqair import spatial_transformer
+from sqair.discover import unstack
 from sqair.timestep import Frame, SQAIRTimestep
 
 
@@ -47,9 +48,8 @@ class SequentialAIR(snt.Module):
 
         state = self.timestep.initial_state(codes.shape[1])
         frames = []
-        for t in range(n_frames):
-            state, frame = self._step(state, codes[t], rows[t], tf.nest.map_structure(lambda x: x[t], noise),
-                                      propagate=t > 0 or propagate_first,
+        for t, (code, image, frame_noise) in enumerate(unstack((codes, rows, noise), 0)):
+            state, frame = self._step(state, code, image, frame_noise, propagate=t > 0 or propagate_first,
                                       generate=generate_after is not None and t > generate_after)
             frames.append(frame)
         return tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)

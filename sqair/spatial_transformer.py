@@ -17,15 +17,16 @@ def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Ten
 
     Scales are at least 1e-4, with the gradient passed straight through the bound.
     """
-    scale, shift = tf.sigmoid(where[..., :2]), tf.tanh(where[..., 2:])
+    scale, shift = tf.split(where, 2, -1)
+    scale, shift = tf.sigmoid(scale), tf.tanh(shift)
     scale += tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale)
-    return scale[..., 0], scale[..., 1], shift[..., 0], shift[..., 1]
+    return (*tf.unstack(scale, axis=-1), *tf.unstack(shift, axis=-1))
 
 
 def hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
     """Bilinear weights max(0, 1 - |p - i|) of pixels i = 0..size-1 for positions p [...]; [..., size]."""
     pixels = tf.range(size, dtype=position.dtype)
-    return tf.nn.relu(1.0 - tf.abs(position[..., None] - pixels))
+    return tf.nn.relu(1.0 - tf.abs(tf.expand_dims(position, -1) - pixels))
 
 
 def crop_weights(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
@@ -34,13 +35,15 @@ def crop_weights(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> t
     Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
     """
     grid = tf.linspace(tf.constant(-1.0, scale.dtype), 1.0, n_out)
-    return hat_weights((scale[..., None] * grid + shift[..., None] + 1.0) * (0.5 * (n_in - 1)), n_in)
+    scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
+    return hat_weights((scale * grid + shift + 1.0) * (0.5 * (n_in - 1)), n_in)
 
 
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
     """Positions [..., n_out] in a glimpse axis of n_in pixels that the pixels of an image axis read: the inverse map."""
     grid = tf.linspace(tf.constant(-1.0, scale.dtype), 1.0, n_out)
-    return ((grid - shift[..., None]) / scale[..., None] + 1.0) * (0.5 * (n_in - 1))
+    scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
+    return ((grid - shift) / scale + 1.0) * (0.5 * (n_in - 1))
 
 
 def image_to_rows(image: tf.Tensor, channels: int) -> tf.Tensor:

@@ -122,6 +122,8 @@ class SQAIRTimestep(snt.Module):
         Returns:
           The new `State` and the `Frame`.
         """
+        # A function of its own is derived by all of its inputs, by data too if nothing stops it.
+        rows, noise = tf.nest.map_structure(tf.stop_gradient, (rows, noise))
         n_particles = frame.shape[0]
         objects, temporal, prior_state = state.objects, state.temporal, state.prior
         gamma, memory, attention = self._relate(state)
