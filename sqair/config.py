@@ -176,6 +176,10 @@ class TrainConfig:
     """Fixes weights, order of the data and noise. (ours)"""
     xla: bool = False
     """Compile the training step by XLA: faster steps after a slow start. (ours)"""
+    distribute: Literal["none", "mirrored", "multi_worker"] = "none"
+    """Split batches over all GPUs of this machine (mirrored) or of all machines in TF_CONFIG (multi_worker). (ours)"""
+    tf32: bool = False
+    """Let GPUs round the factors of float32 products to TF32: faster, 10 bits of mantissa instead of 23. (ours)"""
 
 
 @attrs.frozen

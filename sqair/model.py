@@ -1,5 +1,6 @@
 """SQAIR and R-SQAIR: one forward pass, a deterministic function of observations and noise, as a typed record."""
 
+import contextlib
 import math
 from typing import NamedTuple, Optional
 
@@ -13,6 +14,12 @@ from sqair.discover import LogProbs, number_of_steps
 from sqair.glimpses import Decoder
 from sqair.sequence import SequentialAIR
 from sqair.timestep import Frame, pick
+
+# GPUs: float32 is what it says, unless training is asked for TF32, and memory is taken when it is needed.
+tf.config.experimental.enable_tensor_float_32_execution(False)
+for _gpu in tf.config.list_physical_devices("GPU"):
+    with contextlib.suppress(RuntimeError):     # in use already: its user has decided
+        tf.config.experimental.set_memory_growth(_gpu, True)
 
 
 class Forward(NamedTuple):

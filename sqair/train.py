@@ -7,7 +7,7 @@ TensorBoard's events.
 The same command started again in the same folder goes on where the run was.
 """
 
-import functools
+import contextlib
 import json
 import math
 import os
@@ -27,14 +27,16 @@ from tqdm import tqdm
 
 from data_gen import hdf5, pipeline
 from data_gen.command_line import UserError, atomic_path, run
-from sqair import checkpoints, health, spatial_transformer
+from sqair import checkpoints, distribution, health, spatial_transformer
 from sqair.config import PRESETS, Config, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
 from sqair.run_folder import MetricsFile, RunLock
 
-# Flags that may differ when a run goes on: they change what is reported and kept, not what is computed.
-CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train")
+# Flags that may differ when a run goes on: they change what is reported and kept, not what is computed (`distribute`:
+# but for rounding).
+CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train",
+              "distribute")
 
 FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
 
@@ -54,12 +56,12 @@ def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Te
 
     Args:
       model, optimizer: what to update.
-      obs: [T, B, H, W] or [T, B, H, W, C]; counts: int32 [T, B]; noise: `Noise`.
+      obs: [T, B, H, W] or [T, B, H, W, C]; counts: int32 [T, B]; noise: `Noise`; all of them this replica's share.
       learning_rate: scalar.
       target, l2, clip_norm: see `TrainConfig`.
 
     Returns:
-      `StepResult`.
+      `StepResult` of all replicas.
     """
     variables = optimizer.variables_to_train
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -67,37 +69,39 @@ def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Te
         forward = model(obs, noise)
         loss = model.loss(forward, target, l2)
     gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+    loss, gradients, summary = distribution.mean((loss, gradients, report(forward, counts)))
     norm = tf.linalg.global_norm(gradients)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
     if clip_norm:
         gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)
     tf.cond(finite, lambda: optimizer.apply(gradients, learning_rate), lambda: None)
-    return StepResult(loss, norm, finite, report(forward, counts))
+    return StepResult(loss, norm, finite, summary)
 
 
 def compile_train_step(model: SQAIR, optimizer: Optimizer, train) -> Callable[..., StepResult]:
     """`train_step` as a graph: (obs, counts, step, learning_rate) -> StepResult, traced once for every length.
 
-    The noise of step i is drawn from (seed, i), outside of what XLA compiles (see `sqair.noise`).
+    The noise of step i is drawn from (seed, i) for the whole batch, outside of what XLA compiles (see `sqair.noise`).
 
     Args: model, optimizer: what to train. train: `TrainConfig`.
     """
-    @functools.partial(tf.function, autograph=False)
     def step_function(obs, counts, step, learning_rate):
         noise = model.draw_noise(tf.stack([train.seed, tf.cast(step, tf.int32)]), obs.shape[0], obs.shape[1])
-        return train_step(model, optimizer, obs, counts, noise, learning_rate, train.target, train.l2,
-                          train.clip_norm)
+        obs, counts = distribution.share((obs, counts), axis=1)
+        return train_step(model, optimizer, obs, counts, distribution.share(noise, axis=2), learning_rate,
+                          train.target, train.l2, train.clip_norm)
 
-    return step_function
+    return distribution.compiled(step_function)
 
 
 def compile_eval_step(model: SQAIR) -> Callable[..., Report]:
     """A forward pass as a graph: (obs, counts, seed [2]) -> Report."""
-    @functools.partial(tf.function, autograph=False)
     def step_function(obs, counts, seed):
-        return report(model(obs, model.draw_noise(seed, obs.shape[0], obs.shape[1])), counts)
+        noise = distribution.share(model.draw_noise(seed, obs.shape[0], obs.shape[1]), axis=2)
+        obs, counts = distribution.share((obs, counts), axis=1)
+        return distribution.mean(report(model(obs, noise), counts))
 
-    return step_function
+    return distribution.compiled(step_function)
 
 
 def evaluate(eval_step: Callable[..., Report], data: Iterator, n_batches: int, seed: int) -> Report:
@@ -147,31 +151,45 @@ def versions() -> dict:
 class Trainer:
     """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
 
-    def __init__(self, config: Config, run_dir: str, init_from: Optional[str] = None):
+    def __init__(self, config: Config, run_dir: str, init_from: Optional[str] = None,
+                 replicas: Optional[distribution.Distribution] = None):
         """Prepares a new run, or one to go on with.
 
         Args:
           config: the whole configuration.
           run_dir: the run folder.
           init_from: a run folder or checkpoint, ours or the original's, whose weights a new run starts from.
+          replicas: what the run is spread over; None: what the configuration says.
 
         Raises:
           UserError: the data, the folder or its checkpoints are not what they should be.
         """
         self.config, self.folder = config, pathlib.Path(run_dir)
         train = config.train
-        crop = train.crop or None
+        self.replicas = replicas or distribution.Distribution(train.distribute)
         self._check_data()
+        tf.config.experimental.enable_tensor_float_32_execution(train.tf32)
         tf.random.set_seed(train.seed)
-        self.model = SQAIR(config.model, train.xla)
-        self.optimizer = Optimizer(train.opt, self.model.trainable_variables)
+        with self.replicas.scope():
+            self.model = SQAIR(config.model, train.xla)
+            self.optimizer = Optimizer(train.opt, self.model.trainable_variables)
+            self.train_step = compile_train_step(self.model, self.optimizer, train)
+            self.eval_step = compile_eval_step(self.model)
         self.state = checkpoints.TrainingState(self.model, self.optimizer)
+        self.saved_step = 0
         self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr)
-        self.train_step = compile_train_step(self.model, self.optimizer, train)
-        self.eval_step = compile_eval_step(self.model)
         self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles)
         self._stop_signal = 0
 
+        if self.replicas.is_chief:
+            self._open_folder(init_from)
+        self.replicas.broadcast([*self.model.variables, *self.optimizer.variables, self.state.step,
+                                 self.state.best_bound, self.state.best_step])
+        self.saved_step = self.step
+
+    def _open_folder(self, init_from: Optional[str]) -> None:
+        """Takes the run's last state from its folder or makes a new one, and gets its files ready."""
+        train = self.config.train
         self._write_flags()
         self.checkpoints = checkpoints.RunCheckpoints(self.folder, self.state, train.keep_checkpoints)
         restored, notes = self.checkpoints.restore()
@@ -180,8 +198,8 @@ class Trainer:
         if restored:
             self.say(f"going on from {restored}")
         else:
-            if config.model.mean_image:
-                mean = pipeline.mean_image(train.train_data, "training", crop=crop, limit=2000)
+            if self.config.model.mean_image:
+                mean = pipeline.mean_image(train.train_data, "training", crop=train.crop or None, limit=2000)
                 self.model.decoder.mean_image.assign(mean)
             if init_from:
                 self._init_from(init_from)
@@ -196,7 +214,9 @@ class Trainer:
         return int(self.state.step)
 
     def say(self, line: str) -> None:
-        """Prints a line to the terminal and to train.log."""
+        """Prints a line to the terminal and to train.log; the chief alone does."""
+        if not self.replicas.is_chief:
+            return
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
         with open(self.folder / "train.log", "a", encoding="utf-8") as file:
@@ -219,6 +239,10 @@ class Trainer:
             if data.n_sequences < train.batch_size:
                 raise UserError(f"{train.train_data}: {split} has {data.n_sequences} sequences, fewer than a batch of "
                                 f"{train.batch_size}")
+        n_replicas = self.replicas.n_replicas
+        if train.batch_size % n_replicas:
+            raise UserError(f"batch_size {train.batch_size} cannot be split over {n_replicas} replicas: choose a "
+                            f"multiple of {n_replicas}")
 
     def _write_flags(self) -> None:
         path = self.folder / "flags.json"
@@ -261,22 +285,26 @@ class Trainer:
         Raises:
           UserError: numbers are no longer finite, or the disk is full; the last good checkpoint is kept.
         """
-        train, done = self.config.train, self.folder / FINISHED
-        if done.exists():
-            self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}")
+        train, done, is_chief = self.config.train, self.folder / FINISHED, self.replicas.is_chief
+        if self.replicas.any(is_chief and done.exists()):
+            if is_chief:
+                self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}")
             return 0
-        writer = tf.summary.create_file_writer(str(self.folder))
+        writer = tf.summary.create_file_writer(str(self.folder)) if is_chief else tf.summary.create_noop_writer()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         if self.step == 0:
-            self.checkpoints.save()
+            self._save()
+        if self.replicas.n_replicas > 1:
+            self.say(f"{self.replicas.n_replicas} replicas, {train.batch_size // self.replicas.n_replicas} sequences "
+                     "each")
         self.say(f"{self.folder}: {sum(int(np.prod(v.shape)) for v in self.model.trainable_variables):,} parameters, "
                  f"{self.n_sequences['training']:,} training sequences, step {self.step:,} of {train.train_itr:,}")
         bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,
-                   disable=not sys.stderr.isatty())
+                   disable=not (is_chief and sys.stderr.isatty()))
         length, data, clock, clock_step, result = 0, None, time.monotonic(), self.step, None
         with bar, writer.as_default():
-            while self.step < train.train_itr and not self._stop_signal:
+            while self.step < train.train_itr and not self._told_to_stop():
                 step = self.step
                 if sequence_length(train, step) != length:
                     length = sequence_length(train, step)
@@ -299,37 +327,54 @@ class Trainer:
                 if step % 10 == 0:
                     bar.set_postfix_str(f"length {length}, IWAE {float(result.report.iwae_per_frame):.1f} a frame")
                 if step % train.report_loss_every == 0 or step == train.train_itr:
-                    speed = (step - clock_step) / max(time.monotonic() - clock, 1e-9)
-                    self._report(step, "batch", length, result.report, rate, result, speed)
-                    self.resources.append([step, "machine", length, 1 / speed, *health.resources()])
+                    timed = step - clock_step       # 0 at the first step of a length
+                    seconds = (time.monotonic() - clock) / timed if timed else math.nan
+                    self._report(step, "batch", length, result.report, rate, result, 1 / seconds if timed else None)
+                    if is_chief:
+                        self.resources.append([step, "machine", length, seconds, *health.resources()])
                     clock, clock_step = time.monotonic(), step
                 if step % train.log_itr == 0 or step == train.train_itr:
                     stop = self._validate(step, length)
                     clock, clock_step = None, step
                     if stop:
-                        self.checkpoints.save()
+                        self._save()
                         return self._finish(f"early stopping at step {step}")
-                if step % train.fig_itr == 0 or step == train.train_itr:
+                if is_chief and (step % train.fig_itr == 0 or step == train.train_itr):
                     self._picture(step, length)
                 if step % train.save_itr == 0 or step == train.train_itr:
-                    self.checkpoints.save()
-        if self._stop_signal:
-            self.checkpoints.save()
+                    self._save()
+        if self.step < train.train_itr:
+            self._save()
             self.say(f"stopped by signal {self._stop_signal} at step {self.step}; the same command goes on from here")
             return 128 + self._stop_signal
         return self._finish(f"{self.step} steps")
 
+    def _save(self) -> None:
+        if self.replicas.is_chief:
+            self.checkpoints.save()
+        self.saved_step = self.step
+
     def _finish(self, reason: str) -> int:
-        with atomic_path(self.folder / FINISHED) as temporary:
-            temporary.write_text(json.dumps({"step": self.step, "reason": reason}) + "\n")
+        if self.replicas.is_chief:
+            with atomic_path(self.folder / FINISHED) as temporary:
+                temporary.write_text(json.dumps({"step": self.step, "reason": reason}) + "\n")
         self.say(f"finished: {reason}")
         return 0
+
+    def _told_to_stop(self) -> bool:
+        """Whether a signal has reached any worker: then all stop, at the same step."""
+        stop = self.replicas.any(bool(self._stop_signal))
+        if stop and not self._stop_signal:
+            self._stop_signal = signal.SIGTERM
+        return stop
 
     def _on_signal(self, number, _) -> None:
         self._stop_signal = number
 
     def _report(self, step: int, data: str, length: int, values: Report, rate: float, result=None,
                 speed: Optional[float] = None) -> None:
+        if not self.replicas.is_chief:
+            return
         for name, value in zip(Report._fields, values):
             tf.summary.scalar(f"{data}/{name}", float(value), step)
         row = [step, data, length, *([float(result.loss), rate, float(result.gradient_norm)] if result else [""] * 3)]
@@ -360,7 +405,8 @@ class Trainer:
         if bound > float(self.state.best_bound):
             self.state.best_bound.assign(bound)
             self.state.best_step.assign(step)
-            self.checkpoints.save_best()
+            if self.replicas.is_chief:
+                self.checkpoints.save_best()
         return self._patience_is_over()
 
     def _patience_is_over(self) -> bool:
@@ -397,8 +443,9 @@ class Trainer:
         found = health.non_finite_report(self.model, batch.observations, noise,
                                          lambda forward: self.model.loss(forward, train.target, train.l2), step)
         path = self.folder / "non_finite.json"
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        if self.replicas.is_chief:
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n")
         where = (found["terms"] + found["variables"] + found["gradients"] or ["the compiled step alone"])[0]
         raise UserError(f"step {step}: the loss ({float(result.loss)}) or its gradient (norm "
                         f"{float(result.gradient_norm)}) is not finite, first seen in {where} (all of it: {path}); "
@@ -450,11 +497,15 @@ def main() -> int:
     if arguments.describe:
         print(parameter_table(SQAIR(arguments.config.model)))
         return 0
-    with RunLock(arguments.run_dir) as note:
-        trainer = Trainer(arguments.config, arguments.run_dir, arguments.init_from)
-        if note:
-            trainer.say(note)
-        return trainer.run()
+    replicas, trainer = distribution.Distribution(arguments.config.train.distribute), None
+    try:
+        with RunLock(arguments.run_dir) if replicas.is_chief else contextlib.nullcontext() as note:
+            trainer = Trainer(arguments.config, arguments.run_dir, arguments.init_from, replicas)
+            if note:
+                trainer.say(note)
+            return trainer.run()
+    except tf.errors.OpError as error:
+        raise replicas.lost_worker(error, trainer.saved_step if trainer else 0) from None
 
 
 if __name__ == "__main__":

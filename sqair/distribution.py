@@ -1,0 +1,183 @@
+"""Training on several devices and machines: all that concerns tf.distribute.
+
+Every replica holds all weights and computes its share of the batch and of the batch's noise; loss, gradients and
+reports are averaged over the replicas, which then make the same update. So N replicas compute what one does, but for
+rounding, and their checkpoints are a single device's.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import socket
+import time
+from typing import Any, Callable, List, Sequence, Tuple
+
+import tensorflow as tf
+
+from data_gen.command_line import UserError
+
+CONNECT_SECONDS = 300     # workers of a job may start this far apart
+
+_EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+
+def share(values: Any, axis: int) -> Any:
+    """This replica's part of tensors of the whole batch, cut along an axis into equal parts, in order."""
+    context = tf.distribute.get_replica_context()
+    n = context.num_replicas_in_sync
+    if n == 1:
+        return values
+
+    def part(x):
+        shape = x.shape.as_list()
+        parts = tf.reshape(x, shape[:axis] + [n, shape[axis] // n] + shape[axis + 1:])
+        return tf.gather(parts, context.replica_id_in_sync_group, axis=axis)
+
+    return tf.nest.map_structure(part, values)
+
+
+def mean(values: Any) -> Any:
+    """The mean over all replicas of tensors of one floating type, the same to the last bit on every replica."""
+    context = tf.distribute.get_replica_context()
+    return values if context.num_replicas_in_sync == 1 else context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+
+
+def _firsts(values: List[tf.Tensor]) -> List[tf.Tensor]:
+    """The first replica's values, on all of them."""
+    context = tf.distribute.get_replica_context()
+    is_first = context.replica_id_in_sync_group == 0
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.where(is_first, x, tf.zeros_like(x)) for x in values])
+
+
+def compiled(function: Callable) -> Callable:
+    """A function as a graph that every replica of the current strategy runs; returns the first replica's result."""
+    if not tf.distribute.has_strategy():
+        return tf.function(function, autograph=False)
+    strategy = tf.distribute.get_strategy()
+
+    def run_all(*arguments):
+        results = strategy.run(function, args=arguments)
+        return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], results)
+
+    return tf.function(run_all, autograph=False)
+
+
+class Distribution:
+    """The replicas of a run: one process's devices, or those of several processes, the workers.
+
+    strategy: TensorFlow's. n_replicas: of all workers. is_chief: whether this worker writes the run folder.
+    """
+
+    def __init__(self, kind: str = "none"):
+        """Connects all workers. Make it before TensorFlow computes anything.
+
+        Args: kind: none, mirrored (all devices of this process) or multi_worker (those of the processes in TF_CONFIG).
+
+        Raises:
+          UserError: TF_CONFIG is missing or wrong, or the workers do not find each other.
+        """
+        self._addresses, self._index = _read_tf_config() if kind == "multi_worker" else ([""], 0)
+        if kind == "multi_worker":
+            self.strategy = self._connect()
+        else:
+            self.strategy = tf.distribute.MirroredStrategy() if kind == "mirrored" else tf.distribute.get_strategy()
+        self.n_replicas = self.strategy.num_replicas_in_sync
+        self.is_chief = self._index == 0
+        with self.scope():
+            self._mean, self._firsts = compiled(mean), compiled(_firsts)
+
+    def _connect(self) -> tf.distribute.Strategy:
+        self._wait_for_all()
+        faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)    # TensorFlow waits for an hour, deaf to signals
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            raise UserError(f"worker {self._index} ({self._addresses[self._index]}) could not join the others "
+                            f"({str(error).splitlines()[0][:200]}): start all workers again") from None
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _wait_for_all(self) -> None:
+        """Waits until all workers listen. Raises: UserError: one does not, or this one's port is in use."""
+        own = self._addresses[self._index]
+        silent, deadline = list(self._addresses), time.monotonic() + CONNECT_SECONDS
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("", _port(own)))
+            except OSError as error:
+                raise UserError(f"worker {self._index} ({own}): cannot listen on its port ({error.strerror}); choose "
+                                "another in the TF_CONFIG of all workers") from None
+            listener.listen(len(self._addresses))
+            while silent := [address for address in silent if not _answers(address)]:
+                if time.monotonic() > deadline:
+                    who = ", ".join(f"{self._addresses.index(address)} ({address})" for address in silent)
+                    raise UserError(f"no answer from worker {who} within {CONNECT_SECONDS} s: start all workers at "
+                                    "about the same time, check addresses and firewalls")
+                time.sleep(0.2)
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Where variables of all replicas and compiled functions are made."""
+        return self.strategy.scope() if tf.distribute.get_strategy() is not self.strategy else contextlib.nullcontext()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any worker; all must ask together."""
+        if len(self._addresses) == 1:
+            return flag
+        return float(self._mean(tf.constant(float(flag)))) > 0
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        """Gives the chief's values to all workers; all must call it together."""
+        if len(self._addresses) == 1:
+            return
+        types = sorted({v.dtype.name for v in variables})
+        for name in types:                              # TensorFlow reduces tensors of one type together
+            same = [v for v in variables if v.dtype.name == name]
+            for variable, value in zip(same, self._firsts([v.read_value() for v in same])):
+                variable.assign(value)
+
+    def lost_worker(self, error: tf.errors.OpError, step: int) -> Exception:
+        """The error to raise for one of TensorFlow's: a `UserError` if it says that a worker has gone, else itself.
+
+        Args: error: raised in training. step: of the last checkpoint.
+        """
+        if len(self._addresses) == 1 or "/job:" not in error.message:
+            return error
+        found = re.findall(r"/job:\w+/replica:\d+/task:(\d+)", error.message)
+        who = f"worker {found[-1]} ({self._addresses[int(found[-1])]})" if found else "a worker"
+        return UserError(f"{who} has gone, its own output may say why; start all workers again with the same command "
+                         f"to go on from step {step}")
+
+
+def _read_tf_config() -> Tuple[List[str], int]:
+    """The addresses of all workers, the chief's first, and the number of this one in them."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        raise UserError(f"--distribute multi_worker needs the environment variable TF_CONFIG, such as {_EXAMPLE}")
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
+        index = int(task["index"]) + (len(cluster.get("chief", [])) if task["type"] == "worker" else 0)
+        if not (set(cluster) <= {"chief", "worker"} and task["type"] in cluster and 0 <= index < len(addresses)
+                and len(set(addresses)) == len(addresses)
+                and all(re.fullmatch(r"\S+:\d+", address) for address in addresses)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"TF_CONFIG is {text[:300]}; expected different addresses host:port of all workers and the "
+                        f"index of this one, as in {_EXAMPLE}") from None
+    return addresses, index
+
+
+def _port(address: str) -> int:
+    return int(address.rsplit(":", 1)[1])
+
+
+def _answers(address: str) -> bool:
+    try:
+        socket.create_connection((address.rsplit(":", 1)[0], _port(address)), timeout=5).close()
+        return True
+    except OSError:
+        return False
