@@ -1,12 +1,13 @@
 """Seconds per training and evaluation step, side by side, with the share of the machine's limit that they reach.
 
-    python -m eval.benchmark [--models sqair_balls rsqair_in] [--lengths 3 10] [--modes graph xla] [--json FILE]
+    python -m eval.benchmark [--models sqair_balls rsqair_in] [--lengths 3 10] [--modes shards xla] [--json FILE]
 
 Every case runs in a process of its own, one after another; the machine's limit, a large float32 matrix product, is
-measured in each of them. Run it on a machine that does nothing else.
+measured before each of them. Run it on a machine that does nothing else.
 """
 
 import json
+import os
 import pathlib
 import resource
 import statistics
@@ -17,6 +18,7 @@ import time
 from typing import Dict, List, Literal, Optional, Tuple
 
 import attrs
+import numpy as np
 import tensorflow as tf
 import tyro
 
@@ -25,7 +27,7 @@ from data_gen.command_line import UserError, atomic_path, run, within
 from sqair.config import PRESETS, Config, ModelConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
-from sqair.train import compile_eval_step, compile_train_step, versions
+from sqair.train import compile_eval_step, compile_train_step, use_machine, versions
 
 
 def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
@@ -88,14 +90,14 @@ def machine_gflops(size: int = 4096) -> float:
 
 
 def measure(config: Config, n_frames: int, repeats: int) -> Dict[str, float]:
-    """Measures one case in this process.
+    """Measures one case in this process, which must not have used TensorFlow before.
 
-    Args: config: model, batch size, XLA or not. n_frames: T. repeats: steps to time.
+    Args: config: model, batch size, shards, XLA or not. n_frames: T. repeats: steps to time.
 
     Returns:
-      Seconds, GFLOP/s, GB, and derived figures, by name.
+      Seconds, GFLOP, GB, and sequences a second, by name.
     """
-    limit = machine_gflops()
+    use_machine(config.train)
     batch = config.train.batch_size
     shape = [n_frames, batch, *config.model.image_shape]
     obs = tf.cast(tf.random.stateless_uniform(shape, [0, 0]) > 0.88, tf.float32)
@@ -103,7 +105,7 @@ def measure(config: Config, n_frames: int, repeats: int) -> Dict[str, float]:
     started = time.perf_counter()
     model = SQAIR(config.model, config.train.xla)
     optimizer = Optimizer(config.train.opt, model.trainable_variables)
-    train_step, eval_step = compile_train_step(model, optimizer, config.train), compile_eval_step(model)
+    train_step, eval_step = compile_train_step(model, optimizer, config.train), compile_eval_step(model, config.train)
     step = iter(range(10 ** 9))
 
     def train():
@@ -115,11 +117,9 @@ def measure(config: Config, n_frames: int, repeats: int) -> Dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     evaluation, evaluation_spread = _median(
         lambda: float(eval_step(obs, counts, tf.constant([0, next(step)])).iwae), repeats)
-    operations = flops(config.model, n_frames, batch)
     return {"train_s": seconds, "train_spread_s": spread, "eval_s": evaluation, "eval_spread_s": evaluation_spread,
             "first_step_s": first, "peak_gb": peak, "sequences_per_s": batch / seconds,
-            "train_gflop": 3e-9 * operations, "machine_gflops": limit,
-            "share_of_limit": 3e-9 * operations / seconds / limit}
+            "train_gflop": 3e-9 * flops(config.model, n_frames, batch)}
 
 
 def pipeline_rate(n_frames: int, n_batches: int = 100) -> float:
@@ -144,8 +144,8 @@ class Arguments:
     """Presets to time."""
     lengths: Tuple[int, ...] = (3, 10)
     """Lengths of the sequences, frames."""
-    modes: Tuple[Literal["graph", "xla"], ...] = ("graph", "xla")
-    """Graph, or frames compiled by XLA."""
+    modes: Tuple[Literal["graph", "shards", "xla"], ...] = ("graph", "shards", "xla")
+    """Graph, graph with one shard of the batch a core, or frames compiled by XLA."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """B."""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
@@ -154,6 +154,8 @@ class Arguments:
     """N."""
     repeats: int = attrs.field(default=10, validator=within(2, 10_000))
     """Steps that are timed."""
+    scaling: bool = False
+    """Also time the first model in the last mode against length, batch size, particles and slots: 9 more cases."""
     json: Optional[pathlib.Path] = None
     """File to write the figures to."""
     in_process: bool = False
@@ -165,7 +167,38 @@ class Arguments:
             raise UserError(f"--models {unknown[0]}: no such preset; choose from {', '.join(PRESETS)}")
 
 
+SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 10, 20),
+          "n_steps_per_image": (2, 4, 8)}
+
+
+def scaling(arguments: Arguments) -> List[Dict]:
+    """Seconds a training step against each of `SCALES`, all else being the default and length 3, and the exponent e
+    of the fit seconds = c x^e (least squares of the logarithms)."""
+    rows = []
+    for name, values in SCALES.items():
+        seconds = []
+        for value in values:
+            print(f"timing {name} {value}", file=sys.stderr, flush=True)
+            length = value if name == "lengths" else 3
+            changed = arguments if name == "lengths" else attrs.evolve(arguments, **{name: value})
+            seconds.append(_case(changed, arguments.models[0], length, arguments.modes[-1])["train_s"])
+        exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
+        rows.append({"of": name, "values": list(values), "train_s": seconds, "exponent": exponent})
+    return rows
+
+
+def scaling_table(rows: List[Dict]) -> str:
+    """What `scaling` found as a Markdown table."""
+    labels = {"lengths": "frames", "batch_size": "sequences", "k_particles": "particles", "n_steps_per_image": "slots"}
+    lines = ["| s a step with | | | | exponent |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = [f"{value}: {seconds:.3g}" for value, seconds in zip(row["values"], row["train_s"])]
+        lines.append(f"| {labels[row['of']]} | {' | '.join(cells)} | {row['exponent']:.2f} |")
+    return "\n".join(lines)
+
+
 def _case(arguments: Arguments, model: str, length: int, mode: str) -> Dict:
+    limit = machine_gflops()
     command = [sys.executable, "-m", "eval.benchmark", "--in_process", "--models", model, "--lengths", str(length),
                "--modes", mode]
     for name in ("batch_size", "k_particles", "n_steps_per_image", "repeats"):
@@ -173,7 +206,9 @@ def _case(arguments: Arguments, model: str, length: int, mode: str) -> Dict:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{model}, length {length}, {mode} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    return {**figures, "machine_gflops": limit,
+            "share_of_limit": figures["train_gflop"] / figures["train_s"] / limit}
 
 
 COLUMNS = {"train_s": "s a step", "train_spread_s": "spread", "eval_s": "s an evaluation", "first_step_s": "first step",
@@ -199,7 +234,8 @@ def main() -> int:
         preset = PRESETS[model]
         config = Config(attrs.evolve(preset.model, k_particles=arguments.k_particles,
                                      n_steps_per_image=arguments.n_steps_per_image),
-                        attrs.evolve(preset.train, batch_size=arguments.batch_size, xla=mode == "xla"))
+                        attrs.evolve(preset.train, batch_size=arguments.batch_size, xla=mode == "xla",
+                                     shards=len(os.sched_getaffinity(0)) if mode == "shards" else 1))
         print(json.dumps(measure(config, length, arguments.repeats)))
         return 0
     rows = []
@@ -207,13 +243,16 @@ def main() -> int:
         print(f"timing {model}, length {length}, {mode}", file=sys.stderr, flush=True)
         rows.append({"model": model, "length": length, "mode": mode, **_case(arguments, model, length, mode)})
     rates = {length: pipeline_rate(length) for length in arguments.lengths}
+    scales = scaling(arguments) if arguments.scaling else []
     print(table(rows))
+    if scales:
+        print(f"\n{scaling_table(scales)}")
     for length, rate in rates.items():
         print(f"\ndata pipeline alone, {length} frames: {rate:.0f} batches/s")
     if arguments.json:
         with atomic_path(arguments.json) as temporary:
-            temporary.write_text(json.dumps({"cases": rows, "pipeline_batches_per_s": rates, "versions": versions()},
-                                            indent=1) + "\n")
+            temporary.write_text(json.dumps({"cases": rows, "scaling": scales, "pipeline_batches_per_s": rates,
+                                             "versions": versions()}, indent=1) + "\n")
     return 0
 
 

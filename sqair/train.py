@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from importlib import metadata
-from typing import Annotated, Callable, Iterator, List, NamedTuple, Optional
+from typing import Annotated, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import attrs
 import numpy as np
@@ -50,30 +50,49 @@ class StepResult(NamedTuple):
     report: Report
 
 
+def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_shards: int) -> List[Tuple]:
+    """A batch in parts of as many sequences each: (obs, counts, noise), with axes as in `train_step`."""
+    parts = zip(*(tf.split(x, n_shards, 2) for x in tf.nest.flatten(noise)))
+    noise = [tf.nest.pack_sequence_as(noise, part) for part in parts]
+    return list(zip(tf.split(obs, n_shards, 1), tf.split(counts, n_shards, 1), noise))
+
+
+def average(records: Sequence):
+    """The mean of records of tensors, field by field; a single one as it is."""
+    return tf.nest.map_structure(lambda *xs: tf.add_n(xs) / len(xs), *records) if len(records) > 1 else records[0]
+
+
 def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Tensor, noise, learning_rate: tf.Tensor,
-               target: str, l2: float, clip_norm: float) -> StepResult:
+               train) -> StepResult:
     """One update. If the loss or a gradient is not finite, nothing is updated and `finite` is false.
+
+    The shards of a batch do not depend on each other, so that TensorFlow computes them side by side.
 
     Args:
       model, optimizer: what to update.
-      obs: [T, B, H, W] or [T, B, H, W, C]; counts: int32 [T, B]; noise: `Noise`; all of them this replica's share.
+      obs: [T, B, H, W] or [T, B, H, W, C]; counts: int32 [T, B]; noise: `Noise`, [T, N, P, d]; all of them this
+        replica's share.
       learning_rate: scalar.
-      target, l2, clip_norm: see `TrainConfig`.
+      train: `TrainConfig`.
 
     Returns:
       `StepResult` of all replicas.
     """
     variables = optimizer.variables_to_train
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(variables)
-        forward = model(obs, noise)
-        loss = model.loss(forward, target, l2)
-    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-    loss, gradients, summary = distribution.mean((loss, gradients, report(forward, counts)))
+
+    def derive(obs, counts, noise):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            forward = model(obs, noise)
+            loss = model.loss(forward, train.target, train.l2)
+        return loss, tape.gradient(loss, variables, unconnected_gradients="zero"), report(forward, counts)
+
+    shards = [derive(*shard) for shard in split_batch(obs, counts, noise, train.shards)]
+    loss, gradients, summary = distribution.mean(average(shards))
     norm = tf.linalg.global_norm(gradients)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
-    if clip_norm:
-        gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)
+    if train.clip_norm:
+        gradients, _ = tf.clip_by_global_norm(gradients, train.clip_norm, norm)
     tf.cond(finite, lambda: optimizer.apply(gradients, learning_rate), lambda: None)
     return StepResult(loss, norm, finite, summary)
 
@@ -88,18 +107,18 @@ def compile_train_step(model: SQAIR, optimizer: Optimizer, train) -> Callable[..
     def step_function(obs, counts, step, learning_rate):
         noise = model.draw_noise(tf.stack([train.seed, tf.cast(step, tf.int32)]), obs.shape[0], obs.shape[1])
         obs, counts = distribution.share((obs, counts), axis=1)
-        return train_step(model, optimizer, obs, counts, distribution.share(noise, axis=2), learning_rate,
-                          train.target, train.l2, train.clip_norm)
+        return train_step(model, optimizer, obs, counts, distribution.share(noise, axis=2), learning_rate, train)
 
     return distribution.compiled(step_function)
 
 
-def compile_eval_step(model: SQAIR) -> Callable[..., Report]:
-    """A forward pass as a graph: (obs, counts, seed [2]) -> Report."""
+def compile_eval_step(model: SQAIR, train) -> Callable[..., Report]:
+    """A forward pass as a graph: (obs, counts, seed [2]) -> Report. Args: model; train: `TrainConfig`."""
     def step_function(obs, counts, seed):
         noise = distribution.share(model.draw_noise(seed, obs.shape[0], obs.shape[1]), axis=2)
         obs, counts = distribution.share((obs, counts), axis=1)
-        return distribution.mean(report(model(obs, noise), counts))
+        shards = split_batch(obs, counts, noise, train.shards)
+        return distribution.mean(average([report(model(o, n), c) for o, c, n in shards]))
 
     return distribution.compiled(step_function)
 
@@ -174,7 +193,7 @@ class Trainer:
             self.model = SQAIR(config.model, train.xla)
             self.optimizer = Optimizer(train.opt, self.model.trainable_variables)
             self.train_step = compile_train_step(self.model, self.optimizer, train)
-            self.eval_step = compile_eval_step(self.model)
+            self.eval_step = compile_eval_step(self.model, train)
         self.state = checkpoints.TrainingState(self.model, self.optimizer)
         self.saved_step = 0
         self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr)
@@ -239,10 +258,10 @@ class Trainer:
             if data.n_sequences < train.batch_size:
                 raise UserError(f"{train.train_data}: {split} has {data.n_sequences} sequences, fewer than a batch of "
                                 f"{train.batch_size}")
-        n_replicas = self.replicas.n_replicas
-        if train.batch_size % n_replicas:
-            raise UserError(f"batch_size {train.batch_size} cannot be split over {n_replicas} replicas: choose a "
-                            f"multiple of {n_replicas}")
+        n_parts = self.replicas.n_replicas * train.shards
+        if train.batch_size % n_parts:
+            raise UserError(f"batch_size {train.batch_size} cannot be split over {self.replicas.n_replicas} replicas "
+                            f"of {train.shards} shards: choose a multiple of {n_parts}")
 
     def _write_flags(self) -> None:
         path = self.folder / "flags.json"
@@ -492,11 +511,21 @@ def parse(arguments: List[str]) -> Arguments:
                     config=(tyro.conf.HelptextFromCommentsOff,))
 
 
+def use_machine(train) -> None:
+    """Gives each shard its share of the cores; call it before TensorFlow computes anything. Args: `TrainConfig`."""
+    if train.shards > 1:
+        tf.config.threading.set_inter_op_parallelism_threads(train.shards)
+        tf.config.threading.set_intra_op_parallelism_threads(max(len(os.sched_getaffinity(0)) // train.shards, 1))
+    # To rewrite graphs takes longer than it saves (docs/performance.md).
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 def main() -> int:
     arguments = parse(sys.argv[1:])
     if arguments.describe:
         print(parameter_table(SQAIR(arguments.config.model)))
         return 0
+    use_machine(arguments.config.train)
     replicas, trainer = distribution.Distribution(arguments.config.train.distribute), None
     try:
         with RunLock(arguments.run_dir) if replicas.is_chief else contextlib.nullcontext() as note:
