@@ -31,7 +31,7 @@ from sqair import checkpoints, health, spatial_transformer
 from sqair.config import PRESETS, Config, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
-from sqair.run_folder import MetricsFile, RunLock
+from sqair.run_folder import MetricsFile, RunLock, append, tensorboard
 
 # Flags that may differ when a run goes on: they change what is reported and kept, not what is computed.
 CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train")
@@ -199,8 +199,7 @@ class Trainer:
         """Prints a line to the terminal and to train.log."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        with open(self.folder / "train.log", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append(self.folder / "train.log", line)
 
     def _check_data(self) -> None:
         train, model = self.config.train, self.config.model
@@ -265,7 +264,6 @@ class Trainer:
         if done.exists():
             self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}")
             return 0
-        writer = tf.summary.create_file_writer(str(self.folder))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         if self.step == 0:
@@ -275,7 +273,7 @@ class Trainer:
         bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,
                    disable=not sys.stderr.isatty())
         length, data, clock, clock_step, result = 0, None, time.monotonic(), self.step, None
-        with bar, writer.as_default():
+        with bar, tensorboard(self.folder):
             while self.step < train.train_itr and not self._stop_signal:
                 step = self.step
                 if sequence_length(train, step) != length:
@@ -299,9 +297,10 @@ class Trainer:
                 if step % 10 == 0:
                     bar.set_postfix_str(f"length {length}, IWAE {float(result.report.iwae_per_frame):.1f} a frame")
                 if step % train.report_loss_every == 0 or step == train.train_itr:
-                    speed = (step - clock_step) / max(time.monotonic() - clock, 1e-9)
-                    self._report(step, "batch", length, result.report, rate, result, speed)
-                    self.resources.append([step, "machine", length, 1 / speed, *health.resources()])
+                    timed = step - clock_step       # 0 at the first step of a length
+                    seconds = (time.monotonic() - clock) / timed if timed else math.nan
+                    self._report(step, "batch", length, result.report, rate, result, 1 / seconds if timed else None)
+                    self.resources.append([step, "machine", length, seconds, *health.resources()])
                     clock, clock_step = time.monotonic(), step
                 if step % train.log_itr == 0 or step == train.train_itr:
                     stop = self._validate(step, length)
