@@ -88,16 +88,24 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
-        for place in (temporary, path.parent):
-            if place is not temporary:
-                os.replace(temporary, path)
-            descriptor = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        to_disc(temporary)
+        os.replace(temporary, path)
+        to_disc(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from None     # a failed write has no name
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_disc(path: str | os.PathLike) -> None:
+    """Waits until a file's contents, or a folder's names, are on the disc: a loss of power no longer takes them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _LogProgress:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -112,15 +113,25 @@ def new_file(path: str | os.PathLike) -> Iterator[h5py.File]:
       OSError: it cannot be written, for instance because the disc is full.
     """
     with atomic_path(path) as temporary:
+        hooks = sys.excepthook, sys.unraisablehook
+        _silence(temporary)
         try:
             with h5py.File(temporary, "w") as file:
                 yield file
+            sys.excepthook, sys.unraisablehook = hooks
         except (OSError, RuntimeError) as error:
             # HDF5 reports a full disc as either, in a long text, and trips over it again when it closes the file.
             cause = re.search(r"errno = (\d+)", str(error))
             if not cause:
                 raise
             raise OSError(int(cause[1]), os.strerror(int(cause[1])), os.fspath(path)) from None
+
+
+def _silence(path: os.PathLike) -> None:
+    """HDF5 trips over a full disc once for each of its objects that Python frees, and Python prints every one."""
+    name, hook, unraisable = os.fspath(path), sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, error, trace: None if name in str(error) else hook(kind, error, trace)
+    sys.unraisablehook = lambda event: None if name in str(event.exc_value) else unraisable(event)
 
 
 def write_split(file: h5py.File, split: str, n_sequences: int, blocks: Iterable[tuple[int, Mapping[str, Encoded]]],

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 import tyro
 
-from data_gen.command_line import UserError, run
+from data_gen.command_line import UserError, run, to_disc
 from sqair import original, safetensors_folder
 from sqair.config import Config, load_flags
 from sqair.model import SQAIR
@@ -57,7 +58,9 @@ def _prefixes(folder: pathlib.Path) -> List[str]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    # TensorFlow puts the place in its graph before the text and the operation's name behind it.
+    text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0][:300]
 
 
 def _check(prefix: str) -> None:
@@ -82,21 +85,17 @@ class RunCheckpoints:
         prefix = folder / f"step-{int(self._state.step)}"
         try:
             folder.mkdir(exist_ok=True)      # not its parents: a removed run folder does not come back
-            # TensorFlow writes the data first and the index, which makes a checkpoint visible, last.
-            written = self._checkpoint.write(str(prefix))
+            to_disc(self._folder)
+            with _appearing(folder) as stage:
+                self._checkpoint.write(str(stage / prefix.name))
+            for old in _prefixes(folder)[keep:]:
+                # The index first: it is what makes a checkpoint visible.
+                for path in sorted(folder.glob(f"{pathlib.Path(old).name}.*"), reverse=True):
+                    path.unlink(missing_ok=True)
         except (tf.errors.OpError, OSError) as error:
-            for path in folder.glob(f"{prefix.name}.*"):
-                path.unlink(missing_ok=True)
-            raise UserError(f"{prefix}: the checkpoint could not be written ({_first_line(error)}); the one before "
+            raise UserError(f"{prefix}: the checkpoint could not be written ({_first_line(error)}); any before it "
                             "is kept, free some space or check the folder and start the same command again") from None
-        for path in folder.glob(f"{prefix.name}.*"):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        for old in _prefixes(folder)[keep:]:
-            for path in folder.glob(f"{pathlib.Path(old).name}.*"):
-                path.unlink(missing_ok=True)
-        return written
+        return str(prefix)
 
     def save(self) -> str:
         """Saves the state as the newest checkpoint and removes the oldest ones."""
@@ -348,19 +347,26 @@ def fill_slots(optimizer: Optimizer, run_: Run) -> str:
 
 
 @contextlib.contextmanager
-def _appearing(folder: pathlib.Path, names: Sequence[str]) -> Iterator[pathlib.Path]:
-    """Yields a hidden folder to write files in; once all are whole they move to `folder`, in the order of `names`."""
+def _appearing(folder: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathlib.Path]:
+    """Yields a hidden folder to write files in; once all are on the disc they move to `folder`.
+
+    Args:
+      folder: made if it is missing.
+      names: of the files, in the order in which they appear; left out, all of them in the order of the alphabet, in
+        which a checkpoint's index, which makes it visible, comes after its data.
+    """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     stage = folder / f".{secrets.token_hex(4)}.part"
     try:
         stage.mkdir()
         yield stage
+        names = names or sorted(os.listdir(stage))
         for name in names:
-            with open(stage / name, "rb") as file:
-                os.fsync(file.fileno())
+            to_disc(stage / name)
         for name in names:
             os.replace(stage / name, folder / name)
+            to_disc(folder)      # after each: no name is on the disc before those ahead of it
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if made:

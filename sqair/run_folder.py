@@ -1,20 +1,28 @@
-"""The files of a run folder that are neither checkpoints nor flags: its lock and its table of metrics."""
+"""The files of a run folder that are neither checkpoints nor flags: its lock and its tables; and what a kill leaves."""
 
-import csv
+import contextlib
 import fcntl
 import os
 import pathlib
+import re
+import shutil
 import socket
-from typing import Optional, Sequence, Union
+from typing import Iterator, Optional, Sequence, Union
+
+import tensorflow as tf
 
 from data_gen.command_line import UserError, atomic_path
+
+
+_HALF_WRITTEN = (".*.json.*.part", ".*.csv.*.part", "*/.*.part")     # by `atomic_path`; checkpoints
 
 
 class RunLock:
     """One writer a run folder.
 
     The lock is the operating system's (flock), which a dying process gives up by itself; the file only says who
-    holds it. Entering returns a note if the last holder never gave it up in order, None otherwise.
+    holds it. Entering removes what a killed holder left half-written, and returns a note if the last holder never gave
+    the lock up in order, None otherwise.
     """
 
     def __init__(self, folder: Union[str, os.PathLike]):
@@ -40,6 +48,9 @@ class RunLock:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
+        for pattern in _HALF_WRITTEN:
+            for path in self._path.parent.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return f"took over the lock of {holder}, which ended without giving it up" if holder else None
 
     def __exit__(self, *_) -> None:
@@ -47,21 +58,54 @@ class RunLock:
         self._file.close()
 
 
+def append(path: Union[str, os.PathLike], line: str) -> None:
+    """Appends a line to a file and waits until it is on the disc. Raises: UserError: it cannot be written."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from None
+
+
+@contextlib.contextmanager
+def tensorboard(folder: Union[str, os.PathLike]) -> Iterator[None]:
+    """Makes `folder` the place of `tf.summary`. Raises: UserError: the events cannot be written."""
+    try:
+        with tf.summary.create_file_writer(str(folder)).as_default():
+            yield
+    except tf.errors.OpError as error:
+        found = re.search(r"(\S+tfevents\S+); (.*)", str(error))
+        if not found:
+            raise
+        raise _unwritable(*found.groups()) from None
+
+
+def _unwritable(path: Union[str, os.PathLike], cause: str) -> UserError:
+    return UserError(f"{path}: cannot be written ({cause}); the last checkpoint is kept, free some space or check the "
+                     "folder and start the same command again")
+
+
 class MetricsFile:
-    """A CSV file that survives kills: rows past the step a run goes on from are dropped, then written again."""
+    """A CSV file that survives kills: rows past the step a run goes on from are dropped, then written again.
+
+    Rows up to a checkpoint's step are there whatever happens: they are on the disc before it is.
+    """
 
     def __init__(self, path: Union[str, os.PathLike], columns: Sequence[str], step: int):
         """Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step."""
         self._path = pathlib.Path(path)
         rows = []
         if self._path.exists():
-            with open(self._path, newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file)
-                        if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step]
-        with atomic_path(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([list(columns), *rows])
+            # After a loss of power the end may be any bytes.
+            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+                row = line.split(",")
+                if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= step:
+                    rows.append(line)
+        with atomic_path(self._path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in [",".join(columns), *rows]), encoding="utf-8")
 
     def append(self, row: Sequence) -> None:
         """Appends a row; numbers are written so that they read back exactly."""
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([repr(x) if isinstance(x, float) else x for x in row])
+        append(self._path, ",".join(repr(x) if isinstance(x, float) else str(x) for x in row))

@@ -31,7 +31,7 @@ from sqair import checkpoints, distribution, health, spatial_transformer
 from sqair.config import PRESETS, Config, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
-from sqair.run_folder import MetricsFile, RunLock
+from sqair.run_folder import MetricsFile, RunLock, append, tensorboard
 
 # Flags that may differ when a run goes on: they change what is reported and kept, not what is computed (`distribute`:
 # but for rounding).
@@ -238,8 +238,7 @@ class Trainer:
             return
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        with open(self.folder / "train.log", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append(self.folder / "train.log", line)
 
     def _check_data(self) -> None:
         train, model = self.config.train, self.config.model
@@ -309,7 +308,6 @@ class Trainer:
             if is_chief:
                 self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}")
             return 0
-        writer = tf.summary.create_file_writer(str(self.folder)) if is_chief else tf.summary.create_noop_writer()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         if self.step == 0:
@@ -322,7 +320,7 @@ class Trainer:
         bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,
                    disable=not (is_chief and sys.stderr.isatty()))
         length, data, clock, clock_step, result = 0, None, time.monotonic(), self.step, None
-        with bar, writer.as_default():
+        with bar, tensorboard(self.folder) if is_chief else contextlib.nullcontext():
             while self.step < train.train_itr and not self._told_to_stop():
                 step = self.step
                 if sequence_length(train, step) != length:

@@ -1,6 +1,5 @@
 """Training by its real command: what it leaves behind, how it goes on after a kill, how it refuses."""
 
-import csv
 import json
 import os
 import signal
@@ -12,14 +11,14 @@ import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
+from train_helpers import STEPS, command, config, error_line, execute, newest, rows
 
-from data_gen import bouncing_balls
+from data_gen import bouncing_balls, pipeline
 from data_gen.command_line import UserError
 from sqair import checkpoints, train
-from sqair.config import Config, ModelConfig, TrainConfig
+from sqair.model import SQAIR
+from sqair.optimizers import Optimizer
 from sqair.run_folder import RunLock
-
-STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -28,50 +27,6 @@ def data(tmp_path_factory):
     settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=4, training=40, validation=16, test=16)
     bouncing_balls.write(settings, path)
     return path
-
-
-def config(data, model=(), **training):
-    """A tiny run: lengths 2 (8 steps) and 3, a checkpoint every 4 steps, an evaluation every 6."""
-    tiny = dict(n_what=2, n_units=1, n_steps_per_image=2, glimpse_size=6, k_particles=2, image_shape=(20, 20))
-    short = dict(train_data=str(data), crop=20, batch_size=8, learning_rate=1e-4, seq_len=2, stage_itr=8, max_seq_len=3,
-                 train_itr=STEPS, save_itr=4, log_itr=6, report_loss_every=1, fig_itr=12, patience=0)
-    return Config(ModelConfig(**{**tiny, **dict(model)}), TrainConfig(**{**short, **training}))
-
-
-def command(config_, folder, **options):
-    flags = {**train.to_flags(config_), "run_dir": str(folder), **options}
-    words = [sys.executable, "-m", "sqair.train"]
-    for key, value in flags.items():
-        if isinstance(value, bool):
-            words.append(f"--{key}" if value else f"--no-{key}")
-        elif isinstance(value, (list, tuple)):
-            words += [f"--{key}", *map(str, value)]
-        else:
-            words += [f"--{key}", str(value)]
-    return words
-
-
-def execute(words):
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
-
-
-def error_line(result):
-    """The one line in which a command that fails says why."""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert result.returncode == 1 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
-    return lines[0]
-
-
-def newest(folder):
-    """All values of a run's newest checkpoint."""
-    prefix = checkpoints.find_checkpoint(folder, "newest")[1]
-    reader = tf.train.load_checkpoint(prefix)
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
-
-
-def rows(folder):
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +54,7 @@ def test_a_run_leaves_what_it_promises(finished, data):
     assert len(list((finished / "best").glob("*.index"))) == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path, how):
     folder, rng = tmp_path / "killed", np.random.default_rng(how)
     for _ in range(2):
@@ -114,7 +69,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path, how):
         process.stdout.read()
         code = process.wait(timeout=120)
         if not (folder / "finished.json").exists():      # else it was too quick for us
-            assert code == (-9 if how == signal.SIGKILL else 143)
+            assert code == (-how if how == signal.SIGKILL else 128 + how)
     result = execute(command(config(data), folder))
     assert result.returncode == 0, result.stderr[-2000:]
     expected, got = newest(finished), newest(folder)
@@ -268,3 +223,20 @@ def test_unknown_flags_presets_and_unwritable_folders(tmp_path, data):
 def test_presets_are_defaults_that_options_override():
     arguments = train.parse(["--seed", "3", "--preset", "rsqair_rmc", "--run_dir", "x", "--n_what", "7"])
     assert (arguments.config.model.relation, arguments.config.model.n_what, arguments.config.train.seed) == ("rmc", 7, 3)
+
+
+def test_shards_change_nothing_but_rounding(data):
+    """Two updates in one piece and in four: weights, loss and reports agree to float precision."""
+    results = []
+    for shards in (1, 4):
+        settings = config(data, shards=shards, clip_norm=100.0, l2=1e-3).train
+        tf.random.set_seed(0)
+        model = SQAIR(config(data).model)
+        optimizer = Optimizer("rmsprop", model.trainable_variables)
+        step, evaluate = train.compile_train_step(model, optimizer, settings), train.compile_eval_step(model, settings)
+        batch = next(iter(pipeline.batches(data, "training", 8, 3, crop=20)))
+        taken = [step(*batch, tf.constant(i, tf.int64), tf.constant(1e-3)) for i in range(2)]
+        report = evaluate(*batch, tf.constant([0, 1]))
+        results.append([*tf.nest.flatten(taken), *report, *model.trainable_variables])
+    for whole, parts in zip(*results):
+        np.testing.assert_allclose(parts, whole, rtol=2e-5, atol=1e-6)

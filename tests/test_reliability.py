@@ -1,0 +1,364 @@
+"""The promises of docs/reliability.md: power losses, full and vanished discs, determinism, memory."""
+
+import ctypes
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import attrs
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_helpers import ROOT, run_command
+from eval_helpers import save_run
+from run_helpers import assert_same, draw, make_state
+from train_helpers import STEPS, command, config, error_line, execute, newest, rows
+
+from data_gen import bouncing_balls
+from data_gen.command_line import UserError
+from sqair import checkpoints, train
+from sqair.run_folder import MetricsFile, RunLock
+
+CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "balls.h5"
+    settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=4, training=40, validation=16, test=16)
+    bouncing_balls.write(settings, path)
+    return path
+
+
+# Loss of power.
+
+
+class Disc:
+    """What a loss of power would leave of a folder, at every moment at which something was waited for.
+
+    Surely on the disc are of each file the bytes at its last fsync, of each folder the names at its last fsync.
+    """
+
+    def __init__(self, root, monkeypatch):
+        self._root, self._real = root, os.fsync
+        self._held = {}                   # inode -> descriptor: it cannot be given to another file meanwhile
+        self._bytes, self._names = {}, {}
+        self.moments = []
+        monkeypatch.setattr(os, "fsync", self._fsync)
+
+    def _listing(self, folder):
+        found = {}
+        for path in folder.iterdir():
+            inode = path.stat().st_ino
+            if inode not in self._held:
+                self._held[inode] = os.open(path, os.O_RDONLY)
+            found[path.name] = (inode, path.is_dir())
+        return found
+
+    def _fsync(self, descriptor):
+        self._real(descriptor)
+        path = pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if not path.is_relative_to(self._root):
+            return
+        if path.is_dir():
+            self._names[path] = self._listing(path)
+        else:
+            inode = path.stat().st_ino
+            self._held.setdefault(inode, os.dup(descriptor))
+            self._bytes[inode] = path.read_bytes()
+        folders = [self._root, *(p for p in self._root.rglob("*") if p.is_dir())]
+        names = {folder: self._listing(folder) for folder in folders}
+        inodes = {inode for listing in names.values() for inode, is_folder in listing.values() if not is_folder}
+        now = {inode: self._read(inode) for inode in inodes
+               if os.fstat(self._held[inode]).st_size != len(self._bytes.get(inode, b""))}
+        self.moments.append((dict(self._names), dict(self._bytes), names, now))
+
+    def _read(self, inode):
+        return os.pread(self._held[inode], os.fstat(self._held[inode]).st_size, 0)
+
+    def close(self):
+        for descriptor in self._held.values():
+            os.close(descriptor)
+
+    def left_at(self, moment, target, rng=None):
+        """Makes `target` what is left: what is sure; with `rng`, all names, and of what is not sure any first bytes."""
+        sure_names, sure_bytes, names, now = self.moments[moment]
+        shutil.rmtree(target, ignore_errors=True)
+
+        def fill(source, folder):
+            folder.mkdir()
+            for name, (inode, is_folder) in (sure_names if rng is None else names).get(source, {}).items():
+                if is_folder:
+                    fill(source / name, folder / name)
+                else:
+                    content = sure_bytes.get(inode, b"")
+                    if rng is not None and inode in now:
+                        content = now[inode][:rng.integers(len(content), len(now[inode]) + 1)]
+                    (folder / name).write_bytes(content)
+
+        fill(self._root, target)
+        return target
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_loss_of_power_at_any_moment_loses_nothing(data, tmp_path, monkeypatch, torn):
+    whole, rng = tmp_path / "whole", np.random.default_rng(torn)
+    settings = config(data, eval_on_train=False)
+    with RunLock(whole), monkeypatch.context() as patched:
+        disc = Disc(whole, patched)
+        trainer = train.Trainer(settings, str(whole))
+        assert trainer.run() == 0
+        disc.close()
+    lines = (whole / "metrics.csv").read_text().splitlines()
+    steps = []
+    for moment in range(len(disc.moments)):
+        left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
+        with RunLock(left):
+            prefix, _ = checkpoints.RunCheckpoints(left, trainer.state, 3).restore()
+            steps.append(int(trainer.state.step) if prefix else 0)
+            MetricsFile(left / "metrics.csv", lines[0].split(","), steps[-1])
+        assert (left / "metrics.csv").read_text().splitlines() == [
+            line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= steps[-1]]
+        assert not list(left.rglob("*.part"))
+    assert steps == sorted(steps) and set(steps) == {0, 4, 8, STEPS}
+    for moment in rng.choice(np.flatnonzero(np.array(steps) < STEPS), 2, replace=False):
+        left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
+        with RunLock(left):
+            assert train.Trainer(settings, str(left)).run() == 0
+        assert_same(newest(left), newest(whole))
+        assert (left / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("file", ["step-2.index", "step-2.data-00000-of-00001"])
+@pytest.mark.parametrize("damage", ["cut", "zeros"])
+def test_a_checkpoint_damaged_from_any_byte_on_is_passed_over(tmp_path, file, damage):
+    state = make_state(step=1)
+    saved = checkpoints.RunCheckpoints(tmp_path, state, keep=2)
+    saved.save()
+    before = [v.numpy() for v in state.model.trainable_variables]
+    draw(state.model.trainable_variables, 5)
+    state.step.assign(2)
+    saved.save()
+    path = tmp_path / "checkpoints" / file
+    content = path.read_bytes()
+    for place in [0, 1, len(content) - 1, *np.random.default_rng(0).integers(2, len(content) - 1, 20)]:
+        path.write_bytes(content[:place] + (b"\0" * (len(content) - place) if damage == "zeros" else b""))
+        if path.read_bytes() == content:
+            continue                       # it ends in zeros by itself
+        prefix, notes = saved.restore()
+        assert prefix.endswith("step-1") and len(notes) == 1 and "damaged checkpoint passed over" in notes[0], place
+        for variable, value in zip(state.model.trainable_variables, before):
+            np.testing.assert_array_equal(variable, value)
+    path.write_bytes(content)
+    assert saved.restore()[0].endswith("step-2")
+
+
+def test_a_table_cut_at_any_byte_goes_on(tmp_path):
+    path, columns = tmp_path / "metrics.csv", ["step", "data", "loss"]
+    table = MetricsFile(path, columns, 0)
+    for step in (5, 10, 15):
+        table.append([step, "batch", -1.25 * step])
+    content = path.read_bytes()
+    kept = content[:content.index(b"15,")]
+    for end in range(len(kept), len(content) + 1):
+        for rest in (b"", b"\0" * 200_000, b"\xff\xfe,\n\""):
+            path.write_bytes(content[:end] + rest)
+            MetricsFile(path, columns, 10)
+            assert path.read_bytes() == kept
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    for name in (".flags.json.00ff00ff.part", ".metrics.csv.00ff00ff.part", "checkpoints/.00ff00ff.part/step-1.index",
+                 "best/.00ff00ff.part/step-1.index", "checkpoints/step-1.index"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with RunLock(tmp_path):
+        found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
+        assert found == {"run.lock", "checkpoints/step-1.index"} and not list(tmp_path.rglob("*.part"))
+
+
+# Full, read-only and removed.
+
+
+def test_a_full_disc_stops_the_run_which_goes_on_when_there_is_room(data, tmp_path):
+    """A file system of 1.9 MB, which holds two checkpoints and not three, and then one of 64 MB."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets no user mount a file system of his own")
+    settings, small, out = config(data, eval_on_train=False), tmp_path / "small", tmp_path / "out"
+    small.mkdir()
+    script = """mount -t tmpfs -o size=1900k tmpfs "$1"; shift
+                small=$1 out=$2; shift 2
+                "$@" >"$out.first" 2>"$out.error"; echo $? >"$out.code"
+                cp -r "$small/run" "$out.full"
+                mount -o remount,size=64m "$small" && "$@" && cp -r "$small/run" "$out" """
+    result = execute(["unshare", "-rm", "sh", "-c", script, "sh", small, small, out,
+                      *command(settings, small / "run")])
+    assert result.returncode == 0, result.stderr[-2000:]
+    error = (tmp_path / "out.error").read_text()
+    assert (tmp_path / "out.code").read_text() == "1\n" and "Traceback" not in error
+    lines = [line for line in error.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and str(small / "run") in lines[0] and "No space left on device" in lines[0]
+    assert not list((tmp_path / "out.full").rglob("*.part"))
+    assert checkpoints.find_checkpoint(tmp_path / "out.full", "newest")[1].endswith("step-4")
+
+    undisturbed = train.Trainer(settings, str(tmp_path / "whole"))
+    undisturbed.run()
+    assert_same(newest(out), newest(tmp_path / "whole"))
+    assert (out / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_every_log_that_cannot_be_written_is_named(data, tmp_path):
+    folder = tmp_path / "run"
+    trainer = train.Trainer(config(data, train_itr=100, save_itr=100, log_itr=100, fig_itr=100), str(folder))
+    for name in ("metrics.csv", "resources.csv", "train.log"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("/dev/full")
+        with pytest.raises(UserError, match=rf"{name}: cannot be written \(No space left on device\); the last"):
+            trainer.run()
+        (folder / name).unlink()
+    # TensorBoard's file grows quickest.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"tfevents\S+: cannot be written \(File too large\); the last"):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (folder / "checkpoints").glob("*.index")] == ["step-0.index"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    state = make_state(step=1)
+    saved = checkpoints.RunCheckpoints(tmp_path, state, keep=1)
+    saved.save()
+    state.step.assign(2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 1000, 100_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"step-2: the checkpoint could not be written \(.*File too large\)"):
+                saved.save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+            "step-1.index", "step-1.data-00000-of-00001"}
+
+
+def test_a_removed_run_folder_stops_the_run(data, tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    process = subprocess.Popen(command(config(data, train_itr=100_000), folder), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 3 "):
+            break
+    folder.rename(elsewhere)               # at once, as `rm -r` is not
+    shutil.rmtree(elsewhere)
+    _, errors = process.communicate(timeout=300)
+    line = error_line(subprocess.CompletedProcess([], process.returncode, stderr=errors))
+    assert str(folder) in line and "No such file or directory" in line
+    assert not folder.exists()
+
+
+def _without_privileges():
+    """Has root stopped by permissions like everybody else."""
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+def test_read_only_folders_are_one_line(data, tmp_path):
+    """No new run in one, no going on in one, no checkpoint in one."""
+    def start(folder):
+        return subprocess.run(command(config(data, eval_on_train=False), folder), capture_output=True, text=True,
+                              timeout=300, preexec_fn=_without_privileges)
+
+    locked, run = tmp_path / "locked", tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    locked.mkdir()
+    for folder in (locked, run, run / "checkpoints"):
+        folder.chmod(0o555)
+    try:
+        assert f"{locked / 'run'}: cannot be written (Permission denied)" in error_line(start(locked / "run"))
+        assert f"{run}: cannot be written (Permission denied)" in error_line(start(run))
+        run.chmod(0o755)
+        line = error_line(start(run))
+        assert f"{run / 'checkpoints'}/step-0" in line and "Permission denied" in line
+    finally:
+        for folder in (locked, run, run / "checkpoints"):
+            folder.chmod(0o755)
+    assert not list(locked.iterdir()) and not list((run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("module, limit", [("eval.likelihood", 1000), ("eval.predict", 20_000)])
+def test_evaluation_on_a_full_disc_is_one_line_and_leaves_no_file(data, tmp_path, module, limit):
+    run, out = save_run(tmp_path / "run"), tmp_path / "results" / "out"
+    result = run_command(module, "--run", run, "--data", data, "--n_frames", 4, "--out", out, file_limit=limit)
+    assert error_line(result) == f"error: {out}: File too large"
+    assert not list(out.parent.iterdir())
+
+
+# The same again.
+
+
+def _chain(folder):
+    """Data, training, bounds and predictions by the real commands; what each of them made."""
+    data, run, figures, predicted = (folder / name for name in ("balls.h5", "run", "likelihood.json", "predicted.h5"))
+    for module, *arguments in (
+            ("data_gen.bouncing_balls", "--n_frames", 4, "--training", 40, "--validation", 16, "--test", 16, "--seed", 3,
+             "--out", data),
+            ("sqair.train", *command(config(data), run)[3:]),
+            ("eval.likelihood", "--run", run, "--data", data, "--n_frames", 4, "--out", figures),
+            ("eval.predict", "--run", run, "--data", data, "--n_frames", 4, "--out", predicted)):
+        result = run_command(module, *arguments)
+        assert result.returncode == 0, result.stderr[-2000:]
+    with h5py.File(predicted) as file:
+        members = {}
+        file.visititems(lambda name, item: members.update({name: item[:]}) if hasattr(item, "shape") else None)
+    by_name = re.sub(r'"(run|data|checkpoint|out|command)": [^\n]*', "", figures.read_text())
+    return {"data": np.frombuffer(data.read_bytes(), np.uint8), **newest(run), **members}, \
+        (run / "metrics.csv").read_text(), by_name
+
+
+def test_the_same_seed_gives_the_same_data_weights_bounds_and_predictions(tmp_path):
+    arrays, metrics, figures = _chain(tmp_path / "one")
+    again, metrics_again, figures_again = _chain(tmp_path / "two")
+    assert "rollout/what" in arrays and '"iwae"' in figures
+    assert_same(arrays, again)
+    assert metrics == metrics_again and figures.replace("one", "") == figures_again.replace("two", "")
+
+
+# Memory.
+
+
+def peak_memory(*arguments):
+    """MB (10^6 bytes) that `python -m ARGUMENTS` held at most."""
+    process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024 / 1e6
+
+
+@pytest.mark.parametrize("module", ["eval.likelihood", "eval.predict"])
+def test_memory_of_an_evaluation_does_not_grow_with_the_data(tmp_path, module):
+    data, n_frames, few, many = tmp_path / "balls.h5", 20, 64, 1600
+    assert run_command("data_gen.bouncing_balls", "--n_frames", n_frames, "--training", 0, "--validation", 0, "--test",
+                       many, "--out", data).returncode == 0
+    run = save_run(tmp_path / "run", k_particles=1)
+    frames = many * n_frames * 50 * 50 * 4 / 1e6
+    few, many = (peak_memory(module, "--run", run, "--data", data, "--n_frames", n_frames, "--k_particles", 1,
+                             "--n_sequences", n, "--out", tmp_path / f"{n}") for n in (few, many))
+    assert many - few < frames / 4, (few, many, frames)
+
+
+def test_a_run_keeps_no_file_open(data, tmp_path):
+    trainer = train.Trainer(config(data, train_itr=60, stage_itr=20, max_seq_len=4, save_itr=5, log_itr=5, fig_itr=20,
+                                   report_loss_every=10), str(tmp_path / "run"))
+    assert trainer.run() == 0
+    lines = (tmp_path / "run" / "resources.csv").read_text().splitlines()
+    files = [int(line.split(",")[-1]) for line in lines[1:]]
+    assert len(files) == 6 and len(set(files[1:])) == 1

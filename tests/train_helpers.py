@@ -1,0 +1,56 @@
+"""Tiny training runs by the real command, and what is read off their folders."""
+
+import csv
+import subprocess
+import sys
+
+import tensorflow as tf
+
+from sqair import checkpoints, train
+from sqair.config import Config, ModelConfig, TrainConfig
+
+STEPS = 12
+
+
+def config(data, model=(), **training):
+    """A tiny run: lengths 2 (8 steps) and 3, a checkpoint every 4 steps, an evaluation every 6."""
+    tiny = dict(n_what=2, n_units=1, n_steps_per_image=2, glimpse_size=6, k_particles=2, image_shape=(20, 20))
+    short = dict(train_data=str(data), crop=20, batch_size=8, learning_rate=1e-4, seq_len=2, stage_itr=8, max_seq_len=3,
+                 train_itr=STEPS, save_itr=4, log_itr=6, report_loss_every=1, fig_itr=12, patience=0)
+    return Config(ModelConfig(**{**tiny, **dict(model)}), TrainConfig(**{**short, **training}))
+
+
+def command(config_, folder, **options):
+    flags = {**train.to_flags(config_), "run_dir": str(folder), **options}
+    words = [sys.executable, "-m", "sqair.train"]
+    for key, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, (list, tuple)):
+            words += [f"--{key}", *map(str, value)]
+        else:
+            words += [f"--{key}", str(value)]
+    return words
+
+
+def execute(words):
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def error_line(result):
+    """The one line in which a command that fails says why."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 1 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
+    return lines[0]
+
+
+def newest(folder):
+    """All values of a run's newest checkpoint."""
+    prefix = checkpoints.find_checkpoint(folder, "newest")[1]
+    reader = tf.train.load_checkpoint(prefix)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
