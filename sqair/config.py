@@ -179,6 +179,9 @@ class TrainConfig:
     shards: int = attrs.field(default=1, validator=[_at_least(1), attrs.validators.le(1024)])
     """Compute batches in this many parts side by side, each on its share of the cores: without --xla, one a core is
     fastest. Equal but for rounding. (ours)"""
+    bfloat16: bool = False
+    """Let oneDNN round the factors of matrix products to bfloat16 on CPUs that multiply such; not with --xla. It
+    changes results. (ours)"""
     distribute: Literal["none", "mirrored", "multi_worker"] = "none"
     """Split batches over all GPUs of this machine (mirrored) or of all machines in TF_CONFIG (multi_worker). (ours)"""
     tf32: bool = False

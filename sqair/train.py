@@ -510,12 +510,14 @@ def parse(arguments: List[str]) -> Arguments:
 
 
 def use_machine(train) -> None:
-    """Gives each shard its share of the cores; call it before TensorFlow computes anything. Args: `TrainConfig`."""
+    """Gives each shard its share of the cores, and products their precision; call it before TensorFlow computes
+    anything. Args: train: `TrainConfig`."""
     if train.shards > 1:
         tf.config.threading.set_inter_op_parallelism_threads(train.shards)
         tf.config.threading.set_intra_op_parallelism_threads(max(len(os.sched_getaffinity(0)) // train.shards, 1))
-    # To rewrite graphs takes longer than it saves (docs/performance.md).
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    # To rewrite graphs takes longer than it saves (docs/performance.md), but that is how bfloat16 comes in.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not train.bfloat16,
+                                                  "auto_mixed_precision_onednn_bfloat16": train.bfloat16})
 
 
 def main() -> int:
