@@ -29,6 +29,7 @@ MAX_SPEED = 10.0           # pixels a frame
 MAX_ACCELERATION = 3.0     # pixels a frame, each frame
 ACCELERATION_NOISE = 0.01  # standard deviation
 PLACEMENT_TRIES = 5        # draws of a position before the sequence is begun afresh
+_MOST_STARTS = 1000        # of a sequence; real digits need a few
 HELD_OUT = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the digits
 _MAX_DIGIT_IMAGES = 1_000_000
 
@@ -224,12 +225,17 @@ def make_block(digits: Digits, n_sequences: int, n_frames: int, rng: np.random.G
     corners = np.full((n_sequences, MAX_DIGITS, 2), np.nan)
     shapes = np.array([image.shape for image in digits.images])
     pending = np.arange(n_sequences)
-    while pending.size:  # two large digits may not fit beside each other: draw others
+    for _ in range(_MOST_STARTS):  # two large digits may not fit beside each other: draw others
         first = rng.integers(len(shapes), size=pending.size)
         second = (first + rng.integers(1, len(shapes), size=pending.size)) % len(shapes)
         chosen[pending] = np.stack([first, second], 1)
         corners[pending] = place_digits(shapes[chosen[pending]] * present[pending, :, None], rng)
         pending = pending[np.isnan(corners[pending]).any((1, 2))]
+        if not pending.size:
+            break
+    else:
+        raise UserError(f"the digits are too large: two of them do not fit on the canvas of {CANVAS} x {CANVAS} "
+                        "without overlap; give smaller ones")
 
     path = trajectories(corners, n_frames, rng)
     features = np.zeros((n_frames, n_sequences, CANVAS, CANVAS), np.uint8)
