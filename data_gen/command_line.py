@@ -1,6 +1,7 @@
 """What every command line of the project shares: errors as one line, files that appear whole, progress."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -14,10 +15,27 @@ from typing import Any
 from tqdm import tqdm
 
 LOG_SECONDS = 10.0
+LONGEST_MESSAGE = 500       # characters
+MAX_JSON_BYTES = 16 * 2**20
 
 
 class UserError(Exception):
-    """Something the user can put right. The message names it, says what was expected and what to do."""
+    """Something the user can put right. The message names it, says what was expected and what to do.
+
+    It is one short line, whatever the broken file that it quotes holds: only what can be printed is kept, and a long
+    message loses its middle.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(_one_line(message))
+
+
+def _one_line(message: str) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    if len(line) <= LONGEST_MESSAGE:
+        return line
+    half = LONGEST_MESSAGE // 2 - 3
+    return f"{line[:half]} ... {line[-half:]}"
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -67,8 +85,29 @@ def within(low: float, high: float) -> Callable[[Any, Any, float], None]:
 
 
 def _fail(message: str, code: int = 1) -> None:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", _one_line(message), file=sys.stderr)
     sys.exit(code)
+
+
+def read_json(path: str | os.PathLike, hint: str) -> Any:
+    """Reads a small JSON file.
+
+    Args:
+      path: of the file.
+      hint: what it should be or what to do, the end of an error's line.
+
+    Raises:
+      UserError: there is no such file, it is not JSON, or it is too large to be one of ours.
+    """
+    try:
+        if os.path.getsize(path) > MAX_JSON_BYTES:
+            raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB; {hint}")
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({error}); {hint}") from None
 
 
 @contextlib.contextmanager

@@ -67,7 +67,12 @@ DEFAULT_BOX = 15.0    # side of the box in R-NEM's files, which do not say
 # Bounds on what a file may declare: a small file must not be able to ask for all of the memory.
 _LIMITS = {"T": 10_000, "S": 100_000_000, "H": 1024, "W": 1024, "C": 3, "N": 255, "K": 256}
 _MAX_CHUNK_BYTES = 256 * 2**20
+_MAX_SEQUENCE_BYTES = 512 * 2**20
+_BLOCK_BYTES = 128 * 2**20     # of the images read at once, about
 _MAX_RATIO = 2000     # gzip reaches 1030
+_TRUSTED_BYTES = 2**18         # a compressed chunk below this size cannot become too large
+# HDF5's other filters are rare, and those that come as plug-ins unpack without bounds.
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
 class Encoded(NamedTuple):
@@ -261,6 +266,11 @@ class Split:
                             "for; ask for fewer or make longer sequences")
         if isinstance(sequences, slice):
             sequences = range(*sequences.indices(self.n_sequences))
+        sequence_bytes = n_frames * math.prod(self.image_shape) * self.members["features"].dtype.itemsize
+        if sequence_bytes > _MAX_SEQUENCE_BYTES:
+            raise UserError(f"{self.path}: {self.name}: {n_frames} frames of a sequence take "
+                            f"{sequence_bytes / 2**20:.0f} MiB, at most {_MAX_SEQUENCE_BYTES // 2**20} are read; ask "
+                            "for fewer")
         wanted = np.asarray(sequences, np.int64)
         if wanted.size and not (0 <= wanted.min() and wanted.max() < self.n_sequences):
             raise IndexError(f"{self.path}: {self.name} has {self.n_sequences} sequences")
@@ -352,7 +362,7 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
     except UserError:
         file.close()
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, zlib.error) as error:
         # What h5py says of a damaged or unusual structure depends on where it stumbles.
         file.close()
         raise UserError(f"{path}: {split} cannot be read ({error}); the file is damaged, make or copy it again"
@@ -374,14 +384,18 @@ def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str],
             _check_member(data[name], name, sizes, f"{path}: {split}/{name}")
     features = data["features"]
     stored = features.chunks[1] if features.chunks else CHUNK_SEQUENCES
+    # A file stored one sequence at a time, or all at once, is read in blocks of ordinary size; large ones in small.
+    block = min(stored if 16 <= stored <= 1024 else CHUNK_SEQUENCES,
+                max(_BLOCK_BYTES // math.prod(sizes[axis] for axis in "THWC"), 1))
     opened = Split(path=path, name=split, n_sequences=sizes["S"], n_frames=sizes["T"],
-                   image_shape=(sizes["H"], sizes["W"], sizes["C"]), box=_box(file, path), white=1,
-                   # A file stored one sequence at a time, or all at once, is read in blocks of ordinary size.
-                   block=stored if 16 <= stored <= 1024 else CHUNK_SEQUENCES, members=data, file=file)
+                   image_shape=(sizes["H"], sizes["W"], sizes["C"]), box=_box(file, path), white=1, block=block,
+                   members=data, file=file)
     if features.dtype.kind in "iu":
         # Integers are 0..255, or 0 and 1: what the first sequences hold tells.
-        first = opened.read(slice(0, 64), min(opened.n_frames, CHUNK_FRAMES), ["features"])["features"]
-        opened = attrs.evolve(opened, white=255 if first.max() > 1 else 1)
+        n_frames = min(opened.n_frames, CHUNK_FRAMES)
+        lit = any(opened.read(slice(start, min(start + block, 64)), n_frames, ["features"])["features"].max() > 1
+                  for start in range(0, min(sizes["S"], 64), block))
+        opened = attrs.evolve(opened, white=255 if lit else 1)
     return opened
 
 
@@ -400,8 +414,6 @@ def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: s
     """Checks type, storage and shape, and notes the sizes of the axes in `sizes`."""
     if data.dtype.kind not in "buif":
         raise UserError(f"{where}: type {data.dtype}, expected bool, integers or floats")
-    if data.is_virtual or data.external:
-        raise UserError(f"{where}: its data lie in another file; copy the data into this one")
     axes = MEMBERS[name].axes
     expected = ", ".join(axes)
     if data.ndim != len(axes):
@@ -415,14 +427,46 @@ def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: s
         if size > _LIMITS.get(axis, size) or (axis == "C" and size == 2):
             raise UserError(f"{where}: shape {data.shape}, of which {axis} = {size} is not supported "
                             f"(at most {_LIMITS[axis]}; 1 or 3 channels)")
+    check_storage(data, where)
+
+
+def check_storage(data: h5py.Dataset, where: str) -> None:
+    """Checks that reading data takes the memory that they declare and no more: a small file could ask for all of it.
+
+    Args:
+      data: in a file that is open for reading.
+      where: file and name, the beginning of an error's line.
+
+    Raises:
+      UserError: the data lie in another file, are packed in a way that has no bounds, or much larger than what is
+        stored of them.
+    """
+    if data.is_virtual or data.external:
+        raise UserError(f"{where}: its data lie in another file; copy the data into this one")
     chunk_bytes = math.prod(data.chunks or (1,)) * data.dtype.itemsize
     if chunk_bytes > _MAX_CHUNK_BYTES:
         raise UserError(f"{where}: stored in chunks of {chunk_bytes / 2**20:.0f} MiB, at most "
                         f"{_MAX_CHUNK_BYTES // 2**20} are read; store it in smaller chunks")
-    stored = data.id.get_storage_size()
+    file_bytes = data.file.id.get_filesize()
+    stored = min(data.id.get_storage_size(), file_bytes)
     if data.size * data.dtype.itemsize > _MAX_RATIO * stored:
         raise UserError(f"{where}: declares {data.size * data.dtype.itemsize} bytes and stores {stored}; the file is "
                         "unfinished or damaged, make it again")
+    packing = data.id.get_create_plist()
+    filters = [packing.get_filter(number)[0] for number in range(packing.get_nfilters())]
+    if not _FILTERS.issuperset(filters) or len(set(filters)) < len(filters):
+        raise UserError(f"{where}: packed by other filters than gzip, shuffle and fletcher32, or twice by one; store "
+                        "it anew, for instance with h5repack -f GZIP=1")
+    if h5py.h5z.FILTER_DEFLATE in filters:
+        chunks: list[Any] = []
+        data.id.chunk_iter(chunks.append)
+        for chunk in chunks:
+            # HDF5 unpacks a chunk to its end, however far beyond the declared size that is.
+            if chunk.size > _TRUSTED_BYTES and (chunk.byte_offset + chunk.size > file_bytes or len(
+                    zlib.decompressobj().decompress(data.id.read_direct_chunk(chunk.chunk_offset)[1], chunk_bytes + 1)
+                    ) > chunk_bytes):
+                raise UserError(f"{where}: a compressed chunk holds more than the {chunk_bytes} bytes it declares; the "
+                                "file is damaged, make or copy it again")
 
 
 def _box(file: h5py.File, path: str) -> float:

@@ -10,7 +10,6 @@ import os
 import pathlib
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -108,9 +107,11 @@ def read_digits(path: str | os.PathLike, labels_path: str | os.PathLike | None =
                              "one whole number each, and at least ten")
         if labels.min() < 0 or labels.max() > 9:
             raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to 9")
-    except (ValueError, EOFError, KeyError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, struct.error,
-            NotImplementedError) as error:
-        raise UserError(f"{path}: cannot be read as MNIST digits ({error})") from None
+    except (UserError, PermissionError):
+        raise
+    # Whatever goes wrong inside: the file is the cause, and what it can provoke has no end.
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as MNIST digits ({type(error).__name__}: {error})") from None
     return Digits(images, labels.astype(np.uint8))
 
 

@@ -5,6 +5,7 @@ frames; batch number i is a pure function of these and i. So the whole state of 
 `start=i` goes on exactly where a run stopped, also when the curriculum has changed the number of frames.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +16,8 @@ import tensorflow as tf
 from data_gen import hdf5
 from data_gen.command_line import UserError
 
-WINDOW = 1024      # sequences shuffled together, so the most that are in memory
+WINDOW = 1024      # sequences shuffled together, so the most that are in memory; fewer of large images
+_WINDOW_PIXELS = 2**24  # of one frame of each
 UNKNOWN_COUNT = -1
 
 
@@ -56,14 +58,14 @@ def count_visible(groups: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _windows(n_sequences: int, block: int, seed: int | None, epoch: int) -> list[np.ndarray]:
-    """Returns the order of the sequences in an epoch, in windows of about `WINDOW`.
+def _windows(n_sequences: int, block: int, seed: int | None, epoch: int, window: int = WINDOW) -> list[np.ndarray]:
+    """Returns the order of the sequences in an epoch, in windows of about `window`.
 
     Blocks of sequences that are stored together are shuffled and dealt into windows; the sequences of each window
     are shuffled. Every sequence comes once. Without a seed the order is that of the file.
     """
     blocks = np.split(np.arange(n_sequences), range(block, n_sequences, block))
-    per_window = max(WINDOW // block, 1)
+    per_window = max(window // block, 1)
     if seed is None:
         return [np.concatenate(blocks[i:i + per_window]) for i in range(0, len(blocks), per_window)]
     rng = np.random.default_rng([seed, epoch])
@@ -120,6 +122,7 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
         data.read(slice(0, 1), n_frames)
         n_sequences, channels = data.n_sequences, data.image_shape[2]
         rows, columns = crop_slices(*data.image_shape[:2], crop)
+        image = (rows.stop - rows.start, columns.stop - columns.start) + ((channels,) if channels > 1 else ())
     if repeat and n_sequences < batch_size:
         raise UserError(f"{path}: {split} has {n_sequences} sequences, fewer than a batch of {batch_size}; use a "
                         "smaller batch or make more")
@@ -136,7 +139,8 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
         skip = first * batch_size
         left = min(per_epoch * batch_size, n_sequences) - skip
         pending: list[tuple[np.ndarray, np.ndarray]] = []  # read, and not yet given out
-        for window in _windows(n_sequences, data.block, seed if shuffle else None, epoch):
+        for window in _windows(n_sequences, data.block, seed if shuffle else None, epoch,
+                               min(WINDOW, _WINDOW_PIXELS // math.prod(image))):
             if skip >= len(window):
                 skip -= len(window)
                 continue
@@ -153,7 +157,6 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
             pending = [(features[:, begin:].copy(), counts[:, begin:].copy())]
 
     size = batch_size if repeat or n_sequences % batch_size == 0 else None
-    image = (rows.stop - rows.start, columns.stop - columns.start) + ((channels,) if channels > 1 else ())
     dataset = tf.data.Dataset.from_generator(generate, output_signature=Batch(
         tf.TensorSpec((n_frames, size, *image), tf.float32), tf.TensorSpec((n_frames, size), tf.int32)))
     # One thread reads ahead; the others are the model's.

@@ -9,8 +9,6 @@ sequences is the paper's figure 3, one part for each data file: `--data balls4ma
 figure4 shows log-likelihoods of the last frame from the figures of eval.tables, curves how the training went.
 """
 
-import csv
-import json
 import math
 import pathlib
 import sys
@@ -22,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tyro
 
-from data_gen.command_line import UserError, run, within
+from data_gen.command_line import UserError, read_json, run, within
 from eval import predict, tables
 from eval.drawing import Bar, Curve, Panel, Scene, animate, draw_bars, draw_curves, draw_scenes, save, save_gif
 from eval.predictions import Predictions
@@ -30,6 +28,7 @@ from eval.tables import MODELS
 from eval.truth import Source
 from sqair import health
 from sqair.config import load_flags
+from sqair.run_folder import read_rows, step_of
 from sqair.train import sequence_length
 
 LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bound, nats a frame",
@@ -244,11 +243,9 @@ def read_metrics(paths: Iterable[pathlib.Path]) -> list[tables.DataSet]:
         if not files:
             raise UserError(f"{path}: no .json in it; expected the folder metrics/ that eval.tables writes")
         for file in files:
+            runs.append(read_json(file, "expected one of metrics/*.json that eval.tables writes"))
             try:
-                runs.append(json.loads(file.read_text(encoding="utf-8")))
-                _ = runs[-1]["metrics"]["data_ll_inferred"], runs[-1]["data_set"], runs[-1]["comparable"]
-            except FileNotFoundError:
-                raise UserError(f"{file}: no such file; make it with eval.tables") from None
+                tables.check_figures(runs[-1])
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{file}: not a file of eval.tables ({error!r}); expected one of metrics/*.json"
                                 ) from None
@@ -325,20 +322,19 @@ def read_curves(folder: pathlib.Path, data: str, quantities: Iterable[str]) -> d
       UserError: no such file, column or rows.
     """
     path = folder / ("resources.csv" if data == "machine" else "metrics.csv")
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a run folder of sqair.train") from None
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a run folder of sqair.train")
+    rows = read_rows(path)
+    header = next(rows, [])
     missing = [name for name in ("step", "data", *quantities) if name not in header]
     if missing:
         raise UserError(f"{path}: no column {missing[0]}; it has {', '.join(header) or 'nothing'}")
-    rows = [dict(zip(header, row)) for row in rows if len(row) == len(header)]
-    rows = [row for row in rows if row["data"] == data and row["step"].isdigit()]
-    if not rows:
+    step, of, *columns = (header.index(name) for name in ("step", "data", *quantities))
+    points = np.array([(step_of(row[step]), *(_number(row[column]) for column in columns)) for row in rows
+                       if len(row) == len(header) and row[of] == data and step_of(row[step]) >= 0])
+    if not points.size:
         raise UserError(f"{path}: no rows of {data} yet; train longer, or choose another --of")
-    return {name: Curve(np.array([int(row["step"]) for row in rows]), np.array([_number(row[name]) for row in rows]))
-            for name in quantities}
+    return {name: Curve(points[:, 0].astype(int), values) for name, values in zip(quantities, points[:, 1:].T)}
 
 
 def _number(text: str) -> float:

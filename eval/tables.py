@@ -58,6 +58,8 @@ METRICS = {
 }
 HORIZON_METRICS = ("data_ll", "relational_ll", "position_error", "lost")
 PAPER_METRICS = ("data_ll_predicted", "relational_ll_predicted")
+_ONE_FIGURE = ("iwae", "vae", "kl")     # not one a sample
+_COUNTS = ("n_sequences", "n_frames", "n_generated", "n_samples", "k_particles")
 COMPARED = (*PAPER_METRICS, "data_ll_inferred", "iwae", "position_error")
 
 # Figure 4 and section 3 of the paper, by the numbers of balls in the data; all with 4 slots.
@@ -231,6 +233,45 @@ def _balls(predictions: Predictions) -> list[int]:
 def _data_check(predictions: Predictions) -> int:
     """Tells whether two files show the same sequences."""
     return zlib.crc32(np.ascontiguousarray(predictions["truth/frames"][:, 0]).tobytes())
+
+
+def check_figures(figures: Any) -> None:
+    """Checks that a JSON value is what `evaluate` makes, as far as it is used again.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is not.
+    """
+
+    def check(name: str, sound: bool) -> None:
+        if not sound:
+            raise ValueError(name)
+
+    def is_number(value: Any) -> bool:
+        return type(value) in (int, float) and abs(value) < 1e30
+
+    def are_numbers(values: Any, size: int) -> bool:
+        return isinstance(values, list) and len(values) == size and all(v is None or is_number(v) for v in values)
+
+    same, found, horizon = figures["comparable"], figures["metrics"], figures["by_horizon"]
+    for name in ("file", "data_set", "collapse"):
+        check(name, isinstance(figures[name], str))
+    check("model", figures["model"] in MODELS)
+    counts = {name: figures[name] for name in ("seed", "slots", "trained_slots", "data_check")}
+    counts |= {name: same[name] for name in _COUNTS}
+    for name, value in counts.items():
+        check(name, type(value) is int and 0 <= value < 2**32)
+    check("comparable", set(same) == {*_COUNTS, "split"} and isinstance(same["split"], str))
+    check("balls", isinstance(figures["balls"], list) and all(type(n) is int for n in figures["balls"]))
+    check("flags", isinstance(figures["flags"], dict))
+    check("bounds", all(is_number(figures["bounds"][name]) for name in ("data_ll_inferred", "data_ll_predicted")))
+    check("bounds", set(figures["bounds"]) <= set(METRICS) and all(map(is_number, figures["bounds"].values())))
+    check("metrics", {"data_ll_inferred", "iwae"} <= set(found) <= set(METRICS))
+    for name, values in found.items():
+        check(name, are_numbers(values, 1 if name in _ONE_FIGURE else same["n_samples"]))
+    check("by_horizon", {"data_ll"} <= set(horizon) <= set(HORIZON_METRICS))
+    for name, samples in horizon.items():
+        check(name, isinstance(samples, list) and len(samples) == same["n_samples"]
+              and all(are_numbers(values, same["n_generated"] + 1) for values in samples))
 
 
 # ---------------------------------------------------------------------------------------------------------------

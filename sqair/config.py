@@ -11,7 +11,7 @@ import attrs
 import cattrs
 import tyro
 
-from data_gen.command_line import UserError
+from data_gen.command_line import UserError, read_json
 
 Cell = Literal["VanillaRNN", "GRU"]
 RelationInput = Literal["prior", "rnn", "where"]
@@ -297,13 +297,7 @@ def load_flags(path: Union[str, os.PathLike]) -> Tuple[Config, List[str]]:
     Raises:
       UserError: the file is missing, not JSON, not a flat object, or a flag is wrong.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            flags = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a run folder needs its flags.json") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
+    flags = read_json(path, "a run folder needs its flags")
     if not isinstance(flags, dict):
         raise UserError(f"{path}: expected a JSON object of flags, got a {type(flags).__name__}")
     try:

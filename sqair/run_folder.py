@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import pathlib
 import re
 import shutil
 import socket
-from typing import Iterator, Optional, Sequence, Union
+from typing import Iterator, List, Optional, Sequence, Union
 
 import tensorflow as tf
 
@@ -87,6 +88,18 @@ def _unwritable(path: Union[str, os.PathLike], cause: str) -> UserError:
                      "folder and start the same command again")
 
 
+def read_rows(path: Union[str, os.PathLike]) -> Iterator[List[str]]:
+    """Yields the cells of each line of a table of ours, in which nothing is quoted; a damaged line harms no other."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            yield line.rstrip("\n").split(",")
+
+
+def step_of(text: str) -> int:
+    """The step that a cell says; -1 if it says none."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+
+
 class MetricsFile:
     """A CSV file that survives kills: rows past the step a run goes on from are dropped, then written again.
 
@@ -96,15 +109,10 @@ class MetricsFile:
     def __init__(self, path: Union[str, os.PathLike], columns: Sequence[str], step: int):
         """Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step."""
         self._path = pathlib.Path(path)
-        rows = []
-        if self._path.exists():
-            # After a loss of power the end may be any bytes.
-            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                row = line.split(",")
-                if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= step:
-                    rows.append(line)
-        with atomic_path(self._path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in [",".join(columns), *rows]), encoding="utf-8")
+        rows = read_rows(self._path) if self._path.exists() else ()
+        with atomic_path(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            kept = (row for row in rows if len(row) == len(columns) and 0 <= step_of(row[0]) <= step)
+            file.writelines(",".join(row) + "\n" for row in itertools.chain([columns], kept))
 
     def append(self, row: Sequence) -> None:
         """Appends a row; numbers are written so that they read back exactly."""

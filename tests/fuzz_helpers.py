@@ -540,7 +540,7 @@ def make_metrics_json(folder):
     for seed in (0, 1):
         save(folder / "p.h5", seed=seed)
         with Predictions(folder / "p.h5") as predictions:
-            figures = tables.evaluate(predictions)
+            figures = tables.evaluate(predictions) | {"file": f"sqair_seed{seed}_four.json"}
         (folder / f"sqair_seed{seed}_four.json").write_text(json.dumps(figures))
     (folder / "p.h5").unlink()
 
@@ -787,6 +787,10 @@ def complaint(read, folder):
         return "", False
     except UserError as error:
         message = str(error)
+    except OSError as error:            # as in `command_line.run`
+        if not error.filename:
+            return traceback.format_exc(limit=-6), False
+        message = f"{error.filename}: {error.strerror}"
     except Exception as error:
         # An error in a tf.data generator arrives as TensorFlow's own exception, see `command_line.run`.
         quoted = re.search(r"\bUserError: (.*)", str(error))
@@ -795,7 +799,7 @@ def complaint(read, folder):
         message = quoted.group(1)
     if not message or "\n" in message or len(message) > LONGEST or not message.isprintable():
         return f"not one short line: {message[:1000]!r}", True
-    if str(folder) not in message:
+    if str(folder) not in message and not any(path.name in message for path in folder.rglob("*")):
         return f"does not name the file: {message}", True
     return "", True
 
