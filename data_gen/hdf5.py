@@ -470,7 +470,9 @@ def check_storage(data: h5py.Dataset, where: str) -> None:
 
 
 def _box(file: h5py.File, path: str) -> float:
-    box = file.attrs.get("box", DEFAULT_BOX)
-    if np.shape(box) or not (np.isreal(box) and 0 < box < np.inf):
+    # Only numbers are read: HDF5 may never come back from text in a damaged file.
+    is_number = "box" not in file.attrs or file.attrs.get_id("box").dtype.kind in "iuf"
+    box = file.attrs.get("box", DEFAULT_BOX) if is_number else "no number"
+    if not is_number or np.shape(box) or not 0 < box < np.inf:
         raise UserError(f"{path}: attribute box is {box!r}, expected the side of the box, a positive number")
     return float(box)

@@ -13,29 +13,32 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import attrs
 import h5py
 import numpy as np
 
 from data_gen.command_line import UserError
+from data_gen.hdf5 import check_storage
+from sqair.config import from_flags, to_flags
 
-FORMAT = "r-sqair predictions 1"
+FORMAT = "r-sqair predictions 2"
 
 
 class Member(NamedTuple):
-    """Axes, one character each (`C` only in colour), type, and whether every file has it."""
+    """Axes, one character each (`C` only in colour), type, whether every file has it, and the highest value."""
 
     axes: str
     dtype: type
     always: bool = True
+    highest: float = math.inf
 
 
 MEMBERS = {
     "rollout/what": Member("SMTND", np.float32),             # latents; 0 where the slot is empty
     "rollout/where": Member("SMTN4", np.float32),            # logits (sx, sy, tx, ty); 0 where the slot is empty
-    "rollout/presence": Member("SMTN", np.uint8),
+    "rollout/presence": Member("SMTN", np.uint8, highest=1),
     "rollout/object_id": Member("SMTN", np.int16),           # -1 where the slot is empty
     "rollout/data_ll": Member("SMT", np.float32),            # log p(x|z), nats a frame
     "rollout/relational_ll": Member("SMT", np.float32, False),   # its sum over the pixels of colliding objects
@@ -51,7 +54,7 @@ MEMBERS = {
     "inference/log_q": Member("SKT", np.float32),            # of the latents, by the posterior; KL = log q - log p
     "inference/count": Member("SKT", np.uint8),              # objects
     "truth/frames": Member("STHWC", np.uint8),               # 255 is white
-    "truth/count": Member("ST", np.int16),                   # visible objects; -1 where unknown
+    "truth/count": Member("ST", np.int16, highest=255),      # visible objects; -1 where unknown
     "truth/groups": Member("STHW", np.uint8, False),         # 0 background, 1.. object
     "truth/collisions": Member("STHW", np.bool_, False),     # visible pixels of colliding objects
     "truth/centre": Member("STn2", np.float32, False),       # (row, column) in pixels; NaN: no such object
@@ -60,6 +63,9 @@ MEMBERS = {
 }
 
 _CHUNK_BYTES = 2**20
+# Bounds on what a file may declare: pictures and the like are read by the sequence, all else in one piece.
+_BY_SEQUENCE = frozenset("HDA")
+_MAX_BYTES = {True: 64 * 2**20, False: 256 * 2**20}
 
 
 @attrs.frozen(kw_only=True)
@@ -119,9 +125,9 @@ class Writer:
         """Args: file: empty. about: see there. n_sequences: S. batch_size: the most sequences of a `write`."""
         self._file, self._n_sequences, self._batch_size = file, n_sequences, batch_size
         self._first = 0
-        file.attrs["format"] = FORMAT
-        for name, value in attrs.asdict(about, recurse=False).items():
-            file.attrs[name] = value if isinstance(value, (str, int)) else json.dumps(value, default=list)
+        for name, value in {"format": FORMAT, **attrs.asdict(about, recurse=False)}.items():
+            text = value if isinstance(value, str) else json.dumps(value, default=list)
+            file.attrs[name] = np.bytes_(text.encode())
 
     def write(self, members: Mapping[str, np.ndarray]) -> None:
         """Appends sequences: member -> array, sequences first; the same members in every call."""
@@ -140,6 +146,25 @@ class Writer:
         self._file.create_dataset(name, (self._n_sequences, *array.shape[1:]), array.dtype,
                                   chunks=(min(chunk, self._n_sequences), *array.shape[1:]),
                                   compression="gzip", compression_opts=1, shuffle=array.itemsize > 1)
+
+
+class Stored:
+    """A member of a file. Slicing it reads an array; a `UserError` says that this part of the file is damaged."""
+
+    def __init__(self, path: str, name: str, data: h5py.Dataset):
+        """Args: path, name: of the file and the member. data: what the file holds."""
+        self._where, self._member, self._data = f"{path}: {name}", MEMBERS[name], data
+        self.shape, self.dtype = data.shape, data.dtype
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        try:
+            values = self._data[where]
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{self._where} cannot be read ({error}); make it again with eval.predict") from None
+        if np.size(values) and np.max(values) > self._member.highest:
+            raise UserError(f"{self._where} has values up to {np.max(values)}, at most {self._member.highest} are "
+                            "possible; make it again with eval.predict")
+        return values
 
 
 class Predictions:
@@ -168,6 +193,11 @@ class Predictions:
             self.about, self.sizes = self._about(), {}
             for name, member in MEMBERS.items():
                 self._check(name, member)
+            if not 1 <= self.about.first_generated <= self.sizes["T"]:
+                raise ValueError(f"attribute first_generated is {self.about.first_generated}")
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError) as error:
+            self._file.close()
+            raise UserError(f"{self.path}: damaged ({error}); make it again with eval.predict") from None
         except BaseException:
             self._file.close()
             raise
@@ -181,30 +211,46 @@ class Predictions:
     def __contains__(self, name: str) -> bool:
         return name in self._file
 
-    def __getitem__(self, name: str) -> h5py.Dataset:
+    def __getitem__(self, name: str) -> Stored:
         """A member, to be sliced: `predictions["rollout/data_ll"][:]`."""
         if name not in self._file:
             raise UserError(f"{self.path}: no member {name}; make the file again with eval.predict"
                             + (" --canvases" if name == "rollout/canvas" else ""))
-        return self._file[name]
+        return Stored(self.path, name, self._file[name])
 
     def _about(self) -> About:
-        values = dict(self._file.attrs)
-        if values.pop("format", None) != FORMAT:
+        if self._attribute("format") != FORMAT:
             raise UserError(f"{self.path}: not a file of predictions ({FORMAT}); make it with eval.predict")
-        try:
-            fields = {field.name: field.type for field in attrs.fields(About)}
-            return About(**{name: kind(values[name]) if kind in (str, int) else json.loads(values[name])
-                            for name, kind in fields.items()})
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: damaged attributes ({error}); make it again with eval.predict") from None
+        about = {}
+        for field in attrs.fields(About):
+            text, kind = self._attribute(field.name), get_origin(field.type) or field.type
+            about[field.name] = text if kind is str else json.loads(text)
+            if not isinstance(about[field.name], kind):
+                raise ValueError(f"attribute {field.name} is {text}")
+        return About(**about | {"flags": to_flags(from_flags(about["flags"])[0])})
+
+    def _attribute(self, name: str) -> str:
+        """The text of an attribute, "" if there is none. Other types stay unread: HDF5 may never come back from them."""
+        if name not in self._file.attrs or self._file.attrs.get_id(name).dtype.kind != "S":
+            return ""
+        return bytes(self._file.attrs[name]).decode()
 
     def _check(self, name: str, member: Member) -> None:
         if name not in self._file:
             if member.always:
                 raise UserError(f"{self.path}: no member {name}; make it again with eval.predict")
             return
-        shape = self._file[name].shape
+        data = self._file[name]
+        if not isinstance(data, h5py.Dataset) or data.dtype != member.dtype:
+            raise UserError(f"{self.path}: {name} is not a data set of {np.dtype(member.dtype)}; make it again with "
+                            "eval.predict")
+        check_storage(data, f"{self.path}: {name}")
+        by_sequence = not _BY_SEQUENCE.isdisjoint(member.axes)
+        n_bytes = data.nbytes // max(len(data), 1) if by_sequence and data.ndim else data.nbytes
+        if not data.size or n_bytes > _MAX_BYTES[by_sequence]:
+            raise UserError(f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' a sequence' * by_sequence}, expected at "
+                            f"most {_MAX_BYTES[by_sequence] // 2**20} and not nothing; predict fewer sequences or samples")
+        shape = data.shape
         axes = member.axes if len(shape) == len(member.axes) else member.axes.replace("C", "")
         expected = tuple(int(a) if a.isdigit() else self.sizes.setdefault(a, size) for a, size in zip(axes, shape))
         if len(shape) != len(axes) or shape != expected:
