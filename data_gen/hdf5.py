@@ -55,7 +55,7 @@ MEMBERS = {
 _KINDS = {
     "flag": (0, 1, True, np.bool_),
     "id": (0, 255, True, np.uint8),
-    "real": (-np.inf, np.inf, False, np.float32),
+    "real": (-1e9, 1e9, False, np.float32),
 }
 
 CHUNK_FRAMES = 10     # training reads at most the first ten frames: one chunk along time
@@ -473,6 +473,6 @@ def _box(file: h5py.File, path: str) -> float:
     # Only numbers are read: HDF5 may never come back from text in a damaged file.
     is_number = "box" not in file.attrs or file.attrs.get_id("box").dtype.kind in "iuf"
     box = file.attrs.get("box", DEFAULT_BOX) if is_number else "no number"
-    if not is_number or np.shape(box) or not 0 < box < np.inf:
+    if not is_number or np.shape(box) or not 1e-3 <= box <= 1e6:
         raise UserError(f"{path}: attribute box is {box!r}, expected the side of the box, a positive number")
     return float(box)

@@ -39,7 +39,7 @@ def checkpoints_of(folder: str) -> List[str]:
     found = set(original.original_checkpoints(folder))
     for place in (CHECKPOINTS, BEST):
         for path in pathlib.Path(folder, place).glob("step-*.index"):
-            if path.stem.removeprefix("step-").isdigit():
+            if path.stem.removeprefix("step-").isdecimal():
                 found.add(int(path.stem.removeprefix("step-")))
     if not found:
         raise UserError(f"{folder}: no checkpoint in it; expected a run folder of sqair.train or of the original")

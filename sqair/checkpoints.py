@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import sys
-from typing import Annotated, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Annotated, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import attrs
 import numpy as np
@@ -25,12 +25,12 @@ import tyro
 
 from data_gen.command_line import UserError, run, to_disc
 from sqair import original, safetensors_folder
+from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
 from sqair.config import Config, load_flags
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 
 CHECKPOINTS, BEST = "checkpoints", "best"
-_DAMAGE = (tf.errors.OpError, ValueError, AssertionError, RuntimeError, UnicodeDecodeError, LookupError)
 
 
 class TrainingState(tf.Module):
@@ -52,22 +52,17 @@ def _prefixes(folder: pathlib.Path) -> List[str]:
     found = {}
     for path in folder.glob("step-*.index"):
         number = path.name[len("step-"):-len(".index")]
-        if number.isdigit():
+        if number.isdecimal():
             found[int(number)] = str(path)[:-len(".index")]
     return [found[number] for number in sorted(found, reverse=True)]
 
 
-def _first_line(error: BaseException) -> str:
-    # TensorFlow puts the place in its graph before the text and the operation's name behind it.
-    text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).strip()
-    return (text.splitlines() or [type(error).__name__])[0][:300]
-
-
-def _check(prefix: str) -> None:
-    """Reads every value once, so that damage anywhere in the files shows before a variable is touched."""
-    reader = tf.train.load_checkpoint(prefix)
-    for name in reader.get_variable_to_shape_map():
-        reader.get_tensor(name)
+def _read_ours(prefix: str) -> Dict[str, np.ndarray]:
+    """`read_values` of a checkpoint of ours, whose step must be that of its name."""
+    values, step = read_values(prefix), prefix.rsplit("-", 1)[-1]
+    if str(values.get("state/step/.ATTRIBUTES/VARIABLE_VALUE")) != step:
+        raise UserError(f"{prefix}: damaged checkpoint (it is not of step {step})")
+    return values
 
 
 class RunCheckpoints:
@@ -93,7 +88,7 @@ class RunCheckpoints:
                 for path in sorted(folder.glob(f"{pathlib.Path(old).name}.*"), reverse=True):
                     path.unlink(missing_ok=True)
         except (tf.errors.OpError, OSError) as error:
-            raise UserError(f"{prefix}: the checkpoint could not be written ({_first_line(error)}); any before it "
+            raise UserError(f"{prefix}: the checkpoint could not be written ({first_line(error)}); any before it "
                             "is kept, free some space or check the folder and start the same command again") from None
         return str(prefix)
 
@@ -117,11 +112,11 @@ class RunCheckpoints:
         notes = []
         for prefix in _prefixes(self._folder / CHECKPOINTS):
             try:
-                _check(prefix)
+                _read_ours(prefix)
                 self._checkpoint.read(prefix).assert_consumed()
                 return prefix, notes
-            except _DAMAGE as error:
-                notes.append(f"{prefix}: damaged checkpoint passed over ({_first_line(error)})")
+            except (UserError, *DAMAGE) as error:
+                notes.append(f"{prefix}: damaged checkpoint passed over ({first_line(error)})")
         if notes:
             raise UserError(f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read ({notes[0]}); restore the "
                             "files or start in a new folder")
@@ -142,14 +137,14 @@ class Run(NamedTuple):
     trained: Config
 
 
-def _original_config(folder: pathlib.Path, prefix: str) -> Config:
+def _original_config(folder: pathlib.Path, prefix: str, values: Mapping[str, np.ndarray]) -> Config:
     """The original's flags, with what it asked its data for read off the checkpoint: image size and mean image."""
     config, unknown = load_flags(folder / "flags.json")
     if unknown:
         print(f"{folder / 'flags.json'}: flags that mean nothing here: {', '.join(unknown)}", file=sys.stderr)
-    shapes = {name: list(value.shape) for name, value in original.read_original(prefix).items()}
+    shapes = {name: list(value.shape) for name, value in values.items()}
     mean = shapes.get("decoder/air_decoder/Variable")
-    pixels = shapes.get("discovery/discovery_core/encoder/mlp/linear/w", [0])[0]
+    pixels = (shapes.get("discovery/discovery_core/encoder/mlp/linear/w") or [0])[0]
     side = int(round(pixels ** 0.5))
     if mean is not None and len(mean) == 3:
         shape = tuple(mean[:2] if mean[2] == 1 else mean)
@@ -157,7 +152,10 @@ def _original_config(folder: pathlib.Path, prefix: str) -> Config:
         shape = (side, side)
     else:
         raise UserError(f"{prefix}: the image size cannot be read off the checkpoint ({pixels} pixels)")
-    return attrs.evolve(config, model=attrs.evolve(config.model, image_shape=shape, mean_image=mean is not None))
+    try:
+        return attrs.evolve(config, model=attrs.evolve(config.model, image_shape=shape, mean_image=mean is not None))
+    except ValueError as error:
+        raise UserError(f"{prefix}: {error}") from None
 
 
 def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple[pathlib.Path, str, bool]:
@@ -216,25 +214,26 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
     """
     folder, prefix, is_original = find_checkpoint(path, which)
     if is_original:
-        config = _original_config(folder, prefix)
-        model = SQAIR(config.model)
-        values = original.load_original(model, prefix)
-        step = int(values.get("global_step", int(prefix.rsplit("-", 1)[-1])))
+        values = original.read_original(prefix)
+        config = _original_config(folder, prefix, values)
+        model = make_model(config.model, sum(value.size for value in values.values()), prefix)
+        original.load_original(model, prefix)
+        step = int(values.get("global_step", prefix.rsplit("-", 1)[-1]))
     elif pathlib.Path(prefix).name == safetensors_folder.WEIGHTS:
         config, model, step = safetensors_folder.load(folder)
         if which not in ("best", "newest", str(step)):
             raise UserError(f"{folder}: no checkpoint of iteration {which}; it holds that of {step}")
     else:
         config, _ = load_flags(folder / "flags.json")
-        model = SQAIR(config.model)
+        values = _read_ours(prefix)
+        model = make_model(config.model, sum(value.size for value in values.values()), prefix)
         try:
-            _check(prefix)
             checkpoint = tf.train.Checkpoint(state=tf.train.Checkpoint(model=model))
             status = checkpoint.read(prefix)
             status.assert_existing_objects_matched().expect_partial()
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise UserError(f"{prefix}: the checkpoint is damaged or does not fit {folder / 'flags.json'} "
-                            f"({_first_line(error)})") from None
+                            f"({first_line(error)})") from None
         step = int(prefix.rsplit("-", 1)[-1])
     trained = config
     changes = {key: value for key, value in changes.items() if value != getattr(config.model, key)}
@@ -312,9 +311,9 @@ def load_optimizer(run_: Run) -> Optional[Optimizer]:
     checkpoint = tf.train.Checkpoint(state=tf.train.Checkpoint(optimizer=optimizer))
     try:
         checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"{prefix}: the optimiser in it is damaged or does not fit {folder / 'flags.json'} "
-                        f"({_first_line(error)})") from None
+                        f"({first_line(error)})") from None
     return optimizer
 
 

@@ -116,6 +116,13 @@ class ModelConfig:
         return 32 * self.n_units
 
     @property
+    def least_weights(self) -> int:
+        """Fewer weights than the model has, by a factor of 1 to 3 where one of its sizes is large."""
+        height, width, channels = self.image_size
+        inputs = channels * (height * width + 2 * self.glimpse_size ** 2) + 8 * (self.n_hidden + self.n_what)
+        return inputs * self.n_hidden
+
+    @property
     def image_size(self) -> Tuple[int, int, int]:
         """(H, W, C)."""
         return (*self.image_shape[:2], self.image_shape[2] if len(self.image_shape) == 3 else 1)

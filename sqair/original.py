@@ -1,6 +1,5 @@
 """The original's checkpoints (TensorFlow 1), in and out: its variables' names and what of ours stands for them."""
 
-import os
 import pathlib
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -8,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_gen.command_line import UserError
+from sqair.checkpoint_values import read_values
 from sqair.config import Config, to_flags
 from sqair.model import SQAIR
 from sqair.neural import GRU, MLP, GaussianHead, Linear
@@ -184,14 +184,7 @@ def read_original(prefix: str) -> Dict[str, np.ndarray]:
     Raises:
       UserError: there is no such checkpoint, or a file of it is missing or damaged.
     """
-    if not os.path.exists(f"{prefix}.index"):
-        raise UserError(f"{prefix}: no such checkpoint ({prefix}.index is missing)")
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, ValueError, RuntimeError, UnicodeDecodeError, IndexError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{prefix}: damaged or incomplete checkpoint ({line[:200]})") from None
+    return read_values(prefix)
 
 
 def latest_original(folder: str) -> str:
@@ -211,7 +204,7 @@ def original_checkpoints(folder: str) -> Dict[int, str]:
     found = {}
     for path in pathlib.Path(folder).glob("model.ckpt-*.index"):
         iteration = path.name[len("model.ckpt-"):-len(".index")]
-        if iteration.isdigit():
+        if iteration.isdecimal():
             found[int(iteration)] = str(path)[:-len(".index")]
     return dict(sorted(found.items()))
 
@@ -232,14 +225,20 @@ def load_original(model: SQAIR, prefix: str) -> Dict[str, np.ndarray]:
     values = read_original(prefix)
     names = original_names(model)
     wrong = []
+    for name in [*names, *original_constants(model)]:
+        if name in values and values[name].dtype != np.float32:
+            wrong.append(f"{name} is of type {values[name].dtype}, expected float32")
+    step = values.get("global_step", np.int64(0))
+    if step.shape or step.dtype.kind != "i" or not 0 <= step < 2 ** 31:
+        wrong.append(f"global_step is {step}")
     for name, columns in names.items():
         if name not in values:
             wrong.append(f"{name} is missing")
         elif list(values[name].shape) != original_shape(columns):
             wrong.append(f"{name} has shape {list(values[name].shape)}, the flags ask for {original_shape(columns)}")
     for name, constant in original_constants(model).items():
-        if name in values and not np.allclose(values[name], constant, rtol=1e-5):
-            wrong.append(f"{name} is {values[name]:.6g}, the flags ask for {constant:.6g}")
+        if not wrong and name in values and not np.allclose(values[name], constant, rtol=1e-5):
+            wrong.append(f"{name} is {np.ravel(values[name])[0]:.6g}, the flags ask for {constant:.6g}")
     for name in sorted(values):
         if (name not in names and name not in original_constants(model) and name not in ("global_step",)
                 and name.rsplit("/", 1)[-1] not in OPTIMIZER_SLOTS and not name.startswith("beta")):

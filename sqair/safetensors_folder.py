@@ -4,6 +4,7 @@ Tensors carry our variables' names (`sqair/decoder/mlp/linear_0/w`); the trainin
 """
 
 import json
+import math
 import os
 import pathlib
 from typing import Dict, List, Tuple
@@ -14,6 +15,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from data_gen.command_line import UserError
+from sqair.checkpoint_values import make_model
 from sqair.config import Config, load_flags, to_flags
 from sqair.model import SQAIR
 
@@ -66,13 +68,15 @@ def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int]:
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({str(error)[:200]})") from None
     if not (step.isascii() and step.isdigit() and len(step) < 19):
         raise UserError(f"{path}: its metadata give the step as {step[:40]!r}, expected a number")
-    model = SQAIR(config.model)
+    model = make_model(config.model, sum(math.prod(shape) for _, shape in found.values()), str(path))
     variables = tensor_names(model)
     wrong = _differences(variables, found)
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise UserError(f"{path} does not fit {folder / CONFIG}: {'; '.join(wrong[:3])}{more}")
     for name, value in safetensors.numpy.load_file(path).items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{path}: {name} is not finite")
         variables[name].assign(value)
     return config, model, int(step)
 

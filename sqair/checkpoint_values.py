@@ -1,0 +1,154 @@
+"""The values of TensorFlow's checkpoints, ours and the original's, read with care.
+
+TensorFlow answers damage that shows in a checksum by an exception; an index whose checksums are right but whose
+content is not ends the whole process. So the index is read here first: it is a table of LevelDB's format.
+"""
+
+import os
+import pathlib
+import re
+import struct
+from typing import Dict, Iterator, Tuple
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import tensor_bundle_pb2
+
+from data_gen.command_line import UserError
+from sqair.config import ModelConfig
+from sqair.model import SQAIR
+
+# What TensorFlow, protocol buffers and the reading of the index raise about a damaged checkpoint.
+DAMAGE = (tf.errors.OpError, DecodeError, ValueError, AssertionError, RuntimeError, LookupError, TypeError,
+          AttributeError, OverflowError, struct.error)
+_FOOTER_BYTES = 48
+_MAX_INDEX_BYTES = 64 * 2**20
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says first, at most 300 characters."""
+    # TensorFlow puts the place in its graph before the text and the operation's name behind it.
+    text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0][:300]
+
+
+def read_values(prefix: str) -> Dict[str, np.ndarray]:
+    """Reads all values of a checkpoint, so that damage anywhere in its files shows.
+
+    Args:
+      prefix: path without .index.
+
+    Returns:
+      Variable name -> value.
+
+    Raises:
+      UserError: there is no such checkpoint, a file of it is missing or damaged, or a value is not finite.
+    """
+    if not os.path.exists(f"{prefix}.index"):
+        raise UserError(f"{prefix}: no such checkpoint ({prefix}.index is missing)")
+    try:
+        _check_index(prefix)
+        reader = tf.train.load_checkpoint(prefix)
+        values = {name: np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
+    except DAMAGE as error:
+        raise UserError(f"{prefix}: damaged or incomplete checkpoint ({first_line(error)})") from None
+    for name, value in values.items():
+        # A run that has not been evaluated yet has no best bound.
+        if value.dtype.kind == "f" and not np.isfinite(value).all() and "best_bound" not in name:
+            raise UserError(f"{prefix}: damaged checkpoint ({name} is not finite)")
+    return values
+
+
+def make_model(config: ModelConfig, n_values: int, prefix: str) -> SQAIR:
+    """Makes a model for stored values.
+
+    Args:
+      config: of the model.
+      n_values: how many numbers are stored.
+      prefix: of the checkpoint.
+
+    Raises:
+      UserError: they are far too few: the flags alone could ask for all of the memory.
+    """
+    if config.least_weights > n_values:
+        raise UserError(f"{prefix} does not fit its flags: they ask for more than {config.least_weights:,} weights, it "
+                        f"holds {n_values:,} values")
+    return SQAIR(config)
+
+
+def _check_index(prefix: str) -> None:
+    """Raises one of `DAMAGE` unless the index is sound and every value lies inside the data files."""
+    index = pathlib.Path(f"{prefix}.index")
+    if index.stat().st_size > _MAX_INDEX_BYTES:
+        raise ValueError(f"an index of more than {_MAX_INDEX_BYTES // 2**20} MiB")
+    entries = _table(index.read_bytes())
+    key, value = next(entries, (None, b""))
+    header = tensor_bundle_pb2.BundleHeaderProto.FromString(value)
+    if key != b"" or header.num_shards < 1 or header.endianness:
+        raise ValueError("an index without a sound header")
+    for key, value in entries:
+        entry = tensor_bundle_pb2.BundleEntryProto.FromString(value)
+        name, shape = key.decode(), [axis.size for axis in entry.shape.dim]
+        data = pathlib.Path(f"{prefix}.data-{entry.shard_id:05d}-of-{header.num_shards:05d}")
+        count = int(np.prod(np.array(shape, object))) if min(shape, default=0) >= 0 else -1
+        dtype = tf.as_dtype(entry.dtype)
+        is_text = dtype == tf.string
+        if entry.slices or entry.shape.unknown_rank or not (is_text or dtype.is_bool or dtype.is_floating
+                                                            or dtype.is_integer or dtype.is_complex):
+            raise ValueError(f"{name} is of a kind that is not supported")
+        fits = 0 <= count <= entry.size if is_text else count >= 0 and count * dtype.size == entry.size
+        if not fits or len(shape) > 8 or entry.offset < 0 or entry.offset + entry.size > data.stat().st_size:
+            raise ValueError(f"{name} of shape {shape} does not lie in {data.name}")
+
+
+def _varint(data: bytes, at: int) -> Tuple[int, int]:
+    """A number at a place, and the place behind it."""
+    value = shift = 0
+    while shift < 64:
+        value |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if data[at - 1] < 128:
+            return value, at
+    raise ValueError("a number without end in the index")
+
+
+def _table(table: bytes) -> Iterator[Tuple[bytes, bytes]]:
+    """Yields the keys and values of a table: blocks of them, a block that says where these are, and a footer."""
+    _, at = _varint(table, len(table) - _FOOTER_BYTES)      # of a block that TensorFlow leaves empty
+    _, at = _varint(table, at)
+    offset, at = _varint(table, at)
+    size, _ = _varint(table, at)
+    last = None
+    for _, handle in _block(table, offset, size):
+        offset, at = _varint(handle, 0)
+        size, _ = _varint(handle, at)
+        for key, value in _block(table, offset, size):
+            if last is not None and key <= last:
+                raise ValueError("keys of the index are not in order")
+            last = key
+            yield key, value
+
+
+def _block(table: bytes, offset: int, size: int) -> Iterator[Tuple[bytes, bytes]]:
+    """Yields the keys and values of a block: each key says how much it shares with the one before."""
+    if offset + size >= len(table) or table[offset + size]:
+        raise ValueError("a block of the index beyond its end, or compressed")
+    block = table[offset:offset + size]
+    n_restarts, = struct.unpack("<I", block[-4:])
+    end = size - 4 - 4 * n_restarts
+    restarts = set(struct.unpack(f"<{n_restarts}I", block[end:-4]))
+    at, key = 0, b""
+    while at < end:
+        place = at
+        shared, at = _varint(block, at)
+        unshared, at = _varint(block, at)
+        length, at = _varint(block, at)
+        if shared > len(key) or at + unshared + length > end or (place in restarts and shared):
+            raise ValueError("a damaged block of the index")
+        restarts.discard(place)
+        key = key[:shared] + block[at:at + unshared]
+        at += unshared + length
+        yield key, block[at - length:at]
+    if restarts - {0}:
+        raise ValueError("a damaged block of the index")
