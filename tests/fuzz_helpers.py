@@ -1,15 +1,16 @@
 """Broken files: how every format is broken, what its readers may say of it, and the process that tries it.
 
-A case is a format and a number; the number seeds how a small real file is damaged, so a case can be tried again:
+A case is a format and a number, which seeds how a small real file is damaged. The last case that was tried is left in
+FOLDER/case:
 
-    python tests/fuzz_helpers.py FOLDER FORMAT FIRST STOP
+    python tests/fuzz_helpers.py FOLDER CASES FORMAT...
 
 Readers run here, in a process of their own: what they import may crash, hang or swallow memory, which `test_fuzz`
 watches from outside. Modules are imported where they are used: TensorFlow is not for every process.
 """
 
-import gc
 import json
+import math
 import pathlib
 import pickle
 import pickletools
@@ -18,7 +19,6 @@ import re
 import shutil
 import struct
 import sys
-import time
 import traceback
 import zlib
 from collections.abc import Callable
@@ -28,9 +28,7 @@ import numpy as np
 
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
 
-from data_gen.command_line import UserError  # noqa: E402
-
-LONGEST = 500           # characters of an error
+from data_gen.command_line import LONGEST_MESSAGE, UserError  # noqa: E402
 
 
 # --- bytes ---
@@ -167,7 +165,7 @@ def _hostile_array(rng, like):
     return array, f"value {value} as {dtype}"
 
 
-def _packed_zeros(size):
+def packed_zeros(size):
     """Zeros as zlib packs them; of many the same piece again and again, with a wrong checksum at the end."""
     piece = 2**24
     packer = zlib.compressobj()
@@ -208,7 +206,7 @@ def _storage(rng, file, name, array):
             return f"{kind} {shape}"
         size = {"bomb": rng.choice([2**28, 3 * 2**30]), "overlong chunk": nbytes + rng.choice([-nbytes, 1, 10**6])
                 }.get(kind, nbytes)
-        packed = _packed_zeros(size)
+        packed = packed_zeros(size)
         if kind == "twice compressed":
             packed = zlib.compress(packed if rng.random() < 0.5 else zlib.compress(bytes(10**8)))
         file[name].id.write_direct_chunk((0,) * len(shape), packed)
@@ -286,16 +284,14 @@ class Format(NamedTuple):
     """A format: real files, ways to damage them, and the readers.
 
     make: (folder) writes small files with the real writers. damage: (rng, folder) -> str changes them and says how.
-    read: (folder) reads them with every reader and asserts that what they return is sound.
+    read: (folder) reads them with every reader and asserts that what they return is sound. share: part of the cases
+    asked for, less where one takes long.
     """
 
     make: Callable
     damage: Callable
     read: Callable
-
-
-def _one_of(*kinds):
-    return lambda rng, path: rng.choice(kinds)(rng, path)
+    share: float = 1.0
 
 
 def make_hdf5(folder):
@@ -663,7 +659,17 @@ def damage_checkpoint(rng, folder):
     return "; ".join(said)
 
 
-_STATE = []
+_KEPT = {}
+
+
+def _quick_models():
+    """Makes a model of a configuration once; loading assigns all its variables anew."""
+    import functools
+
+    from sqair import checkpoint_values
+    from sqair.model import SQAIR
+    if "models" not in _KEPT:
+        checkpoint_values.SQAIR = _KEPT["models"] = functools.lru_cache(10)(SQAIR)
 
 
 def make_checkpoint(folder):
@@ -681,9 +687,10 @@ def read_checkpoint(folder):
 
     from sqair import checkpoints
     folder, = folder.iterdir()
-    if not _STATE:
-        _STATE.append(make_state())
-    state, problem = _STATE[0], None
+    _quick_models()
+    if "state" not in _KEPT:
+        _KEPT["state"] = make_state()
+    state, problem = _KEPT["state"], None
     try:
         checkpoints.RunCheckpoints(folder, state, 2).restore()
         check_model(state.model)
@@ -714,6 +721,7 @@ def make_original(folder):
 def read_original(folder):
     from sqair import checkpoints
     folder, = folder.iterdir()
+    _quick_models()
     run = checkpoints.load_run(folder)
     check_model(run.model)
     assert 0 <= run.step < 2**31
@@ -754,6 +762,7 @@ def damage_safetensors(rng, folder):
 def read_safetensors(folder):
     from sqair import checkpoints
     folder, = folder.iterdir()
+    _quick_models()
     run = checkpoints.load_run(folder)
     check_model(run.model)
 
@@ -767,11 +776,11 @@ FORMATS = {
     "csv": Format(make_csv, damage_csv, read_csv),
     "predictions": Format(make_predictions, lambda rng, folder: rng.choice([damage_file, damage_hdf5])(
         rng, folder / "predictions.h5"), read_predictions),
-    "pipeline": Format(make_hdf5, damage_one_hdf5, read_pipeline),
+    "pipeline": Format(make_hdf5, damage_one_hdf5, read_pipeline, 0.5),
     "curves": Format(make_csv, damage_csv, read_curves),
     "metrics": Format(make_metrics_json, damage_metrics_json, read_metrics_json),
-    "checkpoint": Format(make_checkpoint, damage_checkpoint, read_checkpoint),
-    "original": Format(make_original, damage_checkpoint, read_original),
+    "checkpoint": Format(make_checkpoint, damage_checkpoint, read_checkpoint, 0.5),
+    "original": Format(make_original, damage_checkpoint, read_original, 0.5),
     "safetensors": Format(make_safetensors, damage_safetensors, read_safetensors),
 }
 
@@ -796,7 +805,7 @@ def complaint(read, folder):
         if not (quoted and type(error).__module__.startswith("tensorflow")):
             return traceback.format_exc(limit=-6), False
         message = quoted.group(1)
-    if not message or "\n" in message or len(message) > LONGEST or not message.isprintable():
+    if not message or "\n" in message or len(message) > LONGEST_MESSAGE or not message.isprintable():
         return f"not one short line: {message[:1000]!r}", True
     if str(folder) not in message and not any(path.name in message for path in folder.rglob("*")):
         return f"does not name the file: {message}", True
@@ -804,26 +813,28 @@ def complaint(read, folder):
 
 
 def main():
-    work, name, first, stop = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    format_ = FORMATS[name]
-    whole, case = work / f"{name}_whole", work / "case"
-    if not whole.exists():
-        whole.mkdir(parents=True)
-        format_.make(whole)
-    with open(work / "cases.jsonl", "a", buffering=1) as log:
-        for number in range(first, stop):
-            shutil.rmtree(case, ignore_errors=True)
-            shutil.copytree(whole, case)
-            rng = random.Random(f"{name} {number}")
-            said = format_.damage(rng, case)
-            print(json.dumps({"format": name, "case": number, "damage": said}), file=log)
-            start = time.monotonic()
-            problem, refused = complaint(format_.read, case)
-            seconds = time.monotonic() - start
-            gc.collect() if number % 50 == 0 else None
-            memory = int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
-            print(json.dumps({"case": number, "refused": refused, "problem": problem, "seconds": round(seconds, 2),
-                              "memory_mb": memory}), file=log)
+    """Tries cases 0..n-1 of each format and notes them in FOLDER/cases.jsonl; those that are there already are left."""
+    work, n, *names = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:]
+    log, case = work / "cases.jsonl", work / "case"
+    begun = {(row["format"], row["case"]) for row in map(json.loads, log.read_text().splitlines())
+             } if log.exists() else set()
+    with open(log, "a", buffering=1) as file:
+        for name in names:
+            format_, whole = FORMATS[name], work / f"{name}_whole"
+            if not whole.exists():
+                whole.mkdir()
+                format_.make(whole)
+            for number in range(math.ceil(n * format_.share)):
+                if (name, number) in begun:
+                    continue
+                shutil.rmtree(case, ignore_errors=True)
+                shutil.copytree(whole, case)
+                said = format_.damage(random.Random(f"{name} {number}"), case)
+                print(json.dumps({"format": name, "case": number, "damage": said}), file=file)
+                problem, refused = complaint(format_.read, case)
+                memory = int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
+                print(json.dumps({"format": name, "case": number, "refused": refused, "problem": problem,
+                                  "memory_mb": memory}), file=file)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,204 @@
+"""Hostile and broken files: hundreds of damaged ones of every format (`fuzz_helpers`), each read or refused in one line.
+
+Every case is deterministic. FUZZ_CASES=5000 in the environment tries so many of each format instead of 200. What
+crashes, hangs, takes more than 2 GB or ends in another exception than `UserError` fails, with the case and how it was
+damaged.
+"""
+
+import json
+import os
+import pathlib
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import fuzz_helpers
+import h5py
+import numpy as np
+import pytest
+from data_helpers import ROOT, run_command
+from eval_helpers import save_run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_moving_mnist import Danger, release_data
+
+from data_gen import bouncing_balls
+from data_gen.command_line import LONGEST_MESSAGE, UserError
+from sqair.config import Config, from_flags, to_flags
+
+CASES = int(os.environ.get("FUZZ_CASES", 200))
+SECONDS = 180           # without a new case: it hangs. A busy machine may stop us for a minute
+MEMORY_MB = 2000
+MOST_CRASHES = 20
+
+# Formats that one process reads, after another: TensorFlow is loaded for the last ones only.
+PROCESSES = (("hdf5", "predictions", "pickle", "digits", "flags", "csv"),
+             ("pipeline", "curves", "metrics", "checkpoint", "original", "safetensors"))
+
+
+def memory_mb(process):
+    """Of a process that may have ended, MB."""
+    try:
+        found = re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{process.pid}/status").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) // 1024 if found else 0
+
+
+def watch(process, log):
+    """Waits for a process; ends it if it hangs or takes too much memory, and says so."""
+    size, since = -1, time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.1)
+        if log.exists() and log.stat().st_size != size:
+            size, since = log.stat().st_size, time.monotonic()
+        memory = memory_mb(process)
+        if memory > MEMORY_MB or time.monotonic() - since > SECONDS:
+            process.kill()
+            process.wait()
+            return f"takes {memory} MB" if memory > MEMORY_MB else "hangs"
+    return f"ends the process with code {process.returncode}" if process.returncode else ""
+
+
+def try_cases(folder, formats, n):
+    """Tries n cases of each format; returns the notes about them, and what crashes, hangs or takes too much memory."""
+    log, crashes = folder / "cases.jsonl", []
+    while len(crashes) < MOST_CRASHES:
+        with open(folder / "stderr", "w+") as stderr:
+            command = [sys.executable, fuzz_helpers.__file__, folder, str(n), *formats]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=stderr, stderr=stderr)
+            try:
+                trouble = watch(process, log)
+            finally:
+                process.kill()
+                process.wait()
+            stderr.seek(0)
+            if not trouble:
+                break
+            last = json.loads(log.read_text().splitlines()[-1]) if log.exists() else {}
+            assert "damage" in last, f"{trouble} outside of a case, after {last}: {stderr.read()[-2000:]}"
+            crashes.append(f"{last['format']} {last['case']} {trouble}: {last['damage']}")
+    rows = list(map(json.loads, log.read_text().splitlines()))
+    return [{**begun, **row} for begun in rows if "damage" in begun for row in rows
+            if "problem" in row and (row["format"], row["case"]) == (begun["format"], begun["case"])], crashes
+
+
+@pytest.mark.parametrize("formats", PROCESSES, ids=" ".join)
+def test_broken_files_are_read_or_refused_in_one_line(formats, tmp_path):
+    tried, crashes = try_cases(tmp_path, formats, CASES)
+    problems = crashes + [f"{row['format']} {row['case']}: {row['damage']}: {row['problem']}"
+                          for row in tried if row["problem"]]
+    assert not problems, f"{len(problems)} of {len(tried)}:\n" + "\n".join(problems[:10])
+    assert max(row["memory_mb"] for row in tried) < MEMORY_MB
+    for name in formats:
+        refused = [row["refused"] for row in tried if row["format"] == name]
+        assert len(refused) >= CASES * fuzz_helpers.FORMATS[name].share and not all(refused), name
+        assert any(refused) or name == "csv", name          # of a table, only what is damaged is dropped
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+                    | st.sampled_from(["GRU", "in", "adam", "-2,1", "nan", "1e999"]),
+                    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+                    max_leaves=6)
+FLAG = st.sampled_from(sorted(to_flags(Config())))
+
+
+@settings(max_examples=max(CASES, 300), derandomize=True, deadline=None, database=None,
+          suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(FLAG | st.text(max_size=5), JSON, max_size=3))
+def test_any_flags_make_a_configuration_that_lasts_or_one_line(flags):
+    try:
+        config, unknown = from_flags(flags)
+    except UserError as error:
+        message = str(error)
+        assert message.startswith("flag") and message.isprintable() and len(message) <= LONGEST_MESSAGE
+    else:
+        assert unknown == sorted(set(flags) - set(to_flags(config)))
+        assert from_flags(json.loads(json.dumps(to_flags(config)))) == (config, [])
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.text(max_size=3 * LONGEST_MESSAGE))
+def test_errors_are_one_short_line_whatever_they_quote(text):
+    message = str(UserError(f"name: {text} advice"))
+    assert message.startswith("name:") and message.endswith("advice") and message.isprintable()
+    assert len(message) <= LONGEST_MESSAGE
+
+
+# --- the real commands ---
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A data file and a run, as they should be."""
+    folder = tmp_path_factory.mktemp("sound")
+    bouncing_balls.write(bouncing_balls.BouncingBalls(n_frames=2, training=4, validation=4, test=4), folder / "balls.h5")
+    save_run(folder / "run")
+    (folder / "release.pickle").write_bytes(pickle.dumps(release_data(), 2))
+    return folder
+
+
+def cut(path, size=1000):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def not_finite(path):
+    with h5py.File(path, "r+") as file:
+        for split in ("training", "test"):
+            del file[split]["features"]
+            file[split]["features"] = np.full((2, 4, 64, 64, 1), np.nan, np.float32)
+
+
+def bomb(path):
+    with h5py.File(path, "r+") as file:
+        shape = (2, 4, 64, 64, 1)
+        for split in ("training", "test"):
+            del file[split]["features"]
+            data = file[split].create_dataset("features", shape, "u1", chunks=shape, compression="gzip")
+            data.id.write_direct_chunk((0,) * 5, fuzz_helpers.packed_zeros(3 * 2**30))
+
+
+LIKELIHOOD = ("eval.likelihood", "--run", "run", "--data", "balls.h5", "--n_frames", 2)
+TRAIN = ("sqair.train", "--preset", "sqair_balls", "--train_data", "balls.h5", "--max_seq_len", 2, "--batch_size", 2,
+         "--run_dir", "new")
+CONVERT = ("data_gen.moving_mnist", "--from_pickle", "release.pickle", "--out", "out.h5")
+DIGITS = ("data_gen.moving_mnist", "--digits", "digits", "--digit_labels", "labels", "--out", "out.h5")
+TABLES = ("eval.tables", "--predictions", "balls.h5", "--out", "out")
+COMMANDS = {
+    "pickle cut": (lambda f: cut(f / "release.pickle"), CONVERT),
+    "pickle runs code": (lambda f: (f / "release.pickle").write_bytes(pickle.dumps(Danger(f / "made"), 2)), CONVERT),
+    "pickle of junk": (lambda f: (f / "release.pickle").write_bytes(os.urandom(1000)), CONVERT),
+    "digits of junk": (lambda f: [(f / name).write_bytes(b"junk" * 99) for name in ("digits", "labels")], DIGITS),
+    "digits missing": (lambda f: None, DIGITS),
+    "predictions are data": (lambda f: None, TABLES),
+    "predictions cut": (lambda f: cut(f / "balls.h5"), TABLES),
+    "figures of junk": (lambda f: (f / "m.json").write_text('{"metrics": [[' + "[" * 10**5),
+                        ("eval.figures", "figure4", "--metrics", "m.json", "--out", "out.png")),
+    "data cut": (lambda f: cut(f / "balls.h5"), TRAIN),
+    "data not finite": (lambda f: not_finite(f / "balls.h5"), TRAIN),
+    "data a bomb": (lambda f: bomb(f / "balls.h5"), LIKELIHOOD),
+    "flags too large": (lambda f: (f / "run" / "flags.json").write_text('{"n_units": 256, "image_shape": [4096, 4096]}'),
+                        LIKELIHOOD),
+    "checkpoint cut": (lambda f: cut(next((f / "run").rglob("*.data*"))), LIKELIHOOD),
+    "checkpoint index of junk": (lambda f: next((f / "run").rglob("*.index")).write_bytes(b"\0" * 500),
+                                 ("sqair.checkpoints", "export", "run", "new")),
+}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_commands_end_in_one_error_line(kind, sound, tmp_path):
+    folder = tmp_path / "case"
+    shutil.copytree(sound, folder)
+    spoil, (module, *arguments) = COMMANDS[kind]
+    spoil(folder)
+    before = sorted(folder.rglob("*"))
+    names = ("run", "new", "out", "out.h5", "out.png", "balls.h5", "release.pickle", "digits", "labels", "m.json")
+    done = run_command(module, *(folder / word if word in names else word for word in arguments))
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 1 and len(lines) == 1 and str(folder) in lines[0], done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert [path for path in folder.rglob("*") if path.is_file() and path not in before
+            and path.name != "run.lock"] == []
