@@ -708,6 +708,13 @@ def read_checkpoint(folder):
         raise problem
 
 
+def read_checkpoint_values(folder):
+    from sqair.checkpoint_values import read_values
+    for index in sorted(folder.rglob("*.index")):
+        for name, value in read_values(str(index.with_suffix(""))).items():
+            assert value.dtype.kind != "f" or np.isfinite(value).all() or "best_bound" in name
+
+
 def make_original(folder):
     from run_helpers import make_run
 
@@ -779,7 +786,8 @@ FORMATS = {
     "pipeline": Format(make_hdf5, damage_one_hdf5, read_pipeline, 0.5),
     "curves": Format(make_csv, damage_csv, read_curves),
     "metrics": Format(make_metrics_json, damage_metrics_json, read_metrics_json),
-    "checkpoint": Format(make_checkpoint, damage_checkpoint, read_checkpoint, 0.5),
+    "checkpoint": Format(make_checkpoint, damage_checkpoint, read_checkpoint, 0.25),
+    "values": Format(make_checkpoint, damage_checkpoint, read_checkpoint_values),
     "original": Format(make_original, damage_checkpoint, read_original, 0.5),
     "safetensors": Format(make_safetensors, damage_safetensors, read_safetensors),
 }
