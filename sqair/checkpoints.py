@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import secrets
 import shutil
 import sys
