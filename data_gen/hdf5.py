@@ -8,11 +8,10 @@ float, stored in chunks or not, and members that are not listed here are left al
 import collections
 import concurrent.futures
 import contextlib
+import io
 import json
 import math
 import os
-import re
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -110,36 +109,60 @@ def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encode
     return Encoded(shape, chunk, block.dtype, pieces)
 
 
+class _Disc(io.FileIO):
+    """The file beneath an HDF5 file. It keeps the first error and from then on only pretends to write.
+
+    HDF5 must not see the error: it loses those that come while Python frees its objects, and crashes on closing.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and not self.error:
+                rest = rest[super().write(rest):]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self.tell() if self.error else super().truncate(size)
+        except OSError as error:
+            self.error = error
+            return self.tell()
+
+
+class NewFile(h5py.File):
+    """An HDF5 file that is being written."""
+
+    def __init__(self, disc: _Disc):
+        super().__init__(disc, "w")
+        self._disc = disc
+
+    def check(self) -> None:
+        """Raises: OSError: something could not be written, for instance because the disc is full."""
+        if self._disc.error:
+            raise self._disc.error
+
+
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike) -> Iterator[h5py.File]:
+def new_file(path: str | os.PathLike) -> Iterator[NewFile]:
     """Opens a new HDF5 file for writing, which gets its name when it is whole (`atomic_path`).
 
     Raises:
       OSError: it cannot be written, for instance because the disc is full.
     """
-    with atomic_path(path) as temporary:
-        hooks = sys.excepthook, sys.unraisablehook
-        _silence(temporary)
-        try:
-            with h5py.File(temporary, "w") as file:
-                yield file
-            sys.excepthook, sys.unraisablehook = hooks
-        except (OSError, RuntimeError) as error:
-            # HDF5 reports a full disc as either, in a long text, and trips over it again when it closes the file.
-            cause = re.search(r"errno = (\d+)", str(error))
-            if not cause:
-                raise
-            raise OSError(int(cause[1]), os.strerror(int(cause[1])), os.fspath(path)) from None
+    with atomic_path(path) as temporary, _Disc(temporary, "w+") as disc:
+        with NewFile(disc) as file:
+            yield file
+        if disc.error:
+            raise disc.error
 
 
-def _silence(path: os.PathLike) -> None:
-    """HDF5 trips over a full disc once for each of its objects that Python frees, and Python prints every one."""
-    name, hook, unraisable = os.fspath(path), sys.excepthook, sys.unraisablehook
-    sys.excepthook = lambda kind, error, trace: None if name in str(error) else hook(kind, error, trace)
-    sys.unraisablehook = lambda event: None if name in str(event.exc_value) else unraisable(event)
-
-
-def write_split(file: h5py.File, split: str, n_sequences: int, blocks: Iterable[tuple[int, Mapping[str, Encoded]]],
+def write_split(file: NewFile, split: str, n_sequences: int, blocks: Iterable[tuple[int, Mapping[str, Encoded]]],
                 advance: Callable[[int], Any] = lambda n: None) -> None:
     """Writes one split from blocks of sequences, in order; only one block is held at a time.
 
@@ -161,6 +184,7 @@ def write_split(file: h5py.File, split: str, n_sequences: int, blocks: Iterable[
             for offset, data in encoded.pieces:
                 place = tuple(o + first * (axis == sequence_axis) for axis, o in enumerate(offset))
                 group[name].id.write_direct_chunk(place, data)
+        file.check()
         first += size
         advance(size)
     if first != n_sequences:

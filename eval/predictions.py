@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from data_gen.command_line import UserError
-from data_gen.hdf5 import check_storage
+from data_gen.hdf5 import NewFile, check_storage
 from sqair.config import from_flags, to_flags
 
 FORMAT = "r-sqair predictions 2"
@@ -121,7 +121,7 @@ class About:
 class Writer:
     """Fills an open HDF5 file, a batch of sequences at a time."""
 
-    def __init__(self, file: h5py.File, about: About, n_sequences: int, batch_size: int):
+    def __init__(self, file: NewFile, about: About, n_sequences: int, batch_size: int):
         """Args: file: empty. about: see there. n_sequences: S. batch_size: the most sequences of a `write`."""
         self._file, self._n_sequences, self._batch_size = file, n_sequences, batch_size
         self._first = 0
@@ -130,13 +130,18 @@ class Writer:
             file.attrs[name] = np.bytes_(text.encode())
 
     def write(self, members: Mapping[str, np.ndarray]) -> None:
-        """Appends sequences: member -> array, sequences first; the same members in every call."""
+        """Appends sequences: member -> array, sequences first; the same members in every call.
+
+        Raises:
+          OSError: the file cannot be written, for instance because the disc is full.
+        """
         for name, array in members.items():
             array = np.asarray(array, MEMBERS[name].dtype)
             if name not in self._file:
                 self._create(name, array)
             self._file[name][self._first:self._first + len(array)] = array
         self._first += len(array)
+        self._file.check()
 
     def _create(self, name: str, array: np.ndarray) -> None:
         row = math.prod(array.shape[1:]) * array.itemsize
