@@ -101,7 +101,7 @@ def plan(arguments: Arguments) -> Plan:
             folder = runs / f"{PRESET_OF[model]}_{seed}"
             training.append(Command(
                 ["-m", "sqair.train", "--preset", PRESET_OF[model], "--run_dir", str(folder), "--seed", str(seed),
-                 "--train_data", str(paths["balls4mass64"]), *(SMALL_TRAINING if small else ["--shards", "2"])],
+                 "--train_data", str(paths["balls4mass64"]), *(SMALL_TRAINING if small else ["--xla"])],
                 folder / FINISHED, results / "logs" / f"train_{model}_{seed}.log", str(folder)))
             slots = PRESETS[PRESET_OF[model]].model.n_steps_per_image
             for data_set, n_slots in (("balls4mass64", slots), ("balls678mass64", slots), ("balls678mass64", 8)):

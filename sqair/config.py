@@ -184,8 +184,8 @@ class TrainConfig:
     xla: bool = False
     """Compile the training step by XLA: faster steps after a slow start. (ours)"""
     shards: int = attrs.field(default=1, validator=[_at_least(1), attrs.validators.le(1024)])
-    """Compute batches in this many parts side by side, each on its share of the cores: without --xla, one a core is
-    fastest. Equal but for rounding. (ours)"""
+    """Compute batches in this many parts side by side, each on its share of the cores; one a core is fastest on CPUs,
+    without --xla. Equal but for rounding, which above 1 differs from run to run. (ours)"""
     bfloat16: bool = False
     """Let oneDNN round the factors of matrix products to bfloat16 on CPUs that multiply such; not with --xla. It
     changes results. (ours)"""
