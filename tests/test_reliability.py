@@ -1,6 +1,7 @@
 """The promises of docs/reliability.md: power losses, full and vanished discs, determinism, memory."""
 
 import ctypes
+import json
 import os
 import pathlib
 import re
@@ -298,6 +299,48 @@ def test_evaluation_on_a_full_disc_is_one_line_and_leaves_no_file(data, tmp_path
     result = run_command(module, "--run", run, "--data", data, "--n_frames", 4, "--out", out, file_limit=limit)
     assert error_line(result) == f"error: {out}: File too large"
     assert not list(out.parent.iterdir())
+
+
+# Numbers.
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    trainer = train.Trainer(config(data), str(folder))
+    bad = trainer.model.decoder.output_scale
+    loss = trainer.model.loss
+    # The root of 0 has no derivative.
+    monkeypatch.setattr(trainer.model, "loss", lambda *args: loss(*args) + tf.sqrt(0.0 * tf.reduce_sum(bad)))
+    variables = [*trainer.model.trainable_variables, *(v for slot in trainer.optimizer.slots.values() for v in slot)]
+    before = [v.numpy() for v in variables]
+    with pytest.raises(UserError, match=r"step 0: the loss \([\d.]+\) or its gradient \(norm nan\) is not finite"):
+        trainer.run()
+    found = json.loads((folder / "non_finite.json").read_text())
+    assert found["gradients"] == [bad.name] and found["terms"] == found["variables"] == []
+    assert np.isfinite(found["loss"]) and trainer.step == 0
+    for variable, value in zip(variables, before):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.name)
+    assert checkpoints.find_checkpoint(folder, "newest")[1].endswith("step-0")
+
+
+def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path):
+    """Nothing discovered; all slots in use, one particle that counts; frames of validation unlike those of training."""
+    other = tmp_path / "other.h5"
+    shutil.copy(data, other)
+    with h5py.File(other, "r+") as file:
+        frames = file["validation/features"]
+        frames[:] = ~frames[:]
+    for name, settings, training, expected in (
+            ("none", dict(disc_step_bias=-30.0), dict(train_data=str(other)),
+             ["nothing is discovered", "--disc_step_bias, --prop_step_bias and --output_std", "--train_data"]),
+            ("all", dict(disc_step_bias=30.0, prop_step_bias=30.0, n_steps_per_image=5, output_std=1e-3), {},
+             ["all 5 slots are always used", "--disc_step_bias, --prop_step_bias and --n_steps_per_image",
+              "the effective sample size is 1.00 of 2 particles", "look at --output_std"])):
+        short = config(data, settings, **{**dict(train_itr=6, stage_itr=0, learning_rate=1e-9), **training})
+        train.Trainer(short, str(tmp_path / name)).run()
+        log = (tmp_path / name / "train.log").read_text()
+        assert all(text in log for text in expected), log
+        assert ("validation bound is" in log) == (name == "none")
 
 
 # The same again.
