@@ -1,6 +1,7 @@
 """The promises of docs/reliability.md: power losses, full and vanished discs, determinism, memory."""
 
 import ctypes
+import json
 import os
 import pathlib
 import re
@@ -108,7 +109,7 @@ class Disc:
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_loss_of_power_at_any_moment_loses_nothing(data, tmp_path, monkeypatch, torn):
     whole, rng = tmp_path / "whole", np.random.default_rng(torn)
-    settings = config(data, eval_on_train=False)
+    settings = config(data, eval_on_train=False, report_loss_every=2)
     with RunLock(whole), monkeypatch.context() as patched:
         disc = Disc(whole, patched)
         trainer = train.Trainer(settings, str(whole))
@@ -126,12 +127,12 @@ def test_a_loss_of_power_at_any_moment_loses_nothing(data, tmp_path, monkeypatch
             line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= steps[-1]]
         assert not list(left.rglob("*.part"))
     assert steps == sorted(steps) and set(steps) == {0, 4, 8, STEPS}
-    for moment in rng.choice(np.flatnonzero(np.array(steps) < STEPS), 2, replace=False):
-        left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
-        with RunLock(left):
-            assert train.Trainer(settings, str(left)).run() == 0
-        assert_same(newest(left), newest(whole))
-        assert (left / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    moment = rng.choice(np.flatnonzero(np.array(steps) < STEPS))
+    left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
+    with RunLock(left):
+        assert train.Trainer(settings, str(left)).run() == 0
+    assert_same(newest(left), newest(whole))
+    assert (left / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
 @pytest.mark.parametrize("file", ["step-2.index", "step-2.data-00000-of-00001"])
@@ -300,6 +301,48 @@ def test_evaluation_on_a_full_disc_is_one_line_and_leaves_no_file(data, tmp_path
     assert not list(out.parent.iterdir())
 
 
+# Numbers.
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    trainer = train.Trainer(config(data), str(folder))
+    bad = trainer.model.decoder.output_scale
+    loss = trainer.model.loss
+    # The root of 0 has no derivative.
+    monkeypatch.setattr(trainer.model, "loss", lambda *args: loss(*args) + tf.sqrt(0.0 * tf.reduce_sum(bad)))
+    variables = [*trainer.model.trainable_variables, *(v for slot in trainer.optimizer.slots.values() for v in slot)]
+    before = [v.numpy() for v in variables]
+    with pytest.raises(UserError, match=r"step 0: the loss \([\d.]+\) or its gradient \(norm nan\) is not finite"):
+        trainer.run()
+    found = json.loads((folder / "non_finite.json").read_text())
+    assert found["gradients"] == [bad.name] and found["terms"] == found["variables"] == []
+    assert np.isfinite(found["loss"]) and trainer.step == 0
+    for variable, value in zip(variables, before):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.name)
+    assert checkpoints.find_checkpoint(folder, "newest")[1].endswith("step-0")
+
+
+def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path):
+    """Nothing discovered; all slots in use, one particle that counts; frames of validation unlike those of training."""
+    other = tmp_path / "other.h5"
+    shutil.copy(data, other)
+    with h5py.File(other, "r+") as file:
+        frames = file["validation/features"]
+        frames[:] = ~frames[:]
+    for name, settings, training, expected in (
+            ("none", dict(disc_step_bias=-30.0), dict(train_data=str(other)),
+             ["nothing is discovered", "--disc_step_bias, --prop_step_bias and --output_std", "--train_data"]),
+            ("all", dict(disc_step_bias=30.0, prop_step_bias=30.0, n_steps_per_image=5, output_std=1e-3), {},
+             ["all 5 slots are always used", "--disc_step_bias, --prop_step_bias and --n_steps_per_image",
+              "the effective sample size is 1.00 of 2 particles", "look at --output_std"])):
+        short = config(data, settings, **{**dict(train_itr=6, stage_itr=0, learning_rate=1e-9), **training})
+        train.Trainer(short, str(tmp_path / name)).run()
+        log = (tmp_path / name / "train.log").read_text()
+        assert all(text in log for text in expected), log
+        assert ("validation bound is" in log) == (name == "none")
+
+
 # The same again.
 
 
@@ -328,6 +371,17 @@ def test_the_same_seed_gives_the_same_data_weights_bounds_and_predictions(tmp_pa
     assert "rollout/what" in arrays and '"iwae"' in figures
     assert_same(arrays, again)
     assert metrics == metrics_again and figures.replace("one", "") == figures_again.replace("two", "")
+
+
+def test_steps_at_full_size_are_the_same_twice(data, tmp_path):
+    """Gradients of the paper's model are sums of many terms, which must be added in one order."""
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        result = run_command("sqair.train", "--preset", "sqair_balls", "--train_data", data, "--max_seq_len", 3,
+                             "--batch_size", 16, "--train_itr", 4, "--report_loss_every", 1, "--no_eval_on_train",
+                             "--run_dir", folder)
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert_same(newest(tmp_path / "one"), newest(tmp_path / "two"))
+    assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
 
 
 # Memory.
