@@ -227,7 +227,10 @@ class Predictions:
             about[field.name] = text if kind is str else json.loads(text)
             if not isinstance(about[field.name], kind):
                 raise ValueError(f"attribute {field.name} is {text}")
-        return About(**about | {"flags": to_flags(from_flags(about["flags"])[0])})
+        try:
+            return About(**about | {"flags": to_flags(from_flags(about["flags"])[0])})
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}; make it again with eval.predict") from None
 
     def _attribute(self, name: str) -> str:
         """The text of an attribute, "" if there is none. Others stay unread: HDF5 may never come back from them."""
