@@ -11,7 +11,6 @@ import base64
 import datetime
 import html
 import io
-import json
 import os
 import pathlib
 import re
@@ -24,7 +23,7 @@ import markdown
 import tyro
 from PIL import Image
 
-from data_gen.command_line import UserError, atomic_path, run
+from data_gen.command_line import UserError, atomic_path, read_json, run
 from eval.drawing import this_command
 from eval.predictions import Predictions
 
@@ -142,7 +141,7 @@ def picture(path: pathlib.Path) -> str:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             kind, (width, height), info = image.format.lower(), image.size, image.info
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a whole picture ({error}); make it again") from None
     if kind == "gif":
         said = (info.get("comment", b"").decode(errors="replace").split("\n") + [""] * 3)[:3]
@@ -161,10 +160,7 @@ def picture(path: pathlib.Path) -> str:
 
 
 def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); make it again") from None
+    return read_json(path, "make it again")
 
 
 def likelihood_table(path: pathlib.Path) -> str:

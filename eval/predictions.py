@@ -232,10 +232,13 @@ class Predictions:
             about[field.name] = text if kind is str else json.loads(text)
             if not isinstance(about[field.name], kind):
                 raise ValueError(f"attribute {field.name} is {text}")
-        return About(**about | {"flags": to_flags(from_flags(about["flags"])[0])})
+        try:
+            return About(**about | {"flags": to_flags(from_flags(about["flags"])[0])})
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}; make it again with eval.predict") from None
 
     def _attribute(self, name: str) -> str:
-        """The text of an attribute, "" if there is none. Other types stay unread: HDF5 may never come back from them."""
+        """The text of an attribute, "" if there is none. Others stay unread: HDF5 may never come back from them."""
         if name not in self._file.attrs or self._file.attrs.get_id(name).dtype.kind != "S":
             return ""
         return bytes(self._file.attrs[name]).decode()
@@ -253,8 +256,9 @@ class Predictions:
         by_sequence = not _BY_SEQUENCE.isdisjoint(member.axes)
         n_bytes = data.nbytes // max(len(data), 1) if by_sequence and data.ndim else data.nbytes
         if not data.size or n_bytes > _MAX_BYTES[by_sequence]:
-            raise UserError(f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' a sequence' * by_sequence}, expected at "
-                            f"most {_MAX_BYTES[by_sequence] // 2**20} and not nothing; predict fewer sequences or samples")
+            raise UserError(f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' a sequence' * by_sequence}, expected "
+                            f"something and at most {_MAX_BYTES[by_sequence] // 2**20}; predict fewer sequences or "
+                            "samples")
         shape = data.shape
         axes = member.axes if len(shape) == len(member.axes) else member.axes.replace("C", "")
         expected = tuple(int(a) if a.isdigit() else self.sizes.setdefault(a, size) for a, size in zip(axes, shape))

@@ -168,8 +168,11 @@ def _tracking(predictions: Predictions) -> dict[str, np.ndarray]:
                                            size)
     where = predictions["rollout/where"][:TRACKED_SEQUENCES, :, :first]
     object_id = predictions["rollout/object_id"][:TRACKED_SEQUENCES, :, :first]
-    scores = [tracking.track(true_boxes, truth, metrics.boxes_from_where(where[:, m], size), object_id[:, m], ignored,
-                             image_size=size) for m in range(where.shape[1])]
+    try:
+        scores = [tracking.track(true_boxes, truth, metrics.boxes_from_where(where[:, m], size), object_id[:, m],
+                                 ignored, image_size=size) for m in range(where.shape[1])]
+    except ValueError as error:
+        raise UserError(f"{predictions.path}: {error}; make it again with eval.predict") from None
     return {"mota": np.array([score.mota for score in scores]), "motp": np.array([score.motp for score in scores]),
             "id_switches": np.array([1000 * score.id_switches / max(score.objects, 1) for score in scores])}
 
@@ -436,8 +439,8 @@ def tables(data_set: DataSet) -> list[Table]:
                 row += [_cell(data_set.summary(model, metric), digits, len(runs)),
                         "–" if theirs is None else f"{theirs:g}"]
             rows.append(row)
-        rows.append(["perfect canvas", "–"] + [cell for metric in shown for cell in
-                                               (f"{bounds[metric]:.{METRICS[metric].digits}f}", "–")])
+        rows.append(["perfect canvas", "–"] + [cell for metric in shown for cell in (
+            f"{bounds[metric]:.{METRICS[metric].digits}f}" if metric in bounds else "–", "–")])
         found.append(Table("Predicted last frame, nats", header, rows))
 
     names = [MODELS.get(model, model) for model in models]

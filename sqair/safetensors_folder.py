@@ -5,7 +5,6 @@ Tensors carry our variables' names (`sqair/decoder/mlp/linear_0/w`); the trainin
 
 import json
 import math
-import os
 import pathlib
 from typing import Dict, List, Tuple
 

@@ -43,7 +43,13 @@ def _span(rng, size):
 
 
 def _number(rng, size=None):
-    return rng.choice(_NUMBERS).to_bytes(16, rng.choice(["little", "big"]), signed=True)[:size or rng.choice([1, 2, 4, 8])]
+    content = rng.choice(_NUMBERS).to_bytes(16, rng.choice(["little", "big"]), signed=True)
+    return content[:size or rng.choice([1, 2, 4, 8])]
+
+
+def _swap(rng, b, i, j):
+    k = rng.randrange(j, len(b) + 1)
+    return b[:i] + b[k:k + j - i] + b[j:k] + b[i:j] + b[k + j - i:]
 
 
 BYTE_DAMAGE = {
@@ -56,7 +62,7 @@ BYTE_DAMAGE = {
     "zeros": lambda rng, b, i, j: b[:i] + bytes(j - i) + b[j:],
     "ones": lambda rng, b, i, j: b[:i] + b"\xff" * (j - i) + b[j:],
     "copy": lambda rng, b, i, j: b[:(k := rng.randrange(len(b)))] + b[i:j] + b[k + j - i:],
-    "swap": lambda rng, b, i, j: b[:i] + b[(k := rng.randrange(j, len(b) + 1)):k + j - i] + b[j:k] + b[i:j] + b[k + j - i:],
+    "swap": _swap,
     "repeat": lambda rng, b, i, j: b[:j] + b[i:j] * rng.choice([1, 100]) + b[j:],
 }
 
@@ -83,8 +89,8 @@ def damage_file(rng, path):
 
 # --- JSON ---
 
-HOSTILE = ["null", "true", "[]", "{}", "0", "-1", "0.5", "-0.0", "NaN", "Infinity", "1e400", "-1e400", "1e308", "1e-320",
-           "2147483648", "9223372036854775808", "9" * 400, "9" * 5000, '""', '"x"', '"-2,nan"', '"\\ud800"',
+HOSTILE = ["null", "true", "[]", "{}", "0", "-1", "0.5", "-0.0", "NaN", "Infinity", "1e400", "-1e400", "1e308",
+           "1e-320", "2147483648", "9223372036854775808", "9" * 400, "9" * 5000, '""', '"x"', '"-2,nan"', '"\\ud800"',
            '"\\u0663"', '"\\u001b[31m\\nred"', f'"{"x" * 3_000_000}"', "[[[1]]]", '{"a": {"b": [null]}}',
            "[" * 100_000 + "]" * 100_000, "[1, [2], 3]", "[4096, 4096, 16]", '["prior", 1]', "256", "4096", "1000000",
            "[" + "0," * 100_000 + "0]", "{\"a\":" * 5_000 + "1" + "}" * 5_000]
@@ -213,7 +219,8 @@ def _storage(rng, file, name, array):
         return f"{kind} {shape}, {len(packed)} bytes"
     if kind == "filters":
         options = rng.choice([dict(compression="lzf"), dict(fletcher32=True), dict(shuffle=True, compression="gzip"),
-                              dict(maxshape=(None,) * array.ndim), dict(scaleoffset=0 if array.dtype.kind in "iu" else 3)])
+                              dict(maxshape=(None,) * array.ndim),
+                              dict(scaleoffset=0 if array.dtype.kind in "iu" else 3)])
         file.create_dataset(name, data=array.astype("f4") if array.dtype == bool else array, chunks=True, **options)
         return f"{kind} {options}"
     if kind == "compact":
@@ -407,7 +414,8 @@ def damage_pickle(rng, folder):
         op = rng.choice(pickletools.opcodes)
         new = op.code.encode("latin1")
         if op.arg is not None:
-            new += rng.choice([_number(rng, 8), b"os\nsystem\n", b"builtins\neval\n", b"numpy\nndarray\n", b"1" * 5000 + b"\n",
+            new += rng.choice([_number(rng, 8), b"os\nsystem\n", b"builtins\neval\n", b"numpy\nndarray\n",
+                               b"1" * 5000 + b"\n",
                                b"\n", b"nan\n", struct.pack("<I", 2**31 - 1), struct.pack("<Q", 2**62), b"\x05abcde"])
         new = rng.choice([new, new, new * 1000, b"cos\nsystem\n(S'touch made'\ntR", b"(" * 100_000, b"]" * 100_000,
                           b"2" * 100_000, b"]" + b"2a" * 50, b"\x8c\x02os\x8c\x06system\x93", b"\x82\x01", b"Qx"])
@@ -503,8 +511,8 @@ def damage_csv(rng, folder):
         return damage_file(rng, path)
     rows = [line.split(",") for line in path.read_text().splitlines()]
     row = rng.choice(rows)
-    cell = rng.choice(["", "nan", "inf", "1e400", "9" * 30, "9" * 5000, "x" * 200_000, '"', "\0", "-1", "\u00b2", "\u0663", "1_0",
-                       "\n", "\r", "," * 1000, "True", "\ud800"])
+    cell = rng.choice(["", "nan", "inf", "1e400", "9" * 30, "9" * 5000, "x" * 200_000, '"', "\0", "-1", "\u00b2",
+                       "\u0663", "1_0", "\n", "\r", "," * 1000, "True", "\ud800"])
     column = rng.randrange(len(row))
     row[column] = cell
     path.write_bytes("\r\n".join(",".join(row) for row in rows).encode("utf-8", "surrogatepass"))

@@ -269,13 +269,14 @@ def metrics_file(folder, model, seed, offset=0.0):
     """What eval.tables writes of one run."""
     rng = np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
-    values = {name: (offset + rng.normal(size=5)).tolist()
-              for name in ("data_ll_predicted", "relational_ll_predicted", "data_ll_inferred", "iwae")}
+    values = {name: (offset + rng.normal(size=size)).tolist() for name, size in (
+        ("data_ll_predicted", 5), ("relational_ll_predicted", 5), ("data_ll_inferred", 5), ("iwae", 1))}
+    same = {"n_sequences": 100, "n_frames": 10, "n_generated": 1, "n_samples": 5, "k_particles": 5, "split": "test"}
     (folder / f"{model}_{seed}.json").write_text(json.dumps({
         "file": f"{model}_{seed}.h5", "model": model, "seed": seed, "data_set": "balls4mass64", "slots": 4,
-        "trained_slots": 4, "balls": [4], "data_check": 1, "comparable": {"n_frames": 10}, "flags": {},
-        "collapse": "none", "bounds": {"data_ll_predicted": 712.6, "relational_ll_predicted": 3.8}, "notes": [],
-        "metrics": values, "by_horizon": {}}))
+        "trained_slots": 4, "balls": [4], "data_check": 1, "comparable": same, "flags": {},
+        "collapse": "none", "notes": [], "metrics": values, "by_horizon": {"data_ll": [[0.0, 0.0]] * 5},
+        "bounds": {"data_ll_inferred": 712.6, "data_ll_predicted": 712.6, "relational_ll_predicted": 3.8}}))
     return values
 
 

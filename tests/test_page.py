@@ -104,7 +104,7 @@ def test_settings_tell_what_differs(tmp_path):
 @pytest.mark.parametrize("name, content, message", [
     (None, b"", "no table.md, likelihood.json, PNG or GIF in it"),
     ("figure.png", b"\x89PNG\r\n\x1a\n cut short", "figure.png: not a whole picture"),
-    ("likelihood.json", b"{", "likelihood.json: not JSON"),
+    ("likelihood.json", b"{", "likelihood.json: not a JSON file"),
 ])
 def test_bad_results_are_one_line(tmp_path, name, content, message):
     if name:
