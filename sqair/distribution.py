@@ -51,6 +51,11 @@ def _firsts(values: List[tf.Tensor]) -> List[tf.Tensor]:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.where(is_first, x, tf.zeros_like(x)) for x in values])
 
 
+def _any(flag: tf.Tensor) -> tf.Tensor:
+    """Whether it is true on any replica."""
+    return mean(tf.cast(flag, tf.float32)) > 0
+
+
 def compiled(function: Callable) -> Callable:
     """A function as a graph that every replica of the current strategy runs; returns the first replica's result."""
     if not tf.distribute.has_strategy():
@@ -86,7 +91,7 @@ class Distribution:
         self.n_replicas = self.strategy.num_replicas_in_sync
         self.is_chief = self._index == 0
         with self.scope():
-            self._mean, self._firsts = compiled(mean), compiled(_firsts)
+            self._any, self._firsts = compiled(_any), compiled(_firsts)
 
     def _connect(self) -> tf.distribute.Strategy:
         self._wait_for_all()
@@ -124,19 +129,16 @@ class Distribution:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any worker; all must ask together."""
-        if len(self._addresses) == 1:
-            return flag
-        return float(self._mean(tf.constant(float(flag)))) > 0
+        return flag if len(self._addresses) == 1 else bool(self._any(tf.constant(flag)))
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         """Gives the chief's values to all workers; all must call it together."""
         if len(self._addresses) == 1:
             return
-        types = sorted({v.dtype.name for v in variables})
-        for name in types:                              # TensorFlow reduces tensors of one type together
-            same = [v for v in variables if v.dtype.name == name]
-            for variable, value in zip(same, self._firsts([v.read_value() for v in same])):
-                variable.assign(value)
+        # TensorFlow reduces tensors of one type together; this one holds all our numbers exactly.
+        values = self._firsts([tf.cast(v, tf.float64) for v in variables])
+        for variable, value in zip(variables, values):
+            variable.assign(tf.cast(value, variable.dtype))
 
     def lost_worker(self, error: tf.errors.OpError, step: int) -> Exception:
         """The error to raise for one of TensorFlow's: a `UserError` if it says that a worker has gone, else itself.
