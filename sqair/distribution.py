@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import time
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import tensorflow as tf
 
@@ -83,13 +83,13 @@ class Distribution:
         Raises:
           UserError: TF_CONFIG is missing or wrong, or the workers do not find each other.
         """
-        self._addresses, self._index = _read_tf_config() if kind == "multi_worker" else ([""], 0)
+        self._addresses, self._name = _read_tf_config() if kind == "multi_worker" else ({"worker 0": ""}, "worker 0")
         if kind == "multi_worker":
             self.strategy = self._connect()
         else:
             self.strategy = tf.distribute.MirroredStrategy() if kind == "mirrored" else tf.distribute.get_strategy()
         self.n_replicas = self.strategy.num_replicas_in_sync
-        self.is_chief = self._index == 0
+        self.is_chief = self._name == next(iter(self._addresses))
         with self.scope():
             self._any, self._firsts = compiled(_any), compiled(_firsts)
 
@@ -99,29 +99,30 @@ class Distribution:
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            raise UserError(f"worker {self._index} ({self._addresses[self._index]}) could not join the others "
+            raise UserError(f"{self._describe(self._name)} could not join the others "
                             f"({str(error).splitlines()[0][:200]}): start all workers again") from None
         finally:
             faulthandler.cancel_dump_traceback_later()
 
     def _wait_for_all(self) -> None:
         """Waits until all workers listen. Raises: UserError: one does not, or this one's port is in use."""
-        own = self._addresses[self._index]
         silent, deadline = list(self._addresses), time.monotonic() + CONNECT_SECONDS
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind(("", _port(own)))
-            except OSError as error:
-                raise UserError(f"worker {self._index} ({own}): cannot listen on its port ({error.strerror}); choose "
-                                "another in the TF_CONFIG of all workers") from None
+                listener.bind(("", _port(self._addresses[self._name])))
+            except (OSError, OverflowError) as error:
+                raise UserError(f"{self._describe(self._name)}: cannot listen on its port ({error}); choose another in "
+                                "the TF_CONFIG of all workers") from None
             listener.listen(len(self._addresses))
-            while silent := [address for address in silent if not _answers(address)]:
+            while silent := [name for name in silent if not _answers(self._addresses[name])]:
                 if time.monotonic() > deadline:
-                    who = ", ".join(f"{self._addresses.index(address)} ({address})" for address in silent)
-                    raise UserError(f"no answer from worker {who} within {CONNECT_SECONDS} s: start all workers at "
-                                    "about the same time, check addresses and firewalls")
+                    raise UserError(f"no answer from {', '.join(map(self._describe, silent))} within {CONNECT_SECONDS} "
+                                    "s: start all workers at about the same time, check addresses and firewalls")
                 time.sleep(0.2)
+
+    def _describe(self, name: str) -> str:
+        return f"{name} ({self._addresses[name]})"
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where variables of all replicas and compiled functions are made."""
@@ -140,37 +141,40 @@ class Distribution:
         for variable, value in zip(variables, values):
             variable.assign(tf.cast(value, variable.dtype))
 
-    def lost_worker(self, error: tf.errors.OpError, step: int) -> Exception:
+    def lost_worker(self, error: tf.errors.OpError, state: str) -> Exception:
         """The error to raise for one of TensorFlow's: a `UserError` if it says that a worker has gone, else itself.
 
-        Args: error: raised in training. step: of the last checkpoint.
+        Args: error: raised in training. state: what the run can go on from.
         """
-        if len(self._addresses) == 1 or "/job:" not in error.message:
+        gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+                tf.errors.DeadlineExceededError)
+        if len(self._addresses) == 1 or not (isinstance(error, gone) or "ollective ops" in error.message):
             return error
-        found = re.findall(r"/job:\w+/replica:\d+/task:(\d+)", error.message)
-        who = f"worker {found[-1]} ({self._addresses[int(found[-1])]})" if found else "a worker"
-        return UserError(f"{who} has gone, its own output may say why; start all workers again with the same command "
-                         f"to go on from step {step}")
+        named = [f"{job} {task}" for job, task in re.findall(r"/job:(\w+)/replica:\d+/task:(\d+)", error.message)]
+        others = [name for name in named if name in self._addresses and name != self._name]
+        return UserError(f"{self._describe(others[-1]) if others else 'a worker'} has gone, its own output may say "
+                         f"why; start all workers again with the same command to go on from {state}")
 
 
-def _read_tf_config() -> Tuple[List[str], int]:
-    """The addresses of all workers, the chief's first, and the number of this one in them."""
+def _read_tf_config() -> Tuple[Dict[str, str], str]:
+    """All workers' names, as in "worker 0", with their addresses, the chief first; and this one's name."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         raise UserError(f"--distribute multi_worker needs the environment variable TF_CONFIG, such as {_EXAMPLE}")
     try:
         config = json.loads(text)
-        cluster, task = config["cluster"], config["task"]
-        addresses = [*cluster.get("chief", []), *cluster.get("worker", [])]
-        index = int(task["index"]) + (len(cluster.get("chief", [])) if task["type"] == "worker" else 0)
-        if not (set(cluster) <= {"chief", "worker"} and task["type"] in cluster and 0 <= index < len(addresses)
-                and len(set(addresses)) == len(addresses)
-                and all(re.fullmatch(r"\S+:\d+", address) for address in addresses)):
+        cluster = config["cluster"]
+        addresses = {f"{job} {i}": address for job in ("chief", "worker")
+                     for i, address in enumerate(cluster.get(job, []))}
+        name = f"{config['task']['type']} {config['task']['index']}"
+        if not (set(cluster) <= {"chief", "worker"} and name in addresses
+                and len(set(addresses.values())) == len(addresses)
+                and all(re.fullmatch(r"\S+:\d+", address) for address in addresses.values())):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"TF_CONFIG is {text[:300]}; expected different addresses host:port of all workers and the "
                         f"index of this one, as in {_EXAMPLE}") from None
-    return addresses, index
+    return addresses, name
 
 
 def _port(address: str) -> int:

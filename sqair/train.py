@@ -195,7 +195,6 @@ class Trainer:
             self.train_step = compile_train_step(self.model, self.optimizer, train)
             self.eval_step = compile_eval_step(self.model, train)
         self.state = checkpoints.TrainingState(self.model, self.optimizer)
-        self.saved_step = 0
         self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr)
         self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles)
         self._stop_signal = 0
@@ -537,7 +536,8 @@ def main() -> int:
                 trainer.say(note)
             return trainer.run()
     except tf.errors.OpError as error:
-        raise replicas.lost_worker(error, trainer.saved_step if trainer else 0) from None
+        state = f"step {trainer.saved_step}" if trainer else "the last checkpoint"
+        raise replicas.lost_worker(error, state) from None
 
 
 if __name__ == "__main__":

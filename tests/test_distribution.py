@@ -97,9 +97,9 @@ def saved(folder, step):
 def assert_same_but_for_rounding(folder, other):
     """Weights and optimiser of two runs have changed alike, to 2e-4 of each variable's largest change.
 
-    Sums over the batch are taken in another order: after 6 steps we saw differences of up to 2.1e-5 of it. A part of the
-    batch, of its noise or of the mean that goes wrong makes differences of the order of 1. Where a variable has hardly
-    changed the last bits of its values are all there is: rtol.
+    Sums over the batch are taken in another order: after 6 steps we saw differences of up to 2.1e-5 of it. A part of
+    the batch, of its noise or of the mean that goes wrong makes differences of the order of 1. Where a variable has
+    hardly changed the last bits of its values are all there is: rtol.
     """
     start, first, second = saved(folder, 0), saved(folder, EARLY), saved(other, EARLY)
     assert first.keys() == second.keys()
@@ -202,7 +202,7 @@ def test_a_worker_that_never_comes_is_named(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", json.dumps({
         "cluster": {"chief": [f"localhost:{ports[0]}"], "worker": [f"localhost:{ports[1]}"]},
         "task": {"type": "worker", "index": 0}}))
-    with pytest.raises(UserError, match=rf"no answer from worker 0 \(localhost:{ports[0]}\)"):
+    with pytest.raises(UserError, match=rf"no answer from chief 0 \(localhost:{ports[0]}\)"):
         distribution.Distribution("multi_worker")
 
 
