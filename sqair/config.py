@@ -255,7 +255,10 @@ def _coerce(name: str, value: Any, like: Any) -> Any:
     if isinstance(like, str):
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise wrong
-        return value if isinstance(value, str) else f"{value:g}"
+        try:
+            return value if isinstance(value, str) else f"{value:g}"
+        except OverflowError:
+            raise wrong from None
     if not isinstance(value, (list, tuple)) or not all(isinstance(x, type(like[0])) for x in value):
         raise wrong
     return tuple(value)

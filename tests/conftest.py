@@ -1,5 +1,6 @@
-"""Tests compute as the training command does: one operation at a time, so that the same numbers come twice."""
+"""Tests compute as the training command does, so that the same numbers come twice."""
 
-import tensorflow as tf
+from sqair.config import TrainConfig
+from sqair.train import use_machine
 
-tf.config.threading.set_inter_op_parallelism_threads(1)
+use_machine(TrainConfig())
