@@ -512,8 +512,8 @@ def use_machine(train) -> None:
     """Gives each shard its share of the cores, without shards makes steps repeatable, and gives products their
     precision; call it before TensorFlow computes anything. Args: train: `TrainConfig`."""
     if train.shards > 1 or train.distribute == "none":
-        # Without shards one operation at a time, on all cores: a sum of gradients begins with the term that is free
-        # first, so that operations side by side do not round alike twice.
+        # Without shards one operation at a time, on all cores: operations side by side do not round alike twice,
+        # probably because a sum of gradients begins with the term that is free first.
         tf.config.threading.set_inter_op_parallelism_threads(train.shards)
     if train.shards > 1:
         tf.config.threading.set_intra_op_parallelism_threads(max(len(os.sched_getaffinity(0)) // train.shards, 1))
