@@ -6,6 +6,7 @@ Every case runs in a process of its own, one after another; the machine's limit,
 measured before each of them. Run it on a machine that does nothing else.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -44,8 +45,8 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
       decoder     = D R + R^2 + R hwC + C (h w W + h H W);  latent encoder = (D + 4) R + R^2
 
     per particle: R^2 for the conditioning, 128 (R + 9) for the recurrent prior of where; per frame and sequence:
-    HWC R + 2 R^2 for the encoder. Nothing is propagated at the first frame. Relational modules are not counted. A training step is counted as three forward
-    passes.
+    HWC R + 2 R^2 for the encoder. Nothing is propagated at the first frame. Relational modules are not counted. A
+    training step is counted as three forward passes.
 
     Args: config; n_frames: T; batch_size: B. Returns: operations.
     """
@@ -176,14 +177,17 @@ SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 
 def scaling(arguments: Arguments) -> List[Dict]:
     """Seconds a training step against each of `SCALES`, all else being the default and length 3, and the exponent e
     of the fit seconds = c x^e (least squares of the logarithms)."""
+    @functools.cache                    # the scales meet in one case
+    def seconds_a_step(changed: Arguments) -> float:
+        sizes = [f"{name} {getattr(changed, name)}" for name in SCALES]
+        print(f"timing {', '.join(sizes)}", file=sys.stderr, flush=True)
+        return _case(changed, changed.models[0], changed.lengths[0], changed.modes[0])["train_s"]
+
+    base = attrs.evolve(arguments, models=arguments.models[:1], lengths=(3,), modes=arguments.modes[-1:])
     rows = []
     for name, values in SCALES.items():
-        seconds = []
-        for value in values:
-            print(f"timing {name} {value}", file=sys.stderr, flush=True)
-            length = value if name == "lengths" else 3
-            changed = arguments if name == "lengths" else attrs.evolve(arguments, **{name: value})
-            seconds.append(_case(changed, arguments.models[0], length, arguments.modes[-1])["train_s"])
+        seconds = [seconds_a_step(attrs.evolve(base, **{name: (value,) if name == "lengths" else value}))
+                   for value in values]
         exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
         rows.append({"of": name, "values": list(values), "train_s": seconds, "exponent": exponent})
     return rows

@@ -125,12 +125,13 @@ def plan(arguments: Arguments) -> Plan:
         Command(["-m", "eval.figures", "--run", shown, "--data", *map(str, paths.values()), "--n_sequences", "1",
                  "--generate_after", "8", "--out", str(results / "figure3.png"), str(results / "figure3.pdf"),
                  "--gif"], results / "never", results / "logs" / "figure3.log"),
-        Command(["-m", "eval.figures", "figure4", "--metrics", str(results / "metrics"), "--out", str(results / "figure4.png"),
-                 str(results / "figure4.pdf")], results / "never", results / "logs" / "figure4.log"),
+        Command(["-m", "eval.figures", "figure4", "--metrics", str(results / "metrics"), "--out",
+                 str(results / "figure4.png"), str(results / "figure4.pdf")], results / "never", results / "logs" / "figure4.log"),
         Command(["-m", "eval.figures", "curves", "--runs", *folders, "--out", str(results / "curves.png"),
                  str(results / "curves.pdf")], results / "never", results / "logs" / "curves.log"),
         Command(["-m", "eval.page", "--results", str(results), "--runs", *folders, "--command",
-                 shlex.join(["python", "-m", "eval.paper", *sys.argv[1:]])], results / "never", results / "logs" / "page.log"),
+                 shlex.join(["python", "-m", "eval.paper", *sys.argv[1:]])],
+                results / "never", results / "logs" / "page.log"),
     ]
     return Plan(data, training, prediction, report)
 

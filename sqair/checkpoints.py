@@ -213,10 +213,10 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
     """
     folder, prefix, is_original = find_checkpoint(path, which)
     if is_original:
-        values = original.read_original(prefix)
+        values = read_values(prefix)
         config = _original_config(folder, prefix, values)
         model = make_model(config.model, sum(value.size for value in values.values()), prefix)
-        original.load_original(model, prefix)
+        original.load_original(model, prefix, values)
         step = int(values.get("global_step", prefix.rsplit("-", 1)[-1]))
     elif pathlib.Path(prefix).name == safetensors_folder.WEIGHTS:
         config, model, step = safetensors_folder.load(folder)
@@ -303,7 +303,7 @@ def load_optimizer(run_: Run) -> Optional[Optimizer]:
     folder, prefix, is_original = find_checkpoint(run_.source)
     optimizer = Optimizer(run_.config.train.opt, run_.model.trainable_variables)
     if is_original:
-        values = original.read_original(prefix)
+        values = read_values(prefix)
         return optimizer if original.load_original_slots(optimizer, run_.model, values) else None
     if folder / safetensors_folder.WEIGHTS == pathlib.Path(prefix):
         return None

@@ -172,21 +172,6 @@ SLOT_SUFFIXES = {"rmsprop": {"rms": "RMSProp", "momentum": "RMSProp_1"}, "adam":
 OPTIMIZER_SLOTS = tuple(suffix for slots in SLOT_SUFFIXES.values() for suffix in slots.values())
 
 
-def read_original(prefix: str) -> Dict[str, np.ndarray]:
-    """Reads a TensorFlow 1 checkpoint.
-
-    Args:
-      prefix: path without .index, as in `model.ckpt-0`.
-
-    Returns:
-      Variable name -> value.
-
-    Raises:
-      UserError: there is no such checkpoint, or a file of it is missing or damaged.
-    """
-    return read_values(prefix)
-
-
 def latest_original(folder: str) -> str:
     """The prefix of the newest `model.ckpt-<itr>` of an original run folder.
 
@@ -209,12 +194,13 @@ def original_checkpoints(folder: str) -> Dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def load_original(model: SQAIR, prefix: str) -> Dict[str, np.ndarray]:
+def load_original(model: SQAIR, prefix: str, values: Optional[Dict[str, np.ndarray]] = None) -> Dict[str, np.ndarray]:
     """Fills a model without relations with an original checkpoint.
 
     Args:
       model: made for the checkpoint's flags.
       prefix: path of the checkpoint, without .index.
+      values: what `read_values` read of it, if that was done before.
 
     Returns:
       All of the checkpoint's values, those that are no variables of ours (optimiser slots, global step) included.
@@ -222,7 +208,7 @@ def load_original(model: SQAIR, prefix: str) -> Dict[str, np.ndarray]:
     Raises:
       UserError: the checkpoint cannot be read, or does not fit the flags; names the first variables that differ.
     """
-    values = read_original(prefix)
+    values = read_values(prefix) if values is None else values
     names = original_names(model)
     wrong = []
     for name in [*names, *original_constants(model)]:

@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 
-import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_gen import bouncing_balls
 from data_gen.command_line import UserError
 from sqair import distribution
-from train_helpers import command, config, error_line, execute
+from train_helpers import command, config, error_line, execute, make_data
 
 STEPS, EARLY = 40, 6       # the whole run; where it is compared with one process
 TWO_DEVICES = """
@@ -33,10 +31,7 @@ run(train.main)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "balls.h5"
-    settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=2, training=40, validation=16, test=16)
-    bouncing_balls.write(settings, path)
-    return path
+    return make_data(tmp_path_factory, n_frames=2)
 
 
 def distributed(data, **training):

@@ -12,6 +12,7 @@ from data_helpers import run_command
 from run_helpers import assert_same, command, make_run, make_state, values_of
 
 from sqair import checkpoints, original
+from sqair.checkpoint_values import read_values
 from sqair.config import PRESETS, Config, TrainConfig, load_flags
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
@@ -38,7 +39,7 @@ def run_folder(tmp_path_factory):
 
 
 def layout_of(prefix):
-    return {name: (list(value.shape), value.dtype) for name, value in original.read_original(str(prefix)).items()}
+    return {name: (list(value.shape), value.dtype) for name, value in read_values(str(prefix)).items()}
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="the whole recordings are not here")

@@ -20,7 +20,7 @@ import h5py
 import pytest
 from data_helpers import ROOT, run_command
 from eval_helpers import save_run
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_moving_mnist import Danger, release_data
 
@@ -109,6 +109,7 @@ FLAG = st.sampled_from(sorted(to_flags(Config())))
 @settings(max_examples=max(CASES, 300), derandomize=True, deadline=None, database=None,
           suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(FLAG | st.text(max_size=5), JSON, max_size=3))
+@example({"scale_prior": 10**400})
 def test_any_flags_make_a_configuration_that_lasts_or_one_line(flags):
     try:
         config, unknown = from_flags(flags)

@@ -7,6 +7,7 @@ import pytest
 
 from data_gen.command_line import UserError
 from sqair import original
+from sqair.checkpoint_values import read_values
 from sqair.model import SQAIR
 from tests.model_helpers import SMALL, busy_model, small_config
 from tests.reference.redraw import variable_shapes
@@ -140,4 +141,4 @@ def test_files_that_are_no_checkpoint(tmp_path):
     (tmp_path / "model.ckpt-1.index").write_bytes(b"junk" * 100)
     for prefix, message in (("model.ckpt-1", "damaged"), ("model.ckpt-2", "no such checkpoint")):
         with pytest.raises(UserError, match=message):
-            original.read_original(str(tmp_path / prefix))
+            read_values(str(tmp_path / prefix))

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 
-import attrs
 import h5py
 import numpy as np
 import pytest
@@ -18,9 +17,8 @@ import tensorflow as tf
 from data_helpers import ROOT, run_command
 from eval_helpers import save_run
 from run_helpers import assert_same, draw, make_state
-from train_helpers import STEPS, command, config, error_line, execute, newest, rows
+from train_helpers import STEPS, command, config, error_line, execute, make_data, newest
 
-from data_gen import bouncing_balls
 from data_gen.command_line import UserError
 from sqair import checkpoints, train
 from sqair.run_folder import MetricsFile, RunLock
@@ -30,10 +28,7 @@ CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "balls.h5"
-    settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=4, training=40, validation=16, test=16)
-    bouncing_balls.write(settings, path)
-    return path
+    return make_data(tmp_path_factory)
 
 
 # Loss of power.

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 
-import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
-from train_helpers import STEPS, command, config, error_line, execute, newest, rows
+from train_helpers import STEPS, command, config, error_line, execute, make_data, newest, rows
 
-from data_gen import bouncing_balls, pipeline
+from data_gen import pipeline
 from data_gen.command_line import UserError
 from sqair import checkpoints, train
 from sqair.model import SQAIR
@@ -23,10 +22,7 @@ from sqair.run_folder import RunLock
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "balls.h5"
-    settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=4, training=40, validation=16, test=16)
-    bouncing_balls.write(settings, path)
-    return path
+    return make_data(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

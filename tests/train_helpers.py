@@ -4,12 +4,23 @@ import csv
 import subprocess
 import sys
 
+import attrs
 import tensorflow as tf
 
+from data_gen import bouncing_balls
 from sqair import checkpoints, train
 from sqair.config import Config, ModelConfig, TrainConfig
 
 STEPS = 12
+
+
+def make_data(tmp_path_factory, n_frames=4):
+    """A file of a few real sequences."""
+    path = tmp_path_factory.mktemp("data") / "balls.h5"
+    settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=n_frames, training=40, validation=16,
+                            test=16)
+    bouncing_balls.write(settings, path)
+    return path
 
 
 def config(data, model=(), **training):
