@@ -15,7 +15,7 @@ class Relations(NamedTuple):
     """The relations between the objects of one frame.
 
     Attributes:
-      gamma: [P, N, G], for every object.
+      gamma: [P, N, G], for every object; [P, 1, G] where it is the same for all.
       memory: [P, N, M], to be handed to the next frame.
       attention: [P, heads, rows, rows], row by attended row; what the rows are depends on the relation.
     """
@@ -120,8 +120,7 @@ class MemoryRelation(Relation):
         n_slots, state_size = states.shape[1:]
         flat_states = tf.reshape(zero_absent(states, presence), [-1, n_slots * state_size])
         output, memory, attention = self._core.step(flat_states, memory)
-        gamma = tf.repeat(output[:, tf.newaxis], n_slots, axis=1)  # [P, N, N * M]
-        return Relations(gamma, memory, attention)
+        return Relations(output[:, tf.newaxis], memory, attention)
 
 
 class SlotMemoryRelation(Relation):

@@ -77,9 +77,9 @@ class AffineDiagNormal(snt.Module):
     def _matrix(self) -> tf.Tensor:
         return tfp.math.fill_triangular(self.cholesky_scale) + tf.eye(self.size)
 
-    def sample(self, loc: tf.Tensor, scale: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """loc + L noise; all [..., 4]."""
-        return loc + scale * matmul(noise, tf.transpose(self._matrix()))
+    def correlate(self, noise: tf.Tensor) -> tf.Tensor:
+        """(C + I) noise, [..., 4]: a sample is loc + scale times this."""
+        return matmul(noise, tf.transpose(self._matrix()))
 
     def log_prob(self, x: tf.Tensor, loc: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """log density of x [..., 4] in nats, [...]."""
@@ -187,7 +187,7 @@ class PropagationCore(snt.Module):
           rows: [B, H, C*W] the frame.
           objects: latents of the previous frame (`Latents`), [P, N, d].
           temporal: [P, N, R] temporal states.
-          gamma: [P, N, G] relations, None without.
+          gamma: [P, N, G] relations (or [P, 1, G]), None without.
         """
         mask = self.glimpse_encoder.mask(temporal)
         peek = objects.where + 0.1 * self.where_bias(temporal)
@@ -216,7 +216,7 @@ class PropagationCore(snt.Module):
           temporal: [P, R] its temporal state.
           previous: [P, D+5] what, where and presence of the previous slot of this frame.
           state: [P, R] RNN state.
-          noise: `PhaseNoise` of this slot, [P, d] each.
+          noise: `PhaseNoise` of this slot, [P, d] each, that of `where` correlated (`AffineDiagNormal.correlate`).
 
         Returns:
           `Slots` [P, d], the object's new temporal state and the new RNN state, [P, R].
@@ -225,7 +225,7 @@ class PropagationCore(snt.Module):
         update, raw = self.where_head(hidden=hidden, known=prepared.where_head)
         where_loc = objects.where + self.WHERE_UPDATE_SCALE * update
         where_scale = positive(raw - 1.0)
-        where = self.where_posterior.sample(where_loc, where_scale, noise.where)
+        where = where_loc + where_scale * noise.where
 
         mask = None if prepared.mask is None else tf.expand_dims(prepared.mask, 1)
         window = tf.expand_dims(where, 1)

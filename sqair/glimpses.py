@@ -39,7 +39,7 @@ class GlimpseEncoder(snt.Module):
 
 
 class Decoded(NamedTuple):
-    """What the decoder draws: canvas [L, H, C*W] rows, the mean of p(x|z); glimpse [L, N, h*w*C]."""
+    """What the decoder draws: canvas [T, P, H, C*W] rows, the mean of p(x|z); glimpse [T, P, N, h*w*C]."""
 
     canvas: tf.Tensor
     glimpse: tf.Tensor
@@ -65,13 +65,19 @@ class Decoder(snt.Module):
         self.mean_image = tf.Variable(tf.zeros(self.image_shape), name="mean_image") if mean_image else None
 
     def __call__(self, what: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> Decoded:
-        """Args: what [L, N, D], where [L, N, 4], presence [L, N], L any number of frames times particles."""
-        height, width, channels = self.image_shape
+        """Args: what [T, P, N, D], where [T, P, N, 4], presence [T, P, N]."""
         glimpse = self.mlp(what) * self.output_scale
+        # Frame by frame, so that the weights of a paste stay in the cache.
+        frames = zip(*(tf.unstack(x) for x in (glimpse, where, presence)))
+        return Decoded(tf.stack([self._draw(*frame) for frame in frames]), glimpse)
+
+    def _draw(self, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> tf.Tensor:
+        """The canvases [P, H, C*W] of one frame."""
+        height, width, channels = self.image_shape
         canvas = spatial_transformer.paste(glimpse, where, presence, self.glimpse_shape, (height, width))
         if self.mean_image is not None:
             written = spatial_transformer.coverage(where, presence, self.glimpse_shape, (height, width))
             mask = tf.sigmoid(-10.0 + 20.0 * written)
             mean = spatial_transformer.image_to_rows(self.mean_image, channels)
             canvas += mean * (tf.tile(mask, [1, 1, channels]) if channels > 1 else mask)
-        return Decoded(canvas, glimpse)
+        return canvas

@@ -141,8 +141,7 @@ class SQAIR(snt.Module):
             inferred = tf.cast(tf.range(n_frames) <= generate_after, tf.float32)[:, None]
             log_p, log_q, discrete = log_p * inferred, log_q * inferred, discrete * inferred
 
-        flat = [tf.reshape(x, [-1] + x.shape[2:].as_list()) for x in (latents.what, latents.where, latents.presence)]
-        decoded = self.decoder(flat[0], flat[1], flat[2][..., 0])
+        decoded = self.decoder(latents.what, latents.where, latents.presence[..., 0])
         rows = spatial_transformer.image_to_rows(obs, channels)                       # [T, B, H, C*W]
         canvas = tf.reshape(decoded.canvas, [n_frames, batch, k] + rows.shape[2:].as_list())
         squares = tf.reduce_sum(tf.math.squared_difference(rows[:, :, None], canvas), [-2, -1])
@@ -153,8 +152,7 @@ class SQAIR(snt.Module):
         log_weights_per_frame = data_ll - (log_q - log_p)
         return Forward(
             frame=frame, latents=latents,
-            canvas=tf.reshape(canvas, [n_frames, batch * k] + rows.shape[2:].as_list()),
-            glimpse=tf.reshape(decoded.glimpse, [n_frames, batch * k] + decoded.glimpse.shape[1:].as_list()),
+            canvas=decoded.canvas, glimpse=decoded.glimpse,
             q_discovery=q_discovery, p_discovery=p_discovery,
             q_propagation=q_propagation, p_propagation=p_propagation,
             data_ll=data_ll, log_q=log_q, log_p=log_p, log_weights_per_frame=log_weights_per_frame,

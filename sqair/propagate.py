@@ -64,7 +64,7 @@ class PropagationPrior(snt.Module):
         return logit if self.kind == "rnn" else objects.presence_logit + self.STEP * logit
 
     def __call__(self, objects: Latents, state: tf.Tensor, gamma: Optional[tf.Tensor]):
-        """Args: objects at t-1; state [P, N, R]; gamma [P, N, G]. Returns: `PriorStatistics` and the new state."""
+        """Args: objects at t-1; state [P, N, R]; gamma [P, N, G] or [P, 1, G]. Returns: `PriorStatistics` and the new state."""
         relation = {"gamma": gamma} if "gamma" in self.rnn.inputs.inputs else {}
         state = self.rnn(self.rnn.inputs(objects=tf.concat([objects.what, objects.where], -1), **relation), state)
         sizes = [1, 4, self.n_what, 4, self.n_what]
@@ -112,6 +112,7 @@ class Propagate(snt.Module):
         """
         prepared = self.core.prepare(rows, objects, temporal, gamma)
         previous, state = self.core.first_slot(temporal.shape[0])
+        noise = noise._replace(where=self.core.where_posterior.correlate(noise.where))
         slots, temporal_new = [], []
         for (known, latents, memory), slot_noise in zip(unstack((prepared, objects, temporal), 1), unstack(noise, 0)):
             slot, new, state = self.core(known, rows, latents, memory, previous, state, slot_noise)

@@ -23,10 +23,20 @@ def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Ten
     return (*tf.unstack(scale, axis=-1), *tf.unstack(shift, axis=-1))
 
 
+def _grid(n: int, dtype: tf.DType) -> tf.Tensor:
+    """linspace(-1, 1, n) as one operation; `tf.linspace` makes thirty."""
+    return tf.raw_ops.LinSpace(start=tf.constant(-1.0, dtype), stop=tf.constant(1.0, dtype), num=n)
+
+
 def hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
     """Bilinear weights max(0, 1 - |p - i|) of pixels i = 0..size-1 for positions p [...]; [..., size]."""
     pixels = tf.range(size, dtype=position.dtype)
     return tf.nn.relu(1.0 - tf.abs(tf.expand_dims(position, -1) - pixels))
+
+
+def sum_of_hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
+    """The sum of `hat_weights` over the pixels, [...]: one between the first and the last, and falling outside."""
+    return tf.clip_by_value(tf.minimum(position + 1.0, size - position), 0.0, 1.0)
 
 
 def crop_weights(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
@@ -34,14 +44,14 @@ def crop_weights(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> t
 
     Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
     """
-    grid = tf.linspace(tf.constant(-1.0, scale.dtype), 1.0, n_out)
+    grid = _grid(n_out, scale.dtype)
     scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
     return hat_weights((scale * grid + shift + 1.0) * (0.5 * (n_in - 1)), n_in)
 
 
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
     """Positions [..., n_out] in a glimpse axis of n_in pixels that the pixels of an image axis read: the inverse map."""
-    grid = tf.linspace(tf.constant(-1.0, scale.dtype), 1.0, n_out)
+    grid = _grid(n_out, scale.dtype)
     scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
     return ((grid - shift) / scale + 1.0) * (0.5 * (n_in - 1))
 
@@ -123,8 +133,8 @@ def coverage(where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int]
     h, w, _ = glimpse_shape
     height, width = image_shape
     sx, sy, tx, ty = to_coords(where)
-    down = tf.reduce_sum(hat_weights(paste_positions(sy, ty, height, h), h), -1)          # [L, N, H]
-    across = tf.reduce_sum(hat_weights(paste_positions(sx, tx, width, w), w), -1)         # [L, N, W]
+    down = sum_of_hat_weights(paste_positions(sy, ty, height, h), h)          # [L, N, H]
+    across = sum_of_hat_weights(paste_positions(sx, tx, width, w), w)         # [L, N, W]
     return tf.matmul(down * presence[..., None], across, transpose_a=True)
 
 

@@ -1,5 +1,7 @@
 """Encoder and decoder of glimpses: masks, the mean image behind objects, colour."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -42,15 +44,15 @@ def test_decoder_adds_the_mean_image_where_it_drew(channels, mean_image):
     decoder = Decoder((9, 11, channels), (4, 4, channels), n_what=3, n_hidden=8, output_scale=0.7, output_std=0.3,
                       mean_image=mean_image)
     make_busy(decoder)
-    what, where = draw(2, 3, 3), draw(2, 3, 4, seed=1)
-    presence = np.float32([[1, 0, 1], [0, 0, 0]])
+    what, where = draw(3, 2, 3, 3), draw(3, 2, 3, 4, seed=1)
+    presence = np.float32([[[1, 0, 1], [0, 0, 0]], [[1, 1, 1], [0, 1, 0]], [[0, 0, 1], [1, 1, 0]]])
     decoded = decoder(*map(tf.constant, (what, where, presence)))
-    canvas = spatial_transformer.rows_to_image(decoded.canvas, channels).numpy().reshape(2, 9, 11, channels)
-    glimpse = 0.7 * decoder.mlp(tf.constant(what)).numpy().reshape(2, 3, 4, 4, channels)
-    np.testing.assert_allclose(decoded.glimpse, glimpse.reshape(2, 3, -1), rtol=1e-5)
-    for p in range(2):
-        drawn = sum(presence[p, k] * paste(glimpse[p, k], where[p, k], 9, 11) for k in range(3))
-        covered = sum(presence[p, k] * paste(np.ones([4, 4, channels]), where[p, k], 9, 11) for k in range(3))
+    canvas = spatial_transformer.rows_to_image(decoded.canvas, channels).numpy().reshape(3, 2, 9, 11, channels)
+    glimpse = 0.7 * decoder.mlp(tf.constant(what)).numpy().reshape(3, 2, 3, 4, 4, channels)
+    np.testing.assert_allclose(decoded.glimpse, glimpse.reshape(3, 2, 3, -1), rtol=1e-5)
+    for p in itertools.product(range(3), range(2)):
+        drawn = sum(presence[p][k] * paste(glimpse[p][k], where[p][k], 9, 11) for k in range(3))
+        covered = sum(presence[p][k] * paste(np.ones([4, 4, channels]), where[p][k], 9, 11) for k in range(3))
         if mean_image:
             drawn += decoder.mean_image.numpy() * sigmoid(-10 + 20 * covered)
         np.testing.assert_allclose(canvas[p], drawn, atol=1e-4)

@@ -49,7 +49,7 @@ def test_where_has_the_covariance_of_the_spec():
     loc, scale, noise = draw(2, 3, 4), np.exp(draw(2, 3, 4, seed=1)), draw(2, 3, 4, seed=2)
     tril = scale[..., None] * tfp.math.fill_triangular(c).numpy() + np.apply_along_axis(np.diag, -1, scale)
     assert np.diag(tfp.math.fill_triangular(c).numpy() + np.eye(4)).min() < 0      # the determinant's sign matters too
-    x = posterior.sample(tf.constant(loc), tf.constant(scale), tf.constant(noise))
+    x = loc + scale * posterior.correlate(tf.constant(noise))
     np.testing.assert_allclose(x, loc + np.einsum("...ij,...j->...i", tril, noise), rtol=1e-4, atol=1e-5)
     covariance = tril @ np.swapaxes(tril, -1, -2)
     theirs = tfp.distributions.MultivariateNormalFullCovariance(loc, covariance).log_prob(x)
