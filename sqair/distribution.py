@@ -23,6 +23,17 @@ CONNECT_SECONDS = 300     # workers of a job may start this far apart
 _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 
+# On GPUs float32 is what it says, unless training is asked for TF32.
+tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
+def prepare_gpus() -> None:
+    """Lets GPU memory be taken when it is needed, not all of it at once; call it before TensorFlow computes."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):     # in use already: its user has decided
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
 def share(values: Any, axis: int) -> Any:
     """This replica's part of tensors of the whole batch, cut along an axis into equal parts, in order."""
     context = tf.distribute.get_replica_context()
@@ -83,6 +94,7 @@ class Distribution:
         Raises:
           UserError: TF_CONFIG is missing or wrong, or the workers do not find each other.
         """
+        prepare_gpus()
         self._addresses, self._name = _read_tf_config() if kind == "multi_worker" else ({"worker 0": ""}, "worker 0")
         if kind == "multi_worker":
             self.strategy = self._connect()

@@ -1,6 +1,5 @@
 """SQAIR and R-SQAIR: one forward pass, a deterministic function of observations and noise, as a typed record."""
 
-import contextlib
 import math
 from typing import NamedTuple, Optional
 
@@ -11,15 +10,10 @@ from sqair import noise as noise_lib
 from sqair import spatial_transformer, targets
 from sqair.core import Slots
 from sqair.discover import LogProbs, number_of_steps
+from sqair.distribution import prepare_gpus
 from sqair.glimpses import Decoder
 from sqair.sequence import SequentialAIR
 from sqair.timestep import Frame, pick
-
-# GPUs: float32 is what it says, unless training is asked for TF32, and memory is taken when it is needed.
-tf.config.experimental.enable_tensor_float_32_execution(False)
-for _gpu in tf.config.list_physical_devices("GPU"):
-    with contextlib.suppress(RuntimeError):     # in use already: its user has decided
-        tf.config.experimental.set_memory_growth(_gpu, True)
 
 
 class Forward(NamedTuple):
@@ -81,6 +75,7 @@ class SQAIR(snt.Module):
           name: module name.
         """
         super().__init__(name=name)
+        prepare_gpus()
         self.config = config
         height, width, channels = config.image_size
         self.sequence = SequentialAIR(config, xla, name="sequence")

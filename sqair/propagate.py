@@ -64,7 +64,7 @@ class PropagationPrior(snt.Module):
         return logit if self.kind == "rnn" else objects.presence_logit + self.STEP * logit
 
     def __call__(self, objects: Latents, state: tf.Tensor, gamma: Optional[tf.Tensor]):
-        """Args: objects at t-1; state [P, N, R]; gamma [P, N, G] or [P, 1, G]. Returns: `PriorStatistics` and the new state."""
+        """Args: objects at t-1; state [P, N, R]; gamma [P, N or 1, G]. Returns: `PriorStatistics` and the new state."""
         relation = {"gamma": gamma} if "gamma" in self.rnn.inputs.inputs else {}
         state = self.rnn(self.rnn.inputs(objects=tf.concat([objects.what, objects.where], -1), **relation), state)
         sizes = [1, 4, self.n_what, 4, self.n_what]

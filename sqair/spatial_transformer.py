@@ -50,7 +50,7 @@ def crop_weights(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> t
 
 
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
-    """Positions [..., n_out] in a glimpse axis of n_in pixels that the pixels of an image axis read: the inverse map."""
+    """The inverse map: positions [..., n_out] in a glimpse axis of n_in pixels that an image axis's pixels read."""
     grid = _grid(n_out, scale.dtype)
     scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
     return ((grid - shift) / scale + 1.0) * (0.5 * (n_in - 1))
