@@ -182,7 +182,8 @@ class TrainConfig:
     seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2 ** 31)])
     """Fixes weights, order of the data and noise. (ours)"""
     xla: bool = False
-    """Compile the training step by XLA: faster steps after a slow start. (ours)"""
+    """Compile the training step by XLA: faster steps after a slow start. Other runs load what one has compiled, from
+    $XDG_CACHE_HOME/r-sqair or ~/.cache/r-sqair. (ours)"""
     shards: int = attrs.field(default=1, validator=[_at_least(1), attrs.validators.le(1024)])
     """Compute batches in this many parts side by side, each on its share of the cores; one a core is fastest on CPUs,
     without --xla. Equal but for rounding, which above 1 differs from run to run. (ours)"""

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import time
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
@@ -107,7 +108,13 @@ class Distribution:
 
     def _connect(self) -> tf.distribute.Strategy:
         self._wait_for_all()
-        faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)    # TensorFlow waits for an hour, deaf to signals
+        # TensorFlow waits for an hour, deaf to signals and to threads; what is left to end it prints a traceback, which
+        # another process takes for the moment to say what happened.
+        message = (f"error: {self._describe(self._name)} answered the others, but not all of them joined within "
+                   f"{CONNECT_SECONDS} s: look at their output, then start all workers again")
+        speaker = subprocess.Popen(["sh", "-c", 'read -r _ && printf "%s\\n" "$1" >&2', "sh", message],
+                                   stdin=subprocess.PIPE)
+        faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True, file=speaker.stdin)
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
@@ -115,6 +122,8 @@ class Distribution:
                             f"({str(error).splitlines()[0][:200]}): start all workers again") from None
         finally:
             faulthandler.cancel_dump_traceback_later()
+            speaker.stdin.close()
+            speaker.wait()
 
     def _wait_for_all(self) -> None:
         """Waits until all workers listen. Raises: UserError: one does not, or this one's port is in use."""

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from data_gen.command_line import UserError
 from sqair import distribution
+from data_helpers import ROOT
 from train_helpers import command, config, error_line, execute, make_data
 
 STEPS, EARLY = 40, 6       # the whole run; where it is compared with one process
@@ -199,6 +200,23 @@ def test_a_worker_that_never_comes_is_named(monkeypatch):
         "task": {"type": "worker", "index": 0}}))
     with pytest.raises(UserError, match=rf"no answer from chief 0 \(localhost:{ports[0]}\)"):
         distribution.Distribution("multi_worker")
+
+
+def test_a_worker_that_answers_but_does_not_join_ends_the_others():
+    with socket.socket() as silent:
+        silent.bind(("", 0))
+        silent.listen()
+        other, own = f"localhost:{silent.getsockname()[1]}", f"localhost:{free_ports(1)[0]}"
+        for index, addresses in ((1, [other, own]), (0, [own, other])):
+            tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            result = subprocess.run(
+                [sys.executable, "-c", "from sqair import distribution\ndistribution.CONNECT_SECONDS = 2\n"
+                 "distribution.Distribution('multi_worker')"], capture_output=True, text=True, timeout=100, cwd=ROOT,
+                env={**os.environ, "TF_CONFIG": json.dumps(tf_config)})
+            assert result.returncode == 1, result.stderr[-2000:]
+            error, = (line for line in result.stderr.splitlines() if line.startswith("error:"))
+            assert f"worker {index} ({own}) answered the others, but not all of them joined within 2 s" in error
+            assert "Traceback" not in result.stderr
 
 
 def test_a_port_in_use_is_named(monkeypatch):

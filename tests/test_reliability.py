@@ -20,7 +20,7 @@ from run_helpers import assert_same, draw, make_state
 from train_helpers import STEPS, command, config, error_line, execute, make_data, newest
 
 from data_gen.command_line import UserError
-from sqair import checkpoints, train
+from sqair import checkpoints, train, xla_cache
 from sqair.run_folder import MetricsFile, RunLock
 
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
@@ -376,6 +376,57 @@ def test_steps_at_full_size_are_the_same_twice(data, tmp_path):
         assert result.returncode == 0, result.stderr[-2000:]
     assert_same(newest(tmp_path / "one"), newest(tmp_path / "two"))
     assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
+
+
+def test_programs_of_the_xla_cache_give_the_same_bits_and_only_sound_ones_are_loaded(data, tmp_path):
+    short = config(data, xla=True, train_itr=2, stage_itr=0, log_itr=2)
+    folders = tmp_path / "cache" / "r-sqair"
+
+    def trained(name):
+        os.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+        result = execute(command(short, tmp_path / name))
+        assert result.returncode == 0, result.stderr[-2000:]
+        return newest(tmp_path / name), {path: path.stat().st_mtime_ns for path in folders.glob("*/*.pb")}
+
+    before = {name: os.environ.pop(name, None) for name in ("XDG_CACHE_HOME", "TF_XLA_FLAGS")}
+    try:
+        compiled, programs = trained("one")
+        assert len(programs) > 1 and all(xla_cache._seal(path).exists() for path in programs)
+        broken, *sound = programs
+        good = broken.read_bytes()
+        broken.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])     # perhaps an instruction
+        loaded, after = trained("two")
+        assert all(after[path] == programs[path] for path in sound), "compiled again, though it was there"
+        assert after[broken] != programs[broken] and broken.read_bytes()[1000] == good[1000]
+        assert_same(compiled, loaded)
+        assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
+    for name, value in (("XDG_CACHE_HOME", str(tmp_path)), ("TF_XLA_FLAGS", "--one_flag")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(xla_cache, "_folder", None)
+    xla_cache.use()
+    folder, = (tmp_path / "r-sqair").iterdir()
+    flags = os.environ["TF_XLA_FLAGS"]
+    assert xla_cache._folder == folder and flags.startswith("--one_flag ") and str(folder) in flags
+    xla_cache.use()                                                                 # the user's own, as far as it knows
+    assert os.environ["TF_XLA_FLAGS"] == flags
+
+    monkeypatch.setattr(xla_cache, "_folder", None)
+    for spoil, mend in ((lambda: folder.chmod(0o770), lambda: folder.chmod(0o700)),
+                        (lambda: monkeypatch.setattr(xla_cache, "ROOM", 2 ** 62), lambda: None)):
+        monkeypatch.setenv("TF_XLA_FLAGS", "--one_flag")
+        spoil()
+        xla_cache.use()
+        assert xla_cache._folder is None and os.environ["TF_XLA_FLAGS"] == "--one_flag"
+        xla_cache.seal()
+        mend()
 
 
 # Memory.
