@@ -2,11 +2,11 @@
 
     python -m eval.benchmark [--models sqair_balls rsqair_in] [--lengths 3 10] [--modes shards xla] [--json FILE]
 
-Every case runs in a process of its own, one after another; the machine's limit, a large float32 matrix product, is
-measured before each of them. Run it on a machine that does nothing else.
+Every case runs in a process of its own. Those of one length and mode, or of one scale, take turns of a few steps, and
+so does the machine's limit, a large float32 matrix product: what slows the machine for a while slows all of them.
 """
 
-import functools
+import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Dict, List, Literal, Optional, Tuple
+from typing import Dict, Iterator, List, Literal, Optional, Sequence, Tuple
 
 import attrs
 import numpy as np
@@ -73,30 +73,23 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
     return 2.0 * batch_size * (config.k_particles * particle + frame)
 
 
-def _median(function, repeats: int) -> Tuple[float, float]:
-    """Median and interquartile range of the seconds that calls take; the first two do not count."""
-    times = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    quarters = statistics.quantiles(times[2:], n=4)
-    return statistics.median(times[2:]), quarters[2] - quarters[0]
-
-
 def machine_gflops(size: int = 4096) -> float:
-    """GFLOP/s of a large float32 matrix product, the machine's limit."""
+    """GFLOP/s of a large float32 matrix product, the machine's limit; the first of two does not count."""
     a = tf.random.normal([size, size])
-    return 2e-9 * size ** 3 / _median(lambda: tf.matmul(a, a).numpy(), 3)[0]
+    for _ in range(2):
+        started = time.perf_counter()
+        tf.matmul(a, a).numpy()
+        seconds = time.perf_counter() - started
+    return 2e-9 * size ** 3 / seconds
 
 
-def measure(config: Config, n_frames: int, repeats: int) -> Dict[str, float]:
-    """Measures one case in this process, which must not have used TensorFlow before.
+def serve(config: Config, n_frames: int, requests: Iterator[str]) -> None:
+    """Times one case in this process, which must not have used TensorFlow before; prints JSON, a line each.
 
-    Args: config: model, batch size, shards, XLA or not. n_frames: T. repeats: steps to time.
+    First: first_step_s, the first step's bound, and train_gflop. Then, for every request, a number of steps: the
+    seconds of so many training and evaluation steps, each after one that does not count, and peak_gb.
 
-    Returns:
-      Seconds, GFLOP, GB, and sequences a second, by name.
+    Args: config: model, batch size, shards, XLA or not. n_frames: T. requests: lines with numbers of steps.
     """
     use_machine(config.train)
     batch = config.train.batch_size
@@ -114,15 +107,24 @@ def measure(config: Config, n_frames: int, repeats: int) -> Dict[str, float]:
         result = train_step(obs, counts, tf.constant(next(step), tf.int64), tf.constant(1e-5))
         return float(result.report.iwae_per_frame)
 
+    def evaluate():
+        return float(eval_step(obs, counts, tf.constant([0, next(step)])).iwae)
+
+    def seconds(function, n):
+        times = []
+        for _ in range(n + 1):
+            started = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - started)
+        return times[1:]
+
     bound = train()
-    first = time.perf_counter() - started
-    seconds, spread = _median(train, repeats)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    evaluation, evaluation_spread = _median(
-        lambda: float(eval_step(obs, counts, tf.constant([0, next(step)])).iwae), repeats)
-    return {"train_s": seconds, "train_spread_s": spread, "eval_s": evaluation, "eval_spread_s": evaluation_spread,
-            "first_step_s": first, "peak_gb": peak, "sequences_per_s": batch / seconds, "bound": bound,
-            "train_gflop": 3e-9 * flops(config.model, n_frames, batch)}
+    print(json.dumps({"first_step_s": time.perf_counter() - started, "bound": bound,
+                      "train_gflop": 3e-9 * flops(config.model, n_frames, batch)}), flush=True)
+    for request in requests:
+        times = {"train": seconds(train, int(request))}
+        times["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6      # of training alone at first
+        print(json.dumps({**times, "eval": seconds(evaluate, int(request))}), flush=True)
 
 
 def pipeline_rate(n_frames: int, n_batches: int = 100) -> float:
@@ -155,14 +157,14 @@ class Arguments:
     """K."""
     n_steps_per_image: int = attrs.field(default=4, validator=within(1, 64))
     """N."""
-    repeats: int = attrs.field(default=10, validator=within(2, 10_000))
-    """Steps that are timed."""
+    repeats: int = attrs.field(default=16, validator=within(2, 10_000))
+    """Steps that are timed, a quarter of them at a time."""
     scaling: bool = False
-    """Also time the first model in the last mode against length, batch size, particles and slots: 9 more cases."""
+    """Also time the first model in the last mode against length, batch size, particles and slots."""
     json: Optional[pathlib.Path] = None
     """File to write the figures to."""
     in_process: bool = False
-    """Time the first case in this process and print it as JSON; what every case is run as."""
+    """Time the first case in this process, as many steps as each line of standard input asks for; print JSON."""
 
     def __attrs_post_init__(self):
         unknown = [model for model in self.models if model not in PRESETS]
@@ -174,20 +176,18 @@ SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 
           "n_steps_per_image": (2, 4, 8)}
 
 
+TURNS = 4
+
+
 def scaling(arguments: Arguments) -> List[Dict]:
     """Seconds a training step against each of `SCALES`, all else being the default and length 3, and the exponent e
     of the fit seconds = c x^e (least squares of the logarithms)."""
-    @functools.cache                    # the scales meet in one case
-    def seconds_a_step(changed: Arguments) -> float:
-        sizes = [f"{name} {getattr(changed, name)}" for name in SCALES]
-        print(f"timing {', '.join(sizes)}", file=sys.stderr, flush=True)
-        return _case(changed, changed.models[0], changed.lengths[0], changed.modes[0])["train_s"]
-
-    base = attrs.evolve(arguments, models=arguments.models[:1], lengths=(3,), modes=arguments.modes[-1:])
-    rows = []
+    model, mode, rows = arguments.models[0], arguments.modes[-1], []
     for name, values in SCALES.items():
-        seconds = [seconds_a_step(attrs.evolve(base, **{name: (value,) if name == "lengths" else value}))
-                   for value in values]
+        sizes = [(arguments, value) if name == "lengths" else (attrs.evolve(arguments, **{name: value}), 3)
+                 for value in values]
+        print(f"timing {name} {values}", file=sys.stderr, flush=True)
+        seconds = [case["train_s"] for case in time_cases([(sized, model, length, mode) for sized, length in sizes])]
         exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
         rows.append({"of": name, "values": list(values), "train_s": seconds, "exponent": exponent})
     return rows
@@ -203,18 +203,53 @@ def scaling_table(rows: List[Dict]) -> str:
     return "\n".join(lines)
 
 
-def _case(arguments: Arguments, model: str, length: int, mode: str) -> Dict:
-    limit = machine_gflops()
+@contextlib.contextmanager
+def _worker(arguments: Arguments, model: str, length: int, mode: str) -> Iterator[Iterator[Dict]]:
+    """A process that times a case: yields what it prints, first of its start, then of every turn asked for."""
     command = [sys.executable, "-m", "eval.benchmark", "--in_process", "--models", model, "--lengths", str(length),
                "--modes", mode]
-    for name in ("batch_size", "k_particles", "n_steps_per_image", "repeats"):
+    for name in ("batch_size", "k_particles", "n_steps_per_image"):
         command += [f"--{name}", str(getattr(arguments, name))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{model}, length {length}, {mode} failed: {done.stderr.strip().splitlines()[-1]}")
-    figures = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**figures, "machine_gflops": limit,
-            "share_of_limit": figures["train_gflop"] / figures["train_s"] / limit}
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        def answers():
+            while line := process.stdout.readline():
+                yield json.loads(line)
+                process.stdin.write(f"{-(-arguments.repeats // TURNS)}\n")
+                process.stdin.flush()
+            process.wait()
+            log.seek(0)
+            raise UserError(f"{model}, length {length}, {mode} failed: {(log.read().strip() or '?').splitlines()[-1]}")
+
+        try:
+            yield answers()
+        finally:
+            process.kill()
+
+
+def time_cases(cases: Sequence[Tuple[Arguments, str, int, str]]) -> List[Dict]:
+    """Times cases (arguments, model, length, mode), which take turns.
+
+    Returns:
+      For each the medians of its seconds a step, quartiles apart (spread), GFLOP, GB, and sequences a second, by name.
+    """
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_worker(*case)) for case in cases]
+        starts = [next(worker) for worker in workers]
+        limits, turns = [], []
+        for _ in range(TURNS):
+            limits.append(machine_gflops())
+            turns.append([next(worker) for worker in workers])
+    limit, rows = statistics.median(limits), []
+    for (arguments, *_), start, of_case in zip(cases, starts, zip(*turns)):
+        row = {**start, "peak_gb": of_case[0]["peak_gb"], "machine_gflops": limit}
+        for what in ("train", "eval"):
+            times = [seconds for turn in of_case for seconds in turn[what]]
+            quarters = statistics.quantiles(times, n=4)
+            row[f"{what}_s"], row[f"{what}_spread_s"] = quarters[1], quarters[2] - quarters[0]
+        rows.append({**row, "sequences_per_s": arguments.batch_size / row["train_s"],
+                     "share_of_limit": row["train_gflop"] / row["train_s"] / limit})
+    return rows
 
 
 COLUMNS = {"train_s": "s a step", "train_spread_s": "spread", "eval_s": "s an evaluation", "first_step_s": "first step",
@@ -233,22 +268,22 @@ def table(rows: List[Dict]) -> str:
 
 def main() -> int:
     arguments = tyro.cli(Arguments, prog="python -m eval.benchmark", use_underscores=True)
-    cases = [(model, length, mode) for model in arguments.models for length in arguments.lengths
-             for mode in arguments.modes]
     if arguments.in_process:
-        model, length, mode = cases[0]
-        preset = PRESETS[model]
+        preset, mode = PRESETS[arguments.models[0]], arguments.modes[0]
         config = Config(attrs.evolve(preset.model, k_particles=arguments.k_particles,
                                      n_steps_per_image=arguments.n_steps_per_image),
                         attrs.evolve(preset.train, batch_size=arguments.batch_size, xla=mode == "xla",
                                      bfloat16=mode == "bfloat16",
                                      shards=len(os.sched_getaffinity(0)) if mode in ("shards", "bfloat16") else 1))
-        print(json.dumps(measure(config, length, arguments.repeats)))
+        serve(config, arguments.lengths[0], sys.stdin)
         return 0
     rows = []
-    for model, length, mode in cases:
-        print(f"timing {model}, length {length}, {mode}", file=sys.stderr, flush=True)
-        rows.append({"model": model, "length": length, "mode": mode, **_case(arguments, model, length, mode)})
+    for length in arguments.lengths:
+        for mode in arguments.modes:
+            print(f"timing {', '.join(arguments.models)}, length {length}, {mode}", file=sys.stderr, flush=True)
+            cases = time_cases([(arguments, model, length, mode) for model in arguments.models])
+            rows += [{"model": model, "length": length, "mode": mode, **case}
+                     for model, case in zip(arguments.models, cases)]
     rates = {length: pipeline_rate(length) for length in arguments.lengths}
     scales = scaling(arguments) if arguments.scaling else []
     print(table(rows))

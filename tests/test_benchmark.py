@@ -1,8 +1,11 @@
 """The benchmark's formula against the graph it speaks of, and its table. Nothing is timed here."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from data_helpers import run_command
 
 from eval import benchmark
 from sqair.config import ModelConfig
@@ -41,3 +44,22 @@ def test_the_table_has_a_row_for_each_case():
     row = {"model": "sqair_balls", "length": 3, "mode": "xla", **{key: 0.5 for key in benchmark.COLUMNS}}
     lines = benchmark.table([row, row]).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+
+
+def test_the_command_times_cases_in_turns_and_writes_them_down(tmp_path):
+    small = ("--lengths", 1, "--modes", "graph", "--batch_size", 2, "--k_particles", 1, "--n_steps_per_image", 1,
+             "--repeats", 8)
+    done = run_command("eval.benchmark", "--models", "sqair_balls", "rsqair_in", *small, "--json", tmp_path / "b.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert [case["model"] for case in written["cases"]] == ["sqair_balls", "rsqair_in"]
+    for case in written["cases"]:
+        assert all(np.isfinite(case[key]) for key in benchmark.COLUMNS) and case["train_s"] > 0
+    assert written["cases"][0]["bound"] != written["cases"][1]["bound"]
+    assert written["versions"]["tensorflow"] and written["pipeline_batches_per_s"]["1"] > 0
+    assert "| rsqair_in | 1 | graph |" in done.stdout and "1 frames" in done.stdout
+
+
+def test_a_case_that_fails_is_named():
+    with pytest.raises(benchmark.UserError, match="no_such_model, length 1, graph failed: error: --models no_such_model"):
+        benchmark.time_cases([(benchmark.Arguments(), "no_such_model", 1, "graph")])

@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from data_helpers import ROOT
+from train_helpers import command, config, error_line, execute, make_data
 
 from data_gen.command_line import UserError
 from sqair import distribution
-from data_helpers import ROOT
-from train_helpers import command, config, error_line, execute, make_data
 
 STEPS, EARLY = 40, 6       # the whole run; where it is compared with one process
 TWO_DEVICES = """
