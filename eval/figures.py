@@ -34,7 +34,8 @@ from sqair.train import sequence_length
 LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bound, nats a frame",
           "data_ll": "log p(x|z), nats a frame", "kl": "KL, nats a frame", "num_steps": "objects a frame",
           "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size",
-          "seconds_per_step": "seconds a training step", "memory_mb": "memory, MB", "open_files": "open files"}
+          "seconds_per_step": "seconds a training step", "cpu_seconds_per_step": "seconds of all cores a step",
+          "memory_mb": "memory, MB", "open_files": "open files"}
 
 Paths = tuple[pathlib.Path, ...]
 
@@ -346,7 +347,7 @@ def _number(text: str) -> float:
 
 _SHOWN = {"validation": "validation set", "training": "training set", "batch": "batches of training",
           "machine": "use of the machine"}
-_LEARNING, _MACHINE = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy"), ("seconds_per_step", *health.RESOURCES)
+_LEARNING, _MACHINE = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy"), (*health.SPEED, *health.RESOURCES)
 
 
 @attrs.frozen(kw_only=True)
@@ -362,7 +363,7 @@ class Curves:
     process used of the machine."""
     quantities: Optional[tuple[str, ...]] = None
     """Columns of metrics.csv (of machine: of resources.csv); left out: bound, likelihood, KL and count accuracy (of
-    machine: seconds a step, memory and open files)."""
+    machine: seconds a step gone by and computed, memory and open files)."""
 
     def write(self) -> list[pathlib.Path]:
         """Writes the figure; returns the files."""

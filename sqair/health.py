@@ -1,6 +1,7 @@
 """What a user should hear about a run that goes wrong: collapse, useless particles, overfitting, non-finite numbers."""
 
 import os
+import time
 from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -9,7 +10,14 @@ import tensorflow as tf
 from sqair.model import SQAIR, Forward, Report
 
 PATIENCE = 5  # reports in a row that must agree before a warning
+SPEED = ("seconds_per_step", "cpu_seconds_per_step")
 RESOURCES = ("memory_mb", "open_files")
+
+
+def clock() -> np.ndarray:
+    """Seconds that have gone by, and seconds that this process has computed on any core, [2]: the latter do not count
+    what other machines of the same host take."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def resources() -> Tuple[float, int]:

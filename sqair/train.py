@@ -15,7 +15,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 from typing import Annotated, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -225,7 +224,7 @@ class Trainer:
                                    ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
                                     *Report._fields], self.step)
         self.resources = MetricsFile(self.folder / "resources.csv",
-                                     ["step", "data", "length", "seconds_per_step", *health.RESOURCES], self.step)
+                                     ["step", "data", "length", *health.SPEED, *health.RESOURCES], self.step)
 
     @property
     def step(self) -> int:
@@ -318,7 +317,7 @@ class Trainer:
                  f"{self.n_sequences['training']:,} training sequences, step {self.step:,} of {train.train_itr:,}")
         bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,
                    disable=not (is_chief and sys.stderr.isatty()))
-        length, data, clock, clock_step, result = 0, None, time.monotonic(), self.step, None
+        length, data, clock, clock_step, result = 0, None, health.clock(), self.step, None
         with bar, tensorboard(self.folder) if is_chief else contextlib.nullcontext():
             while self.step < train.train_itr and not self._told_to_stop():
                 step = self.step
@@ -336,7 +335,7 @@ class Trainer:
                 if not bool(result.finite):
                     self._stop_at_non_finite(step, batch, result)
                 if clock is None:       # the first step of a length is compiled
-                    clock, clock_step = time.monotonic(), step + 1
+                    clock, clock_step = health.clock(), step + 1
                 self.state.step.assign_add(1)
                 step += 1
                 bar.update()
@@ -344,11 +343,12 @@ class Trainer:
                     bar.set_postfix_str(f"length {length}, IWAE {float(result.report.iwae_per_frame):.1f} a frame")
                 if step % train.report_loss_every == 0 or step == train.train_itr:
                     timed = step - clock_step       # 0 at the first step of a length
-                    seconds = (time.monotonic() - clock) / timed if timed else math.nan
+                    seconds, cpu_seconds = (health.clock() - clock) / timed if timed else (math.nan, math.nan)
                     self._report(step, "batch", length, result.report, rate, result, 1 / seconds if timed else None)
                     if is_chief:
-                        self.resources.append([step, "machine", length, seconds, *health.resources()])
-                    clock, clock_step = time.monotonic(), step
+                        self.resources.append([step, "machine", length, float(seconds), float(cpu_seconds),
+                                               *health.resources()])
+                    clock, clock_step = health.clock(), step
                 if step % train.log_itr == 0 or step == train.train_itr:
                     stop = self._validate(step, length)
                     clock, clock_step = None, step
