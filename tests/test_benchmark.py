@@ -47,7 +47,7 @@ def test_the_table_has_a_row_for_each_case():
 
 
 def test_the_command_times_cases_in_turns_and_writes_them_down(tmp_path):
-    small = ("--lengths", 1, "--modes", "graph", "--batch_size", 2, "--k_particles", 1, "--n_steps_per_image", 1,
+    small = ("--lengths", 1, "--modes", "graph", "--batch_size", 2, "--k_particles", 2, "--n_steps_per_image", 1,
              "--repeats", 8)
     done = run_command("eval.benchmark", "--models", "sqair_balls", "rsqair_in", *small, "--json", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr[-2000:]
