@@ -14,10 +14,11 @@ from typing import Optional
 
 import tensorflow as tf
 
+from data_gen.command_line import atomic_path
+
 OPTION = "--tf_xla_persistent_cache_directory"
 MOST_ENTRIES = 200          # about 2 MB each
 ROOM = 2 ** 30              # bytes: on a fuller disc nothing is kept
-
 
 _folder: Optional[pathlib.Path] = None      # of this process, since TensorFlow's setting is
 
@@ -54,12 +55,10 @@ def seal() -> None:
     for entry in _folder.glob("*.pb") if _folder else []:
         seal_of = _seal(entry)
         if not seal_of.exists():
-            part = seal_of.with_suffix(f".{os.getpid()}")
             try:
-                part.write_text(_digest(entry))
-                part.rename(seal_of)
+                with atomic_path(seal_of) as temporary:
+                    temporary.write_text(_digest(entry))
             except OSError:     # a full disc, say: the entry will be compiled again
-                part.unlink(missing_ok=True)
                 return
 
 

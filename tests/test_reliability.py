@@ -378,33 +378,27 @@ def test_steps_at_full_size_are_the_same_twice(data, tmp_path):
     assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
 
 
-def test_programs_of_the_xla_cache_give_the_same_bits_and_only_sound_ones_are_loaded(data, tmp_path):
+def test_programs_of_the_xla_cache_give_the_same_bits_and_only_sound_ones_are_loaded(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
     short = config(data, xla=True, train_itr=2, stage_itr=0, log_itr=2)
-    folders = tmp_path / "cache" / "r-sqair"
 
     def trained(name):
-        os.environ["XDG_CACHE_HOME"] = str(tmp_path / "cache")
         result = execute(command(short, tmp_path / name))
         assert result.returncode == 0, result.stderr[-2000:]
-        return newest(tmp_path / name), {path: path.stat().st_mtime_ns for path in folders.glob("*/*.pb")}
+        programs = (tmp_path / "cache" / "r-sqair").glob("*/*.pb")
+        return newest(tmp_path / name), {path: path.stat().st_mtime_ns for path in programs}
 
-    before = {name: os.environ.pop(name, None) for name in ("XDG_CACHE_HOME", "TF_XLA_FLAGS")}
-    try:
-        compiled, programs = trained("one")
-        assert len(programs) > 1 and all(xla_cache._seal(path).exists() for path in programs)
-        broken, *sound = programs
-        good = broken.read_bytes()
-        broken.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])     # perhaps an instruction
-        loaded, after = trained("two")
-        assert all(after[path] == programs[path] for path in sound), "compiled again, though it was there"
-        assert after[broken] != programs[broken] and broken.read_bytes()[1000] == good[1000]
-        assert_same(compiled, loaded)
-        assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    compiled, programs = trained("one")
+    assert len(programs) > 1 and all(xla_cache._seal(path).exists() for path in programs)
+    broken, *sound = programs
+    good = broken.read_bytes()
+    broken.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])     # perhaps an instruction
+    loaded, after = trained("two")
+    assert all(after[path] == programs[path] for path in sound), "compiled again, though it was there"
+    assert after[broken] != programs[broken] and broken.read_bytes()[1000] == good[1000]
+    assert_same(compiled, loaded)
+    assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
