@@ -36,7 +36,7 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
 
     With R = 32 n_units, D, h x w, H x W (C channels folded into the widths), per particle and slot:
 
-      crop = C (h H W + h W w);  glimpse = crop + hwC R + R^2 + 2 D R
+      glimpse = hwC R + R^2 + 2 D R
       steps(x) = (x + D) R/2 + R/2
       discovery   = (D+5) R + R^2 + (2 R^2 + 8 R) + glimpse + steps(R)
       propagation = (128 R + 512) + (128 R + 128 hw) + 2 glimpse + (3D + 10 + R) R + R^2
@@ -45,15 +45,14 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
       decoder     = D R + R^2 + R hwC + C (h w W + h H W);  latent encoder = (D + 4) R + R^2
 
     per particle: R^2 for the conditioning, 128 (R + 9) for the recurrent prior of where; per frame and sequence:
-    HWC R + 2 R^2 for the encoder. Nothing is propagated at the first frame. Relational modules are not counted. A
-    training step is counted as three forward passes.
+    HWC R + 2 R^2 for the encoder. Nothing is propagated at the first frame. What is not a matrix product, crops
+    among it, and relational modules are not counted. A training step is counted as three forward passes.
 
     Args: config; n_frames: T; batch_size: B. Returns: operations.
     """
     r, d, g = config.n_hidden, config.n_what, config.glimpse_size
     height, width, channels = config.image_size
-    crop = channels * (g * height * width + g * width * g)
-    glimpse = crop + g * g * channels * r + r * r + 2 * d * r
+    glimpse = g * g * channels * r + r * r + 2 * d * r
 
     def steps(x):
         return (x + d) * r // 2 + r // 2

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import (CELLS, MLP, GaussianHead, Linear, constant, glorot_limit, initial_state, matmul, positive,
                           uniform)
+from sqair.spatial_transformer import Columns
 
 ABSENT_LOGIT = 88.0  # sigmoid(-88) is the smallest positive float32
 
@@ -110,12 +111,12 @@ class DiscoveryCore(snt.Module):
         return (tf.concat([summary, tf.ones([n_particles, 1])], -1),
                 tf.repeat(self.initial_state, n_particles, 0))
 
-    def __call__(self, known: tf.Tensor, rows: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise):
+    def __call__(self, known: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor, noise):
         """Infers one slot.
 
         Args:
           known: the RNN's share of frame and conditioning, [P, R].
-          rows: [B, H, C*W] the frame.
+          columns: `Columns` of the frame, [B, ...].
           previous: [P, D+5] what, where and presence of the previous slot.
           state: [P, R] RNN state.
           noise: `PhaseNoise` of this slot, [P, d] each.
@@ -129,7 +130,7 @@ class DiscoveryCore(snt.Module):
         where_scale = positive(raw)
         where = where_loc + where_scale * noise.where
         window = tf.expand_dims(where, 1)
-        what_loc, what_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(rows, window))
+        what_loc, what_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(columns, window))
         what = what_loc + what_scale * noise.what
         logit = masked_logit(self.steps_predictor(hidden=hidden, what=what), presence_prev)
         presence = sample_presence(logit, presence_prev, noise.presence)
@@ -180,18 +181,18 @@ class PropagationCore(snt.Module):
         self.steps_predictor = MLP(dict(hidden=hidden, temporal=hidden, what=n_what), [hidden // 2], 1,
                                    b_init=constant(config.prop_step_bias), name="steps_predictor")
 
-    def prepare(self, rows: tf.Tensor, objects, temporal: tf.Tensor, gamma: Optional[tf.Tensor]) -> Prepared:
+    def prepare(self, columns: Columns, objects, temporal: tf.Tensor, gamma: Optional[tf.Tensor]) -> Prepared:
         """Computes for all objects at once what the slot loop does not change.
 
         Args:
-          rows: [B, H, C*W] the frame.
+          columns: `Columns` of the frame, [B, ...].
           objects: latents of the previous frame (`Latents`), [P, N, d].
           temporal: [P, N, R] temporal states.
           gamma: [P, N, G] relations (or [P, 1, G]), None without.
         """
         mask = self.glimpse_encoder.mask(temporal)
         peek = objects.where + 0.1 * self.where_bias(temporal)
-        glimpse, _ = self.glimpse_encoder(rows, peek, mask)
+        glimpse, _ = self.glimpse_encoder(columns, peek, mask)
         return Prepared(
             rnn=self.rnn.inputs(glimpse=glimpse, object=objects.summary, temporal=temporal,
                                 **({"gamma": gamma} if self.rnn_gamma else {})),
@@ -205,13 +206,13 @@ class PropagationCore(snt.Module):
         """What stands before the first slot: (summary [P, D+5]: zeros; RNN state [P, R])."""
         return tf.zeros([n_particles, self.n_what + 5]), tf.repeat(self.initial_state, n_particles, 0)
 
-    def __call__(self, prepared: Prepared, rows: tf.Tensor, objects, temporal: tf.Tensor, previous: tf.Tensor,
+    def __call__(self, prepared: Prepared, columns: Columns, objects, temporal: tf.Tensor, previous: tf.Tensor,
                  state: tf.Tensor, noise):
         """Infers one slot.
 
         Args:
           prepared: this slot of what `prepare` returned, [P, d].
-          rows: [B, H, C*W] the frame.
+          columns: `Columns` of the frame, [B, ...].
           objects: this object's latents at the previous frame, [P, d].
           temporal: [P, R] its temporal state.
           previous: [P, D+5] what, where and presence of the previous slot of this frame.
@@ -229,7 +230,7 @@ class PropagationCore(snt.Module):
 
         mask = None if prepared.mask is None else tf.expand_dims(prepared.mask, 1)
         window = tf.expand_dims(where, 1)
-        glimpse_loc, glimpse_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(rows, window, mask))
+        glimpse_loc, glimpse_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(columns, window, mask))
         temporal_new = self.temporal(
             self.temporal.inputs(hidden=hidden, where=where, what_loc=glimpse_loc, what_scale=glimpse_scale),
             temporal, prepared.temporal_recurrent)

@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 from sqair.core import DiscoveryCore, Slots
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import MLP, Linear, VanillaRNN, constant, glorot_limit, initial_state, positive, uniform
+from sqair.spatial_transformer import Columns
 
 tfd = tfp.distributions
 
@@ -113,12 +114,12 @@ class Discover(snt.Module):
             self.timestep_bias = tf.Variable([10.0] + [0.0] * n_slots, name="step_prior_timestep_bias")
             self.steps_mlp = MLP(1, [10], n_slots + 1, name="step_prior_mlp")
 
-    def __call__(self, frame: tf.Tensor, rows: tf.Tensor, conditioning: tf.Tensor, noise) -> Slots:
+    def __call__(self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise) -> Slots:
         """Infers the slots of one frame.
 
         Args:
           frame: the core RNN's share of the frame encoding, [P, R].
-          rows: [B, H, C*W] the frame.
+          columns: `Columns` of the frame, [B, ...].
           conditioning: [P, R] summary of the propagated objects.
           noise: `PhaseNoise`, [N, P, d].
 
@@ -129,7 +130,7 @@ class Discover(snt.Module):
         previous, state = self.core.first_slot(known.shape[0])
         slots = []
         for slot_noise in unstack(noise, 0):
-            slot, state = self.core(known, rows, previous, state, slot_noise)
+            slot, state = self.core(known, columns, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)
         return stack_slots(slots)

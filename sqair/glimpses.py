@@ -32,9 +32,9 @@ class GlimpseEncoder(snt.Module):
         channels = self.glimpse_shape[2]
         return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
 
-    def __call__(self, rows: tf.Tensor, where: tf.Tensor, mask: Optional[tf.Tensor] = None):
-        """Args: rows [B, H, C*W]; where [P, S, 4]; mask [P, S, h*w*C] or None. Returns: loc, scale [P, S, D]."""
-        glimpse = spatial_transformer.crop(rows, where, self.glimpse_shape)
+    def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: Optional[tf.Tensor] = None):
+        """Args: columns of images [B, ...]; where [P, S, 4]; mask [P, S, h*w*C] or None. Returns: loc, scale [P, S, D]."""
+        glimpse = spatial_transformer.crop(columns, where, self.glimpse_shape)
         return self.head(self.mlp(glimpse if mask is None else glimpse * mask))
 
 

@@ -10,6 +10,7 @@ from sqair.core import PropagationCore, Slots, masked_logit, sample_presence
 from sqair.discover import LogProbs, stack_slots, unstack
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import CELLS, Linear, initial_state, positive
+from sqair.spatial_transformer import Columns
 
 tfd = tfp.distributions
 
@@ -97,11 +98,11 @@ class Propagate(snt.Module):
         shape = [n_particles, self.n_slots, self.temporal_initial_state.shape[-1]]
         return tf.broadcast_to(self.temporal_initial_state, shape), tf.broadcast_to(self.prior.initial_state, shape)
 
-    def __call__(self, rows: tf.Tensor, objects: Latents, temporal: tf.Tensor, gamma: Optional[tf.Tensor], noise):
+    def __call__(self, columns: Columns, objects: Latents, temporal: tf.Tensor, gamma: Optional[tf.Tensor], noise):
         """Infers this frame's latents of the objects of the previous one.
 
         Args:
-          rows: [B, H, C*W] the frame.
+          columns: `Columns` of the frame, [B, ...].
           objects: latents at t-1, [P, N, d].
           temporal: [P, N, R] temporal states.
           gamma: [P, N, G] relations or None.
@@ -110,12 +111,12 @@ class Propagate(snt.Module):
         Returns:
           `Slots` [P, N, d] and the new temporal states [P, N, R].
         """
-        prepared = self.core.prepare(rows, objects, temporal, gamma)
+        prepared = self.core.prepare(columns, objects, temporal, gamma)
         previous, state = self.core.first_slot(temporal.shape[0])
         noise = noise._replace(where=self.core.where_posterior.correlate(noise.where))
         slots, temporal_new = [], []
         for (known, latents, memory), slot_noise in zip(unstack((prepared, objects, temporal), 1), unstack(noise, 0)):
-            slot, new, state = self.core(known, rows, latents, memory, previous, state, slot_noise)
+            slot, new, state = self.core(known, columns, latents, memory, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)
             temporal_new.append(new)

@@ -44,11 +44,11 @@ class SequentialAIR(snt.Module):
         discover = self.timestep.discover
         codes = discover.frame_encoder(tf.reshape(obs, [n_frames, batch, -1]))
         codes = tf.repeat(discover.core.rnn.inputs(frame=codes), self.n_particles, 1)     # [T, P, R]
-        rows = spatial_transformer.image_to_rows(obs, self.channels)                      # [T, B, H, C*W]
+        columns = spatial_transformer.image_to_columns(obs, self.channels)                # [T, B, ...]
 
         state = self.timestep.initial_state(codes.shape[1])
         frames = []
-        for t, (code, image, frame_noise) in enumerate(unstack((codes, rows, noise), 0)):
+        for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise), 0)):
             state, frame = self._step(state, code, image, frame_noise, propagate=t > 0 or propagate_first,
                                       generate=generate_after is not None and t > generate_after)
             frames.append(frame)

@@ -1,12 +1,15 @@
 """Attention windows: crops, pastes and boxes (spec/sqair.md, "Spatial transformer").
 
-There is no rotation or shear, so a bilinear crop is two products with matrices of hat weights max(0, 1 - |p - i|),
-p the source coordinate of an output pixel: the values and gradients of a gather-based resampler, as matrix products.
-Images are held as rows, [..., H, C*W], so that grey and colour take the same path.
+There is no rotation or shear, so that both resample one axis after the other, bilinearly. A crop reads whole columns of
+an image, then rows of those; no gradient flows to images, which are data. A paste, whose glimpses need one, is two
+products with matrices of hat weights max(0, 1 - |p - i|), p the source coordinate of an output pixel: the values and
+gradients of a gather-based resampler, as matrix products. Canvases are held as rows, [..., H, C*W], so that grey and
+colour take the same path.
 """
 
-from typing import Sequence, Tuple
+from typing import NamedTuple, Sequence, Tuple
 
+import numpy as np
 import tensorflow as tf
 
 MIN_SCALE = 1e-4
@@ -39,14 +42,14 @@ def sum_of_hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
     return tf.clip_by_value(tf.minimum(position + 1.0, size - position), 0.0, 1.0)
 
 
-def crop_weights(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
-    """Weights [..., n_out, n_in] that resample one axis of an image to a glimpse.
+def crop_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
+    """Positions [..., n_out] in an image axis of n_in pixels that a glimpse axis's pixels read.
 
     Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
     """
     grid = _grid(n_out, scale.dtype)
     scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
-    return hat_weights((scale * grid + shift + 1.0) * (0.5 * (n_in - 1)), n_in)
+    return (scale * grid + shift + 1.0) * (0.5 * (n_in - 1))
 
 
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
@@ -75,27 +78,79 @@ def rows_to_image(rows: tf.Tensor, channels: int) -> tf.Tensor:
     return tf.transpose(image, list(range(rank - 2)) + [rank - 1, rank - 2])
 
 
-def crop(rows: tf.Tensor, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf.Tensor:
+class Columns(NamedTuple):
+    """Images as `crop` reads them: columns [..., B, W+3, C*(H+4)] of images with two zeros on every side (but for the
+    last column), and the steps from each column to the next."""
+
+    values: tf.Tensor
+    steps: tf.Tensor
+
+
+def image_to_columns(image: tf.Tensor, channels: int) -> Columns:
+    """[..., B, H, W] or [..., B, H, W, C] -> `Columns`."""
+    image = rows_to_image(image_to_rows(image, channels), channels)
+    leading = image.shape[:-2] if channels == 1 else image.shape[:-3]
+    image = tf.reshape(image, [-1, *image.shape[len(leading):len(leading) + 2], channels])
+    columns = tf.transpose(tf.pad(image, [[0, 0], [2, 2], [2, 2], [0, 0]]), [0, 2, 3, 1])        # [L, W+4, C, H+4]
+    columns = tf.reshape(columns, [*leading, columns.shape[1], columns.shape[2] * columns.shape[3]])
+    return Columns(columns[..., :-1, :], columns[..., 1:, :] - columns[..., :-1, :])
+
+
+def _split_position(position: tf.Tensor, size: int) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Positions along `size` pixels with two zeros on either side: the index of the pixel below, int32, and the rest.
+
+    What lies further out reads zeros too, and NaN becomes a rest of NaN.
+    """
+    index = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32) + 2, 0, size + 2)
+    return index, position - tf.cast(index - 2, position.dtype)
+
+
+def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf.Tensor:
     """Glimpses of the windows `where`.
 
     Args:
-      rows: [B, H, C*W] images.
+      columns: `Columns` of images [B, H, W, C].
       where: [P, S, 4] logits of S windows for each of the P = B*K particles, particles of one image contiguous.
       glimpse_shape: (h, w, C).
 
     Returns:
-      [P, S, h*w*C], flattened as the original flattens; zero outside of the image.
+      [P, S, h*w*C], flattened as the original flattens; zero outside of the image. No gradient flows to the images.
     """
     h, w, channels = glimpse_shape
-    batch, height, width = rows.shape[0], rows.shape[1], rows.shape[2] // channels
+    batch, width, height = columns.values.shape[0], columns.values.shape[1] - 3, columns.values.shape[2] // channels - 4
     particles, slots = where.shape[0], where.shape[1]
+    windows = particles * slots
+    values, steps = (tf.reshape(x, [batch * (width + 3), -1]) for x in columns)
+    first_column = np.repeat(np.arange(batch, dtype=np.int32) * (width + 3), windows // batch)[:, None]
+    first_row = np.arange(windows * channels, dtype=np.int32).reshape(windows, channels, 1) * (height + 4)
+
+    @tf.custom_gradient
+    def resample(x, y):             # positions [P*S, w], [P*S, h]
+        column, x_rest = _split_position(x, width)
+        row, y_rest = _split_position(y, height)
+        column, row = column + first_column, tf.expand_dims(row, 1) + first_row
+        x_rest, y_rest = tf.expand_dims(x_rest, 2), tf.reshape(y_rest, [windows, 1, h, 1])
+
+        def at_rows(strips):        # [P*S, w, C*(H+4)] -> the rows below y and the steps to the next, [P*S, C, h, w]
+            strips = tf.reshape(tf.transpose(strips, [0, 2, 1]), [-1, w])
+            below = tf.gather(strips, row)
+            return below, tf.gather(strips, row + 1) - below
+
+        step = tf.gather(steps, column)
+        below, dy = at_rows(tf.gather(values, column) + x_rest * step)
+
+        def derive(upstream):
+            dx_below, dx_step = at_rows(step)
+            dx = dx_below + y_rest * dx_step
+            return tf.reduce_sum(upstream * dx, [1, 2]), tf.reduce_sum(upstream * dy, [1, 3])
+
+        return below + y_rest * dy, derive
+
     sx, sy, tx, ty = to_coords(where)
-    down = tf.reshape(crop_weights(sy, ty, h, height), [batch, -1, height])       # [B, K*S*h, H]
-    across = tf.reshape(crop_weights(sx, tx, w, width), [-1, w, width])           # [P*S, w, W]
-    strips = tf.reshape(down @ rows, [-1, h * channels, width])                   # [P*S, h*C, W]
-    glimpse = tf.matmul(strips, across, transpose_b=True)                         # [P*S, h*C, w]
+    glimpse = resample(tf.reshape(crop_positions(sx, tx, w, width), [windows, w]),
+                       tf.reshape(crop_positions(sy, ty, h, height), [windows, h]))
     if channels > 1:
-        glimpse = rows_to_image(tf.reshape(glimpse, [-1, h, channels * w]), channels)
+        glimpse = tf.transpose(glimpse, [0, 2, 3, 1])
     return tf.reshape(glimpse, [particles, slots, h * w * channels])
 
 

@@ -11,6 +11,7 @@ from sqair.discover import Discover
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import MLP
 from sqair.propagate import Latents, PriorStatistics, Propagate
+from sqair.spatial_transformer import Columns
 
 
 class State(NamedTuple):
@@ -107,14 +108,14 @@ class SQAIRTimestep(snt.Module):
                       zero.presence_logit - 88.0)
         return slots, prior
 
-    def __call__(self, state: State, frame: tf.Tensor, rows: tf.Tensor, noise, propagate: bool = True,
+    def __call__(self, state: State, frame: tf.Tensor, columns: Columns, noise, propagate: bool = True,
                  generate: bool = False) -> Tuple[State, Frame]:
         """Processes one frame.
 
         Args:
           state: `State` after the previous frame.
           frame: [P, R] the discovery RNN's share of the frame encoding.
-          rows: [B, H, C*W] the frame.
+          columns: `Columns` of the frame, [B, ...].
           noise: `Noise` of this frame, [N, P, d].
           propagate: False at a first frame whose absent slots nobody looks at: propagation changes nothing else.
           generate: sample the propagated objects from the prior, and discover nothing: prediction of this frame.
@@ -123,7 +124,7 @@ class SQAIRTimestep(snt.Module):
           The new `State` and the `Frame`.
         """
         # A function of its own is derived by all of its inputs, by data too if nothing stops it.
-        rows, noise = tf.nest.map_structure(tf.stop_gradient, (rows, noise))
+        columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
         n_particles = frame.shape[0]
         objects, temporal, prior_state = state.objects, state.temporal, state.prior
         gamma, memory, attention = self._relate(state)
@@ -132,13 +133,13 @@ class SQAIRTimestep(snt.Module):
         if generate:
             propagated = self.propagate.generate(prior, objects, noise.propagation)
         elif propagate:
-            propagated, temporal = self.propagate(rows, objects, temporal, gamma, noise.propagation)
+            propagated, temporal = self.propagate(columns, objects, temporal, gamma, noise.propagation)
         else:
             propagated, prior = self._nothing_propagated(state)
 
         conditioning = tf.reduce_sum(propagated.presence * self.latent_encoder(propagated.summary[..., :-1]), 1)
         expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / self.n_slots
-        discovered = self.discover(frame, rows, conditioning, noise.discovery)
+        discovered = self.discover(frame, columns, conditioning, noise.discovery)
         if generate:
             discovered = discovered._replace(presence=tf.zeros_like(discovered.presence))
 

@@ -18,9 +18,9 @@ def test_encoder_masks_the_glimpse_in_every_channel(channels):
     make_busy(encoder)
     image, where, state = draw(1, 9, 11, channels), draw(2, 1, 4, seed=1), draw(2, 1, 8, seed=2)
     mask = encoder.mask(tf.constant(state))
-    rows = spatial_transformer.image_to_rows(tf.constant(image), channels)
-    loc, scale = encoder(rows, tf.constant(where), mask)
-    plain, _ = encoder(rows, tf.constant(where))
+    columns = spatial_transformer.image_to_columns(tf.constant(image), channels)
+    loc, scale = encoder(columns, tf.constant(where), mask)
+    plain, _ = encoder(columns, tf.constant(where))
     for p in range(2):
         first, last = encoder.mask_mlp.layers
         expected_mask = sigmoid(elu(state[p, 0] @ first.w["x"].numpy() + first.b) @ last.w["x"].numpy() + last.b)

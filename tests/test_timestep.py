@@ -36,7 +36,7 @@ class Steps:
         self.model = busy_model(**flags)
         self.timestep = self.model.sequence.timestep
         self.obs, self.noise = make_inputs(self.model, n_frames=4, batch=4)
-        self.rows = spatial_transformer.image_to_rows(self.obs, 1)
+        self.columns = spatial_transformer.image_to_columns(self.obs, 1)
         state = self.timestep.initial_state(8)
         self.before, self.after, self.records = [], [], []
         for t in range(4):
@@ -45,10 +45,13 @@ class Steps:
             self.after.append(state)
             self.records.append(record)
 
+    def frame(self, t):
+        return tf.nest.map_structure(lambda x: x[t], self.columns)
+
     def run(self, state, t, **options):
         discover = self.timestep.discover
         code = discover.core.rnn.inputs(frame=discover.frame_encoder(tf.reshape(self.obs[t], [4, -1])))
-        return self.timestep(state, tf.repeat(code, 2, 0), self.rows[t],
+        return self.timestep(state, tf.repeat(code, 2, 0), self.frame(t),
                              tf.nest.map_structure(lambda x: x[t], self.noise), **options)
 
 
@@ -105,7 +108,7 @@ def test_recurrent_states_follow_their_objects(steps):
     for t in (1, 2, 3):
         before, after = steps.before[t], steps.after[t]
         noise = tf.nest.map_structure(lambda x: x[t], steps.noise.propagation)
-        _, temporal = propagate(steps.rows[t], before.objects, before.temporal, None, noise)
+        _, temporal = propagate(steps.frame(t), before.objects, before.temporal, None, noise)
         _, prior = propagate.prior(before.objects, before.prior, None)
         for ours, moved, start in ((after.temporal, temporal, temporal_start), (after.prior, prior, prior_start)):
             both = np.concatenate([moved, start], 1)
