@@ -45,8 +45,8 @@ def masked_logit(logit: tf.Tensor, presence_prev: tf.Tensor) -> tf.Tensor:
 
 
 def sample_presence(logit: tf.Tensor, presence_prev: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-    """[noise < sigmoid(logit)] * presence_prev, float32."""
-    return tf.cast(noise < tf.sigmoid(logit), tf.float32) * presence_prev
+    """[noise < sigmoid(logit)] * presence_prev, float32. A choice has no derivative, so that none is computed."""
+    return tf.stop_gradient(tf.cast(noise < tf.sigmoid(logit), tf.float32) * presence_prev)
 
 
 class WhereHead(snt.Module):
@@ -129,8 +129,7 @@ class DiscoveryCore(snt.Module):
         where_loc, raw = self.where_head(x=hidden)
         where_scale = positive(raw)
         where = where_loc + where_scale * noise.where
-        window = tf.expand_dims(where, 1)
-        what_loc, what_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(columns, window))
+        what_loc, what_scale = self.glimpse_encoder(columns, where)
         what = what_loc + what_scale * noise.what
         logit = masked_logit(self.steps_predictor(hidden=hidden, what=what), presence_prev)
         presence = sample_presence(logit, presence_prev, noise.presence)
@@ -138,7 +137,7 @@ class DiscoveryCore(snt.Module):
 
 
 class Prepared(NamedTuple):
-    """What propagation knows of all objects before its slot loop, [P, N, d]; `mask` is None without masks."""
+    """What propagation knows of all objects before its slot loop, [N, P, d]; `mask` is None without masks."""
 
     rnn: tf.Tensor
     where_head: tf.Tensor
@@ -186,9 +185,9 @@ class PropagationCore(snt.Module):
 
         Args:
           columns: `Columns` of the frame, [B, ...].
-          objects: latents of the previous frame (`Latents`), [P, N, d].
-          temporal: [P, N, R] temporal states.
-          gamma: [P, N, G] relations (or [P, 1, G]), None without.
+          objects: latents of the previous frame (`Latents`), [N, P, d].
+          temporal: [N, P, R] temporal states.
+          gamma: [N, P, G] relations (or [1, P, G]), None without.
         """
         mask = self.glimpse_encoder.mask(temporal)
         peek = objects.where + 0.1 * self.where_bias(temporal)
@@ -228,9 +227,7 @@ class PropagationCore(snt.Module):
         where_scale = positive(raw - 1.0)
         where = where_loc + where_scale * noise.where
 
-        mask = None if prepared.mask is None else tf.expand_dims(prepared.mask, 1)
-        window = tf.expand_dims(where, 1)
-        glimpse_loc, glimpse_scale = (tf.squeeze(x, 1) for x in self.glimpse_encoder(columns, window, mask))
+        glimpse_loc, glimpse_scale = self.glimpse_encoder(columns, where, prepared.mask)
         temporal_new = self.temporal(
             self.temporal.inputs(hidden=hidden, where=where, what_loc=glimpse_loc, what_scale=glimpse_scale),
             temporal, prepared.temporal_recurrent)

@@ -111,11 +111,14 @@ class Propagate(snt.Module):
         Returns:
           `Slots` [P, N, d] and the new temporal states [P, N, R].
         """
+        # Slots first: what belongs to one of them then stands in one piece, and is cut out without a copy.
+        objects, temporal, gamma = tf.nest.map_structure(
+            lambda x: None if x is None else tf.transpose(x, [1, 0, 2]), (objects, temporal, gamma))
         prepared = self.core.prepare(columns, objects, temporal, gamma)
-        previous, state = self.core.first_slot(temporal.shape[0])
+        previous, state = self.core.first_slot(temporal.shape[1])
         noise = noise._replace(where=self.core.where_posterior.correlate(noise.where))
         slots, temporal_new = [], []
-        for (known, latents, memory), slot_noise in zip(unstack((prepared, objects, temporal), 1), unstack(noise, 0)):
+        for (known, latents, memory), slot_noise in unstack(((prepared, objects, temporal), noise), 0):
             slot, new, state = self.core(known, columns, latents, memory, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)

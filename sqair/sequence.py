@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from sqair import spatial_transformer
 from sqair.discover import unstack
-from sqair.timestep import Frame, SQAIRTimestep
+from sqair.timestep import Frame, SQAIRTimestep, stop_choices
 
 
 class SequentialAIR(snt.Module):
@@ -52,4 +52,4 @@ class SequentialAIR(snt.Module):
             state, frame = self._step(state, code, image, frame_noise, propagate=t > 0 or propagate_first,
                                       generate=generate_after is not None and t > generate_after)
             frames.append(frame)
-        return tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)
+        return stop_choices(tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames))

@@ -7,7 +7,8 @@ gradients of a gather-based resampler, as matrix products. Canvases are held as 
 colour take the same path.
 """
 
-from typing import NamedTuple, Sequence, Tuple
+import math
+from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,14 +16,19 @@ import tensorflow as tf
 MIN_SCALE = 1e-4
 
 
-def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(sx, sy, tx, ty), [...] each, of `where` logits [..., 4]: sigmoid of the first two, tanh of the last two.
+def scale_and_shift(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Logits [..., 4] -> sigmoid scales (sx, sy) and tanh shifts (tx, ty), [..., 2] each.
 
     Scales are at least 1e-4, with the gradient passed straight through the bound.
     """
     scale, shift = tf.split(where, 2, -1)
     scale, shift = tf.sigmoid(scale), tf.tanh(shift)
-    scale += tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale)
+    return scale + tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale), shift
+
+
+def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Logits [..., 4] -> `scale_and_shift` one by one: sx, sy, tx, ty, [...] each."""
+    scale, shift = scale_and_shift(where)
     return (*tf.unstack(scale, axis=-1), *tf.unstack(shift, axis=-1))
 
 
@@ -42,14 +48,24 @@ def sum_of_hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
     return tf.clip_by_value(tf.minimum(position + 1.0, size - position), 0.0, 1.0)
 
 
-def crop_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
-    """Positions [..., n_out] in an image axis of n_in pixels that a glimpse axis's pixels read.
+def crop_positions(where: tf.Tensor, sizes_out: Sequence[int], sizes_in: Sequence[int]) -> List[tf.Tensor]:
+    """Where in an image a glimpse's pixels read, for both axes, (x, y) everywhere.
 
-    Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
+    Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2: a product of (s, t) with a
+    matrix.
+
+    Args: where [M, 4] logits; sizes_out: n_out; sizes_in: n_in. Returns: [M, n_out] of each axis, in pixels.
     """
-    grid = _grid(n_out, scale.dtype)
-    scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
-    return (scale * grid + shift + 1.0) * (0.5 * (n_in - 1))
+    matrix = np.zeros([4, sum(sizes_out)])
+    first = 0
+    for axis, (n_out, n_in) in enumerate(zip(sizes_out, sizes_in)):
+        half = 0.5 * (n_in - 1)
+        matrix[axis, first:first + n_out] = np.linspace(-half, half, n_out)
+        matrix[2 + axis, first:first + n_out] = half
+        first += n_out
+    coords = tf.concat(scale_and_shift(where), -1)
+    position = tf.matmul(coords, tf.constant(matrix, where.dtype)) + tf.constant(matrix[2:].sum(0), where.dtype)
+    return tf.split(position, sizes_out, -1)
 
 
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
@@ -110,48 +126,47 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
 
     Args:
       columns: `Columns` of images [B, H, W, C].
-      where: [P, S, 4] logits of S windows for each of the P = B*K particles, particles of one image contiguous.
+      where: [..., P, 4] logits of a window for each of the P = B*K particles, particles of one image contiguous.
       glimpse_shape: (h, w, C).
 
     Returns:
-      [P, S, h*w*C], flattened as the original flattens; zero outside of the image. No gradient flows to the images.
+      [..., P, h*w*C], flattened as the original flattens; zero outside of the image. No gradient flows to the images.
     """
     h, w, channels = glimpse_shape
     batch, width, height = columns.values.shape[0], columns.values.shape[1] - 3, columns.values.shape[2] // channels - 4
-    particles, slots = where.shape[0], where.shape[1]
-    windows = particles * slots
+    windows, particles = math.prod(where.shape[:-1]), where.shape[-2]
     values, steps = (tf.reshape(x, [batch * (width + 3), -1]) for x in columns)
-    first_column = np.repeat(np.arange(batch, dtype=np.int32) * (width + 3), windows // batch)[:, None]
+    image = np.tile(np.repeat(np.arange(batch, dtype=np.int32), particles // batch), windows // particles)
+    first_column = image[:, None] * (width + 3)
     first_row = np.arange(windows * channels, dtype=np.int32).reshape(windows, channels, 1) * (height + 4)
 
     @tf.custom_gradient
-    def resample(x, y):             # positions [P*S, w], [P*S, h]
+    def resample(x, y):             # positions [M, w], [M, h] of all M windows
         column, x_rest = _split_position(x, width)
         row, y_rest = _split_position(y, height)
         column, row = column + first_column, tf.expand_dims(row, 1) + first_row
         x_rest, y_rest = tf.expand_dims(x_rest, 2), tf.reshape(y_rest, [windows, 1, h, 1])
 
-        def at_rows(strips):        # [P*S, w, C*(H+4)] -> the rows below y and the steps to the next, [P*S, C, h, w]
+        def at_rows(strips):        # [M, w, C*(H+4)] -> the rows below y and the steps to the next, [M, C, h, w]
             strips = tf.reshape(tf.transpose(strips, [0, 2, 1]), [-1, w])
             below = tf.gather(strips, row)
             return below, tf.gather(strips, row + 1) - below
 
+        # The derivatives are made here, while what they need is in the cache; where nothing is derived, not at all.
         step = tf.gather(steps, column)
         below, dy = at_rows(tf.gather(values, column) + x_rest * step)
+        dx_below, dx_step = at_rows(step)
+        dx = dx_below + y_rest * dx_step
 
         def derive(upstream):
-            dx_below, dx_step = at_rows(step)
-            dx = dx_below + y_rest * dx_step
             return tf.reduce_sum(upstream * dx, [1, 2]), tf.reduce_sum(upstream * dy, [1, 3])
 
         return below + y_rest * dy, derive
 
-    sx, sy, tx, ty = to_coords(where)
-    glimpse = resample(tf.reshape(crop_positions(sx, tx, w, width), [windows, w]),
-                       tf.reshape(crop_positions(sy, ty, h, height), [windows, h]))
+    glimpse = resample(*crop_positions(tf.reshape(where, [windows, 4]), (w, h), (width, height)))
     if channels > 1:
         glimpse = tf.transpose(glimpse, [0, 2, 3, 1])
-    return tf.reshape(glimpse, [particles, slots, h * w * channels])
+    return tf.reshape(glimpse, [*where.shape[:-1], h * w * channels])
 
 
 def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
@@ -173,8 +188,9 @@ def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_sha
     slots = where.shape[1]
     sx, sy, tx, ty = to_coords(where)
     down = hat_weights(tf.transpose(paste_positions(sy, ty, height, h), [0, 2, 1]), h)   # [L, H, N, h]
-    down = tf.reshape(down * presence[:, None, :, None], [-1, height, slots * h])
+    down = tf.reshape(down, [-1, height, slots * h])
     across = hat_weights(paste_positions(sx, tx, width, w), w)                           # [L, N, W, w]
+    glimpse *= presence[..., None]
     if channels > 1:
         glimpse = image_to_rows(tf.reshape(glimpse, [-1, h, w, channels]), channels)
     strips = tf.matmul(tf.reshape(glimpse, [-1, h * channels, w]), tf.reshape(across, [-1, width, w]),

@@ -48,6 +48,18 @@ class Frame(NamedTuple):
     attention: tf.Tensor
 
 
+CHOICES = ("presence", "presence_prev", "order", "object_id", "last_id")
+
+
+def stop_choices(record):
+    """The `State` or `Frame` with a gradient stopped at what was chosen, not computed, and so has no derivative.
+
+    A function's derivative is by all of its inputs, from all of its outputs, unless something stops it.
+    """
+    return type(record)(*(tf.stop_gradient(x) if name in CHOICES else stop_choices(x) if isinstance(x, tuple) else x
+                          for name, x in zip(record._fields, record)))
+
+
 def present_first(presence: tf.Tensor, n: int) -> tf.Tensor:
     """Rows of a stable sort that puts present slots first: [P, M] presence -> [P, n, M] one-hot.
 
@@ -123,8 +135,8 @@ class SQAIRTimestep(snt.Module):
         Returns:
           The new `State` and the `Frame`.
         """
-        # A function of its own is derived by all of its inputs, by data too if nothing stops it.
-        columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
+        columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))       # they are data
+        state = stop_choices(state)
         n_particles = frame.shape[0]
         objects, temporal, prior_state = state.objects, state.temporal, state.prior
         gamma, memory, attention = self._relate(state)

@@ -37,13 +37,13 @@ def resample(image, sx, sy, tx, ty, height, width):
 
 @pytest.mark.parametrize("spread", [0.5, 3.0])      # 3: most windows stand partly or wholly outside
 def test_crop_is_a_bilinear_gather(spread):
-    images, where = draw(2, *IMAGE), spread * draw(6, 2, 4, seed=1)     # 2 images, 3 particles each, 2 windows
+    images, where = draw(2, *IMAGE), spread * draw(2, 6, 4, seed=1)     # 2 images, 3 particles each, 2 windows
     ours = st.crop(st.image_to_columns(tf.constant(images), 1), tf.constant(where), GLIMPSE).numpy()
-    assert ours.shape == (6, 2, 12)
+    assert ours.shape == (2, 6, 12)
     for p in range(6):
         for s in range(2):
-            expected = resample(images[p // 3], *coords(where[p, s]), *GLIMPSE[:2])
-            np.testing.assert_allclose(ours[p, s].reshape(GLIMPSE[:2]), expected, atol=1e-10)
+            expected = resample(images[p // 3], *coords(where[s, p]), *GLIMPSE[:2])
+            np.testing.assert_allclose(ours[s, p].reshape(GLIMPSE[:2]), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("spread", [0.5, 3.0])
