@@ -5,9 +5,11 @@ frames; batch number i is a pure function of these and i. So the whole state of 
 `start=i` goes on exactly where a run stopped, also when the curriculum has changed the number of frames.
 """
 
+import collections
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +96,19 @@ def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | No
     return features, counts
 
 
+def _read_ahead(items: Iterator, n: int = 2) -> Iterator:
+    """The same items, made by a thread that is n items ahead.
+
+    Python waits for such a thread before it ends. For tf.data's own prefetching it does not: if that is within Python
+    code when the program ends, the program waits for it, and it for Python, for ever.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        ahead = collections.deque(thread.submit(next, items, None) for _ in range(n))
+        while (item := ahead.popleft().result()) is not None:
+            ahead.append(thread.submit(next, items, None))
+            yield item
+
+
 def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int, crop: int | None = 50, seed: int = 0,
             start: int = 0, shuffle: bool = True, repeat: bool = True) -> tf.data.Dataset:
     """Streams batches of sequences; at most `WINDOW` sequences are in memory.
@@ -157,13 +172,11 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
             pending = [(features[:, begin:].copy(), counts[:, begin:].copy())]
 
     size = batch_size if repeat or n_sequences % batch_size == 0 else None
-    dataset = tf.data.Dataset.from_generator(generate, output_signature=Batch(
+    dataset = tf.data.Dataset.from_generator(lambda: _read_ahead(generate()), output_signature=Batch(
         tf.TensorSpec((n_frames, size, *image), tf.float32), tf.TensorSpec((n_frames, size), tf.int32)))
-    # One thread reads ahead; the others are the model's.
     options = tf.data.Options()
-    options.threading.private_threadpool_size = 1
-    options.deterministic = True
-    return dataset.prefetch(2).with_options(options)
+    options.experimental_optimization.inject_prefetch = False    # see _read_ahead
+    return dataset.with_options(options)
 
 
 def mean_image(path: str | os.PathLike, split: str = "training", crop: int | None = None,

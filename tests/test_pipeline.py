@@ -185,3 +185,16 @@ def test_damage_found_while_streaming_is_one_line_for_the_user(tmp_path):
     assert result.returncode == 1
     assert f"error: {path}: training/features: values from nan" in result.stderr
     assert "Traceback" not in result.stderr.splitlines()[-1]
+
+
+def test_a_program_may_end_while_batches_are_read_ahead(numbered):
+    program = ("import sys, time; from data_gen import pipeline; read = pipeline._read\n"
+               "def slowly(*arguments):\n"
+               "    time.sleep(1)\n"
+               "    return read(*arguments)\n"
+               "pipeline._read = slowly; data = iter(pipeline.batches(sys.argv[1], 'training', 32, 2, crop=None))\n"
+               "for _ in range(31): next(data)     # the next window of 1,024 sequences is being read now\n"
+               "print('ended')")
+    result = subprocess.run([sys.executable, "-c", program, numbered], capture_output=True, text=True,
+                            cwd=pathlib.Path(__file__).parents[1], timeout=120)
+    assert result.stdout == "ended\n" and result.returncode == 0
