@@ -1,5 +1,6 @@
 """Tests compute as the training command does: one operation at a time, so that the same numbers come twice."""
 
-import tensorflow as tf
+import sqair  # noqa: F401  before TensorFlow, which it sets up
+import tensorflow as tf  # isort: skip
 
 tf.config.threading.set_inter_op_parallelism_threads(1)

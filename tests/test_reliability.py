@@ -455,3 +455,20 @@ def test_a_run_keeps_no_file_open(data, tmp_path):
     lines = (tmp_path / "run" / "resources.csv").read_text().splitlines()
     files = [int(line.split(",")[-1]) for line in lines[1:]]
     assert len(files) == 6 and len(set(files[1:])) == 1
+
+
+@pytest.mark.parametrize("module", ["sqair.train", "eval.predict"])
+@pytest.mark.parametrize(("wanted", "expected"), [(None, "1"), ("0", "0")])
+def test_onednn_is_on_before_tensorflow_is_imported_but_for_who_says_otherwise(module, wanted, expected):
+    environment = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
+    if wanted:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = wanted
+    program = ("import importlib, os, sys\n"
+               "class Finder:\n"
+               "    def find_spec(name, *_):\n"
+               "        if name == 'tensorflow':\n"
+               "            sys.exit(print(os.environ['TF_ENABLE_ONEDNN_OPTS']))\n"
+               "sys.meta_path.insert(0, Finder); importlib.import_module(sys.argv[1])")
+    result = subprocess.run([sys.executable, "-c", program, module], cwd=ROOT, env=environment, capture_output=True,
+                            text=True, timeout=60)
+    assert result.stdout == f"{expected}\n", result.stderr[-500:]
