@@ -33,7 +33,10 @@ class GlimpseEncoder(snt.Module):
         return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
 
     def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: Optional[tf.Tensor] = None):
-        """Args: columns of images [B, ...]; where [..., P, 4]; mask [..., P, h*w*C] or None. Returns: loc, scale [..., P, D]."""
+        """Args: columns [B, ...] of images; where [..., P, 4]; mask [..., P, h*w*C] or None.
+
+        Returns: loc, scale [..., P, D].
+        """
         glimpse = spatial_transformer.crop(columns, where, self.glimpse_shape)
         return self.head(self.mlp(glimpse if mask is None else glimpse * mask))
 

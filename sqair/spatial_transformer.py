@@ -8,7 +8,7 @@ colour take the same path.
 """
 
 import math
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import NamedTuple, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,19 +16,14 @@ import tensorflow as tf
 MIN_SCALE = 1e-4
 
 
-def scale_and_shift(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Logits [..., 4] -> sigmoid scales (sx, sy) and tanh shifts (tx, ty), [..., 2] each.
+def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(sx, sy, tx, ty), [...] each, of `where` logits [..., 4]: sigmoid of the first two, tanh of the last two.
 
     Scales are at least 1e-4, with the gradient passed straight through the bound.
     """
     scale, shift = tf.split(where, 2, -1)
     scale, shift = tf.sigmoid(scale), tf.tanh(shift)
-    return scale + tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale), shift
-
-
-def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Logits [..., 4] -> `scale_and_shift` one by one: sx, sy, tx, ty, [...] each."""
-    scale, shift = scale_and_shift(where)
+    scale += tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale)
     return (*tf.unstack(scale, axis=-1), *tf.unstack(shift, axis=-1))
 
 
@@ -48,24 +43,14 @@ def sum_of_hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
     return tf.clip_by_value(tf.minimum(position + 1.0, size - position), 0.0, 1.0)
 
 
-def crop_positions(where: tf.Tensor, sizes_out: Sequence[int], sizes_in: Sequence[int]) -> List[tf.Tensor]:
-    """Where in an image a glimpse's pixels read, for both axes, (x, y) everywhere.
+def crop_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
+    """Positions [..., n_out] in an image axis of n_in pixels that a glimpse axis's pixels read.
 
-    Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2: a product of (s, t) with a
-    matrix.
-
-    Args: where [M, 4] logits; sizes_out: n_out; sizes_in: n_in. Returns: [M, n_out] of each axis, in pixels.
+    Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
     """
-    matrix = np.zeros([4, sum(sizes_out)])
-    first = 0
-    for axis, (n_out, n_in) in enumerate(zip(sizes_out, sizes_in)):
-        half = 0.5 * (n_in - 1)
-        matrix[axis, first:first + n_out] = np.linspace(-half, half, n_out)
-        matrix[2 + axis, first:first + n_out] = half
-        first += n_out
-    coords = tf.concat(scale_and_shift(where), -1)
-    position = tf.matmul(coords, tf.constant(matrix, where.dtype)) + tf.constant(matrix[2:].sum(0), where.dtype)
-    return tf.split(position, sizes_out, -1)
+    half = 0.5 * (n_in - 1)
+    scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
+    return scale * tf.constant(np.linspace(-half, half, n_out), scale.dtype) + (shift * half + half)
 
 
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
@@ -163,7 +148,8 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
 
         return below + y_rest * dy, derive
 
-    glimpse = resample(*crop_positions(tf.reshape(where, [windows, 4]), (w, h), (width, height)))
+    sx, sy, tx, ty = to_coords(tf.reshape(where, [windows, 4]))
+    glimpse = resample(crop_positions(sx, tx, w, width), crop_positions(sy, ty, h, height))
     if channels > 1:
         glimpse = tf.transpose(glimpse, [0, 2, 3, 1])
     return tf.reshape(glimpse, [*where.shape[:-1], h * w * channels])
