@@ -96,14 +96,14 @@ def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | No
     return features, counts
 
 
-def _read_ahead(items: Iterator, n: int = 2) -> Iterator:
-    """The same items, made by a thread that is n items ahead.
+def _read_ahead(items: Iterator) -> Iterator:
+    """The same items, made by a thread that is two items ahead.
 
     Python waits for such a thread before it ends. For tf.data's own prefetching it does not: if that is within Python
     code when the program ends, the program waits for it, and it for Python, for ever.
     """
     with ThreadPoolExecutor(1) as thread:
-        ahead = collections.deque(thread.submit(next, items, None) for _ in range(n))
+        ahead = collections.deque(thread.submit(next, items, None) for _ in range(2))
         while (item := ahead.popleft().result()) is not None:
             ahead.append(thread.submit(next, items, None))
             yield item

@@ -21,9 +21,9 @@ def stack_slots(slots: List[Slots]) -> Slots:
     return tf.nest.map_structure(lambda *xs: tf.stack(xs, 1), *slots)
 
 
-def unstack(record, axis: int) -> list:
-    """The inverse: the records of single slots (or frames), cut along an axis. Cheaper to derive than slices."""
-    parts = [itertools.repeat(None) if x is None else tf.unstack(x, axis=axis) for x in tf.nest.flatten(record)]
+def unstack(record) -> list:
+    """The records of single slots (or frames), cut along the first axis. Cheaper to derive than slices."""
+    parts = [itertools.repeat(None) if x is None else tf.unstack(x) for x in tf.nest.flatten(record)]
     return [tf.nest.pack_sequence_as(record, x) for x in zip(*parts)]
 
 
@@ -129,7 +129,7 @@ class Discover(snt.Module):
         known = self.core.rnn.inputs(known=frame, conditioning=conditioning)
         previous, state = self.core.first_slot(known.shape[0])
         slots = []
-        for slot_noise in unstack(noise, 0):
+        for slot_noise in unstack(noise):
             slot, state = self.core(known, columns, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)

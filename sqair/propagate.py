@@ -118,7 +118,7 @@ class Propagate(snt.Module):
         previous, state = self.core.first_slot(temporal.shape[1])
         noise = noise._replace(where=self.core.where_posterior.correlate(noise.where))
         slots, temporal_new = [], []
-        for (known, latents, memory), slot_noise in unstack(((prepared, objects, temporal), noise), 0):
+        for (known, latents, memory), slot_noise in unstack(((prepared, objects, temporal), noise)):
             slot, new, state = self.core(known, columns, latents, memory, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)

@@ -48,7 +48,7 @@ class SequentialAIR(snt.Module):
 
         state = self.timestep.initial_state(codes.shape[1])
         frames = []
-        for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise), 0)):
+        for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise))):
             state, frame = self._step(state, code, image, frame_noise, propagate=t > 0 or propagate_first,
                                       generate=generate_after is not None and t > generate_after)
             frames.append(frame)

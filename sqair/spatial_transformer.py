@@ -48,9 +48,9 @@ def crop_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) ->
 
     Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
     """
-    half = 0.5 * (n_in - 1)
+    grid = _grid(n_out, scale.dtype)
     scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
-    return scale * tf.constant(np.linspace(-half, half, n_out), scale.dtype) + (shift * half + half)
+    return (scale * grid + shift + 1.0) * (0.5 * (n_in - 1))
 
 
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
@@ -89,11 +89,11 @@ class Columns(NamedTuple):
 
 def image_to_columns(image: tf.Tensor, channels: int) -> Columns:
     """[..., B, H, W] or [..., B, H, W, C] -> `Columns`."""
-    image = rows_to_image(image_to_rows(image, channels), channels)
-    leading = image.shape[:-2] if channels == 1 else image.shape[:-3]
-    image = tf.reshape(image, [-1, *image.shape[len(leading):len(leading) + 2], channels])
-    columns = tf.transpose(tf.pad(image, [[0, 0], [2, 2], [2, 2], [0, 0]]), [0, 2, 3, 1])        # [L, W+4, C, H+4]
-    columns = tf.reshape(columns, [*leading, columns.shape[1], columns.shape[2] * columns.shape[3]])
+    rows = image_to_rows(image, channels)
+    *leading, height, width = rows.shape
+    rows = tf.reshape(rows, [-1, height, channels, width // channels])
+    columns = tf.transpose(tf.pad(rows, [[0, 0], [2, 2], [0, 0], [2, 2]]), [0, 3, 2, 1])        # [L, W+4, C, H+4]
+    columns = tf.reshape(columns, [*leading, columns.shape[1], channels * (height + 4)])
     return Columns(columns[..., :-1, :], columns[..., 1:, :] - columns[..., :-1, :])
 
 
@@ -174,14 +174,13 @@ def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_sha
     slots = where.shape[1]
     sx, sy, tx, ty = to_coords(where)
     down = hat_weights(tf.transpose(paste_positions(sy, ty, height, h), [0, 2, 1]), h)   # [L, H, N, h]
-    down = tf.reshape(down, [-1, height, slots * h])
     across = hat_weights(paste_positions(sx, tx, width, w), w)                           # [L, N, W, w]
     glimpse *= presence[..., None]
     if channels > 1:
         glimpse = image_to_rows(tf.reshape(glimpse, [-1, h, w, channels]), channels)
     strips = tf.matmul(tf.reshape(glimpse, [-1, h * channels, w]), tf.reshape(across, [-1, width, w]),
                        transpose_b=True)                                                 # [L*N, h*C, W]
-    return down @ tf.reshape(strips, [-1, slots * h, channels * width])
+    return tf.reshape(down, [-1, height, slots * h]) @ tf.reshape(strips, [-1, slots * h, channels * width])
 
 
 def coverage(where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
