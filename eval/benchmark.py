@@ -8,7 +8,6 @@ so does the machine's limit, a large float32 matrix product: what slows the mach
 
 import contextlib
 import json
-import os
 import pathlib
 import resource
 import statistics
@@ -149,7 +148,8 @@ class Arguments:
     lengths: Tuple[int, ...] = (3, 10)
     """Lengths of the sequences, frames."""
     modes: Tuple[Literal["graph", "shards", "bfloat16", "xla"], ...] = ("graph", "xla", "shards")
-    """Graph; graph with one shard of the batch a core, the same with bfloat16; or frames compiled by XLA."""
+    """Batches in one piece; in halves side by side, as training does on processors; the same with bfloat16; or frames
+    compiled by XLA."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """B."""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
@@ -273,7 +273,7 @@ def main() -> int:
                                      n_steps_per_image=arguments.n_steps_per_image),
                         attrs.evolve(preset.train, batch_size=arguments.batch_size, xla=mode == "xla",
                                      bfloat16=mode == "bfloat16",
-                                     shards=len(os.sched_getaffinity(0)) if mode in ("shards", "bfloat16") else 1))
+                                     shards=1 if mode == "graph" else 0))
         serve(config, arguments.lengths[0], sys.stdin)
         return 0
     rows = []

@@ -184,9 +184,9 @@ class TrainConfig:
     xla: bool = False
     """Compile the training step by XLA: faster steps after a slow start. Other runs load what one has compiled, from
     $XDG_CACHE_HOME/r-sqair or ~/.cache/r-sqair. (ours)"""
-    shards: int = attrs.field(default=1, validator=[_at_least(1), attrs.validators.le(1024)])
-    """Compute batches in this many parts side by side, each on its share of the cores; one a core is fastest on CPUs,
-    without --xla. Equal but for rounding, which above 1 differs from run to run. (ours)"""
+    shards: int = attrs.field(default=0, validator=[_at_least(0), attrs.validators.le(1024)])
+    """Compute batches in this many parts side by side, each on its share of the cores; equal but for rounding. 0: two
+    on a processor of several cores without --xla and --distribute, if the batch is even; else one. (ours)"""
     bfloat16: bool = False
     """Let oneDNN round the factors of matrix products to bfloat16 on CPUs that multiply such; not with --xla. It
     changes results. (ours)"""

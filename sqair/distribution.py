@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import tensorflow as tf
 
 from data_gen.command_line import UserError
+from sqair import gradient_sums
 
 CONNECT_SECONDS = 300     # workers of a job may start this far apart
 
@@ -69,11 +70,13 @@ def _any(flag: tf.Tensor) -> tf.Tensor:
 
 
 def compiled(function: Callable) -> Callable:
-    """A function as a graph that every replica of the current strategy runs; returns the first replica's result."""
-    if not tf.distribute.has_strategy():
-        return tf.function(function, autograph=False)
+    """A function as a graph that every replica of the current strategy runs; returns the first replica's result.
+
+    It rounds alike every time, also where its operations run side by side.
+    """
     strategy = tf.distribute.get_strategy()
 
+    @gradient_sums.in_fixed_order()
     def run_all(*arguments):
         results = strategy.run(function, args=arguments)
         return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], results)

@@ -35,7 +35,7 @@ from sqair.run_folder import MetricsFile, RunLock, append, tensorboard
 # Flags that may differ when a run goes on: they change what is reported and kept, not what is computed (`distribute`:
 # but for rounding).
 CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train",
-              "distribute")
+              "distribute", "shards")
 
 FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
 
@@ -47,6 +47,17 @@ class StepResult(NamedTuple):
     gradient_norm: tf.Tensor
     finite: tf.Tensor
     report: Report
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def n_shards(train) -> int:
+    """Into how many parts batches are split: what --shards says, or else what is quickest on this machine."""
+    halves = (_n_cores() > 1 and train.batch_size % 2 == 0 and not train.xla and train.distribute == "none"
+              and not tf.config.list_physical_devices("GPU"))
+    return train.shards or (2 if halves else 1)
 
 
 def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_shards: int) -> List[Tuple]:
@@ -86,7 +97,7 @@ def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Te
             loss = model.loss(forward, train.target, train.l2)
         return loss, tape.gradient(loss, variables, unconnected_gradients="zero"), report(forward, counts)
 
-    shards = [derive(*shard) for shard in split_batch(obs, counts, noise, train.shards)]
+    shards = [derive(*shard) for shard in split_batch(obs, counts, noise, n_shards(train))]
     loss, gradients, summary = distribution.mean(average(shards))
     norm = tf.linalg.global_norm(gradients)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
@@ -116,7 +127,7 @@ def compile_eval_step(model: SQAIR, train) -> Callable[..., Report]:
     def step_function(obs, counts, seed):
         noise = distribution.share(model.draw_noise(seed, obs.shape[0], obs.shape[1]), axis=2)
         obs, counts = distribution.share((obs, counts), axis=1)
-        shards = split_batch(obs, counts, noise, train.shards)
+        shards = split_batch(obs, counts, noise, n_shards(train))
         return distribution.mean(average([report(model(o, n), c) for o, c, n in shards]))
 
     return distribution.compiled(step_function)
@@ -255,10 +266,11 @@ class Trainer:
             if data.n_sequences < train.batch_size:
                 raise UserError(f"{train.train_data}: {split} has {data.n_sequences} sequences, fewer than a batch of "
                                 f"{train.batch_size}")
-        n_parts = self.replicas.n_replicas * train.shards
+        shards = n_shards(train)
+        n_parts = self.replicas.n_replicas * shards
         if train.batch_size % n_parts:
             raise UserError(f"batch_size {train.batch_size} cannot be split over {self.replicas.n_replicas} replicas "
-                            f"of {train.shards} shards: choose a multiple of {n_parts}")
+                            f"of {shards} shards: choose a multiple of {n_parts}")
 
     def _write_flags(self) -> None:
         path = self.folder / "flags.json"
@@ -510,16 +522,16 @@ def parse(arguments: List[str]) -> Arguments:
 
 
 def use_machine(train) -> None:
-    """Gives each shard its share of the cores, without shards makes steps repeatable, and gives products their
-    precision; call it before TensorFlow computes anything. Args: train: `TrainConfig`."""
-    if train.shards > 1 or train.distribute == "none":
-        # Without shards one operation at a time, on all cores: operations side by side do not round alike twice,
-        # probably because a sum of gradients begins with the term that is free first.
-        tf.config.threading.set_inter_op_parallelism_threads(train.shards)
-    if train.shards > 1:
-        tf.config.threading.set_intra_op_parallelism_threads(max(len(os.sched_getaffinity(0)) // train.shards, 1))
-    # To rewrite graphs takes longer than it saves (docs/performance.md), but that is how bfloat16 comes in.
+    """Gives each shard its share of the cores, and products their precision; call it before TensorFlow computes
+    anything. Args: train: `TrainConfig`."""
+    shards = n_shards(train)
+    if shards > 1:
+        tf.config.threading.set_inter_op_parallelism_threads(shards)
+        tf.config.threading.set_intra_op_parallelism_threads(max(_n_cores() // shards, 1))
+    # To rewrite graphs takes longer than it saves (docs/performance.md), but that is how bfloat16 comes in. Arithmetic
+    # stays as it is in any case: rewritten, sums would lose their order (`sqair.gradient_sums`).
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not train.bfloat16,
+                                                  "arithmetic_optimization": False,
                                                   "auto_mixed_precision_onednn_bfloat16": train.bfloat16})
 
 

@@ -36,10 +36,10 @@ def data(tmp_path_factory):
 
 
 def distributed(data, **training):
-    """A tiny run of two frames and one slot whose every second step is kept."""
+    """A tiny run of two frames whose every second step is kept."""
     short = dict(seq_len=2, max_seq_len=2, stage_itr=0, schedule="", train_itr=STEPS, save_itr=2, log_itr=STEPS,
                  fig_itr=STEPS, keep_checkpoints=STEPS, eval_on_train=False, distribute="multi_worker")
-    return config(data, dict(n_steps_per_image=1), **{**short, **training})
+    return config(data, **{**short, **training})
 
 
 def free_ports(n):
