@@ -30,6 +30,25 @@ from sqair.optimizers import Optimizer
 from sqair.train import compile_eval_step, compile_train_step, use_machine, versions
 
 
+def relation_products(config: ModelConfig) -> Tuple[int, int, int]:
+    """Multiplication-additions of a relational module a particle and frame, its gamma's width G, and gamma's rows.
+
+    With N slots, S = D + 6 numbers an object, E = relation_embedding, M = 40 numbers a row of memory (4 heads of 10):
+
+      in          N S E + 2 N E^2 + N^2 (E^2 + 100 E + 100) + 2 N E S;                      G = S + E, N rows
+      rmc         N S M + (N+1) 5 M^2 + 2 (N+1)^2 M + 2 (N+1) M^2;                          G = N M, one row
+      rmc_slots   N S M + 2 N 5 M^2 + 2 (2N)^2 M + 4 N M^2;                                 G = M, N rows
+    """
+    n, s, e, m = config.n_steps_per_image, config.n_what + 6, config.relation_embedding, 40
+    if config.relation == "in":
+        return n * s * e + 2 * n * e * e + n * n * (e * e + 100 * e + 100) + 2 * n * e * s, s + e, n
+    if config.relation == "rmc":
+        return n * s * m + (n + 1) * 5 * m * m + 2 * (n + 1) ** 2 * m + 2 * (n + 1) * m * m, n * m, 1
+    if config.relation == "rmc_slots":
+        return n * s * m + 2 * n * 5 * m * m + 2 * (2 * n) ** 2 * m + 4 * n * m * m, m, n
+    return 0, 0, 0
+
+
 def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
     """Floating-point operations of one forward pass: 2 for every multiplication-addition of its matrix products.
 
@@ -44,8 +63,9 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
       decoder     = D R + R^2 + R hwC + C (h w W + h H W);  latent encoder = (D + 4) R + R^2
 
     per particle: R^2 for the conditioning, 128 (R + 9) for the recurrent prior of where; per frame and sequence:
-    HWC R + 2 R^2 for the encoder. Nothing is propagated at the first frame. What is not a matrix product, crops
-    among it, and relational modules are not counted. A training step is counted as three forward passes.
+    HWC R + 2 R^2 for the encoder. Relations cost `relation_products`, and each row of gamma G R in the RNN and the where
+    head and 3 G R in the prior, as far as it enters there. Nothing is propagated at the first frame. What is not a
+    matrix product, crops among it, is not counted. A training step is counted as three forward passes.
 
     Args: config; n_frames: T; batch_size: B. Returns: operations.
     """
@@ -65,8 +85,10 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
     encoder = (d + 4) * r + r * r
     where_prior = 128 * (r + 9) if config.rec_where_prior else 0
     slots = config.n_steps_per_image
-    particle = n_frames * (slots * (discovery + decoder + encoder) + r * r + where_prior) + (n_frames - 1) * slots * (
-        propagation + prior)
+    relation, gamma, rows = relation_products(config)
+    related = rows * gamma * r * sum({"prior": 3, "rnn": 1, "where": 1}[place] for place in config.relation_inputs)
+    particle = n_frames * (slots * (discovery + decoder + encoder) + r * r + where_prior + relation) + (
+        n_frames - 1) * (slots * (propagation + prior) + related)
     frame = n_frames * (height * width * channels * r + 2 * r * r)
     return 2.0 * batch_size * (config.k_particles * particle + frame)
 
