@@ -104,7 +104,7 @@ demo() {
   [ -e "$data" ] || python -m data_gen.bouncing_balls --preset balls4mass64 --training 4000 --validation 320 --test 320 \
     --n_frames 10 --out "$data"
   echo "demo: SQAIR, 300 steps from scratch" >&2
-  python -m sqair.train --preset sqair_balls --run_dir "$results/sqair/run" --xla --train_itr 300 "${short[@]}"
+  python -m sqair.train --preset sqair_balls --run_dir "$results/sqair/run" --train_itr 300 "${short[@]}"
   evaluate "$results/sqair/run" "$data" "$results/sqair"
   for relation in in rmc rmc_slots; do
     echo "demo: R-SQAIR ($relation), 40 steps on from there" >&2

@@ -55,6 +55,8 @@ class Arguments:
     """paper, or small: little data and short training, to try the whole pipeline in half an hour."""
     jobs: Optional[int] = None
     """Commands at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
+    xla: bool = False
+    """Train with --xla, which is slower on a processor of two cores; for GPUs."""
     dry_run: bool = False
     """Print the commands and stop."""
     data_4: Optional[pathlib.Path] = None
@@ -101,7 +103,8 @@ def plan(arguments: Arguments) -> Plan:
             folder = runs / f"{PRESET_OF[model]}_{seed}"
             training.append(Command(
                 ["-m", "sqair.train", "--preset", PRESET_OF[model], "--run_dir", str(folder), "--seed", str(seed),
-                 "--train_data", str(paths["balls4mass64"]), *(SMALL_TRAINING if small else ["--xla"])],
+                 "--train_data", str(paths["balls4mass64"]), *(SMALL_TRAINING if small else []),
+                 *(["--xla"] if arguments.xla else [])],
                 folder / FINISHED, results / "logs" / f"train_{model}_{seed}.log", str(folder)))
             slots = PRESETS[PRESET_OF[model]].model.n_steps_per_image
             for data_set, n_slots in (("balls4mass64", slots), ("balls678mass64", slots), ("balls678mass64", 8)):

@@ -1,4 +1,4 @@
-"""Tests compute as the training command does: one operation at a time, so that the same numbers come twice."""
+"""One operation at a time, so that the same numbers come twice from graphs that are not training's too."""
 
 import sqair  # noqa: F401  before TensorFlow, which it sets up
 import tensorflow as tf  # isort: skip

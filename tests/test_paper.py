@@ -14,7 +14,8 @@ def test_the_plan_is_models_by_seeds():
     assert [len(stage) for stage in steps] == [2, 15, 40, 5]       # rmc cannot be run with 8 slots: 15*2 + 10
     runs = [command.run for command in steps.training]
     assert len(set(runs)) == 15 and runs[0] == "runs/paper/sqair_balls_0"
-    assert "--xla" in steps.training[0].arguments
+    assert not any("--xla" in command.arguments for command in steps.training)
+    assert all("--xla" in command.arguments for command in paper.plan(paper.Arguments(xla=True)).training)
     assert not any("rmc" in c.run and "8" in c.arguments[c.arguments.index("--n_slots") + 1] for c in steps.prediction)
 
 
