@@ -63,9 +63,9 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
       decoder     = D R + R^2 + R hwC + C (h w W + h H W);  latent encoder = (D + 4) R + R^2
 
     per particle: R^2 for the conditioning, 128 (R + 9) for the recurrent prior of where; per frame and sequence:
-    HWC R + 2 R^2 for the encoder. Relations cost `relation_products`, and each row of gamma G R in the RNN and the where
-    head and 3 G R in the prior, as far as it enters there. Nothing is propagated at the first frame. What is not a
-    matrix product, crops among it, is not counted. A training step is counted as three forward passes.
+    HWC R + 2 R^2 for the encoder. Relations cost `relation_products`, and each row of gamma G R in the RNN and the
+    where head and 3 G R in the prior, as far as it enters there. Nothing is propagated at the first frame. What is not
+    a matrix product, crops among it, is not counted. A training step is counted as three forward passes.
 
     Args: config; n_frames: T; batch_size: B. Returns: operations.
     """

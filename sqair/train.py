@@ -32,8 +32,8 @@ from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
 from sqair.run_folder import MetricsFile, RunLock, append, tensorboard
 
-# Flags that may differ when a run goes on: they change what is reported and kept, not what is computed (`distribute`:
-# but for rounding).
+# Flags that may differ when a run goes on: they change what is reported and kept, not what is computed
+# (`distribute` and `shards`: but for rounding).
 CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train",
               "distribute", "shards")
 

@@ -15,6 +15,7 @@ from train_helpers import STEPS, command, config, error_line, execute, make_data
 from data_gen import pipeline
 from data_gen.command_line import UserError
 from sqair import checkpoints, train
+from sqair.config import TrainConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 from sqair.run_folder import RunLock
@@ -29,7 +30,7 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """A run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    result = execute(command(config(data), folder))
+    result = execute(command(config(data, shards=2), folder))
     assert result.returncode == 0, result.stderr[-2000:]
     return folder
 
@@ -54,8 +55,8 @@ def test_a_run_leaves_what_it_promises(finished, data):
 def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path, how):
     folder, rng = tmp_path / "killed", np.random.default_rng(how)
     for _ in range(2):
-        process = subprocess.Popen(command(config(data), folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True)
+        process = subprocess.Popen(command(config(data, shards=2), folder), stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
         until = f"step {rng.integers(1, STEPS - 1)} "
         for line in process.stdout:
             if line.startswith(until) or line.startswith("finished"):
@@ -66,7 +67,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path, how):
         code = process.wait(timeout=120)
         if not (folder / "finished.json").exists():      # else it was too quick for us
             assert code == (-how if how == signal.SIGKILL else 128 + how)
-    result = execute(command(config(data), folder))
+    result = execute(command(config(data, shards=2), folder))
     assert result.returncode == 0, result.stderr[-2000:]
     expected, got = newest(finished), newest(folder)
     assert expected.keys() == got.keys()
@@ -219,6 +220,18 @@ def test_unknown_flags_presets_and_unwritable_folders(tmp_path, data):
 def test_presets_are_defaults_that_options_override():
     arguments = train.parse(["--seed", "3", "--preset", "rsqair_rmc", "--run_dir", "x", "--n_what", "7"])
     assert (arguments.config.model.relation, arguments.config.model.n_what, arguments.config.train.seed) == ("rmc", 7, 3)
+
+
+def test_batches_are_halved_where_that_is_quicker(monkeypatch):
+    def shards(cores, **training):
+        monkeypatch.setattr(train, "_n_cores", lambda: cores)
+        return train.n_shards(TrainConfig(**training))
+
+    assert [shards(2), shards(16), shards(2, shards=4), shards(1, shards=2)] == [2, 2, 4, 2]
+    assert [shards(1), shards(2, batch_size=5), shards(2, xla=True), shards(2, distribute="mirrored")] == [1] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"] if kind == "GPU" else [])
+        assert shards(2) == 1
 
 
 def test_shards_change_nothing_but_rounding(data):
