@@ -255,9 +255,10 @@ def time_cases(cases: Sequence[Tuple[Arguments, str, int, str]]) -> List[Dict]:
       For each the medians of its seconds a step, quartiles apart (spread), GFLOP, GB, and sequences a second, by name.
     """
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_worker(*case)) for case in cases]
-        starts = [next(worker) for worker in workers]
-        limits, turns = [], []
+        workers, starts, limits, turns = [], [], [], []
+        for case in cases:      # one after the other, which is what makes the time to the first step the case's own
+            workers.append(stack.enter_context(_worker(*case)))
+            starts.append(next(workers[-1]))
         for _ in range(TURNS):
             limits.append(machine_gflops())
             turns.append([next(worker) for worker in workers])
