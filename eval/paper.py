@@ -56,7 +56,7 @@ class Arguments:
     jobs: Optional[int] = None
     """Commands at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
     xla: bool = False
-    """Train with --xla, which is slower on a processor of two cores; for GPUs."""
+    """Train with --xla, which is slower on a processor of two cores and was not measured on GPUs."""
     dry_run: bool = False
     """Print the commands and stop."""
     data_4: Optional[pathlib.Path] = None

@@ -182,7 +182,7 @@ class TrainConfig:
     seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2 ** 31)])
     """Fixes weights, order of the data and noise. (ours)"""
     xla: bool = False
-    """Compile frames by XLA: quicker than batches in one piece, after a slow start, but on two cores slower than two
+    """Compile frames by XLA: after a slow start about as quick as batches in one piece, on two cores slower than two
     shards. Other runs load what one has compiled, from $XDG_CACHE_HOME/r-sqair or ~/.cache/r-sqair. (ours)"""
     shards: int = attrs.field(default=0, validator=[_at_least(0), attrs.validators.le(1024)])
     """Compute batches in this many parts side by side, each on its share of the cores; equal but for rounding. 0: two

@@ -60,11 +60,11 @@ def n_shards(train) -> int:
     return train.shards or (2 if halves else 1)
 
 
-def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_shards: int) -> List[Tuple]:
+def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_parts: int) -> List[Tuple]:
     """A batch in parts of as many sequences each: (obs, counts, noise), with axes as in `train_step`."""
-    parts = zip(*(tf.split(x, n_shards, 2) for x in tf.nest.flatten(noise)))
+    parts = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
     noise = [tf.nest.pack_sequence_as(noise, part) for part in parts]
-    return list(zip(tf.split(obs, n_shards, 1), tf.split(counts, n_shards, 1), noise))
+    return list(zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noise))
 
 
 def average(records: Sequence):
