@@ -29,6 +29,9 @@ from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 from sqair.train import compile_eval_step, compile_train_step, use_machine, versions
 
+TURNS = 4
+WARM_UP = 12        # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
+
 
 def relation_products(config: ModelConfig) -> Tuple[int, int, int]:
     """Multiplication-additions of a relational module a particle and frame, its gamma's width G, and gamma's rows.
@@ -106,8 +109,9 @@ def machine_gflops(size: int = 4096) -> float:
 def serve(config: Config, n_frames: int, requests: Iterator[str]) -> None:
     """Times one case in this process, which must not have used TensorFlow before; prints JSON, a line each.
 
-    First: first_step_s, the first step's bound, and train_gflop. Then, for every request, a number of steps: the
-    seconds of so many training and evaluation steps, each after one that does not count, and peak_gb.
+    First, when `WARM_UP` steps of both kinds are done: first_step_s, the first step's bound, train_gflop, and peak_gb of
+    training alone. Then, for every request, a number of steps: the seconds of so many training and evaluation steps,
+    each after one that does not count.
 
     Args: config: model, batch size, shards, XLA or not. n_frames: T. requests: lines with numbers of steps.
     """
@@ -138,13 +142,13 @@ def serve(config: Config, n_frames: int, requests: Iterator[str]) -> None:
             times.append(time.perf_counter() - started)
         return times[1:]
 
-    bound = train()
-    print(json.dumps({"first_step_s": time.perf_counter() - started, "bound": bound,
-                      "train_gflop": 3e-9 * flops(config.model, n_frames, batch)}), flush=True)
+    start = {"bound": train(), "first_step_s": time.perf_counter() - started}
+    seconds(train, WARM_UP)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    seconds(evaluate, WARM_UP)
+    print(json.dumps({**start, "train_gflop": 3e-9 * flops(config.model, n_frames, batch), "peak_gb": peak}), flush=True)
     for request in requests:
-        times = {"train": seconds(train, int(request))}
-        times["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6      # of training alone at first
-        print(json.dumps({**times, "eval": seconds(evaluate, int(request))}), flush=True)
+        print(json.dumps({"train": seconds(train, int(request)), "eval": seconds(evaluate, int(request))}), flush=True)
 
 
 def pipeline_rate(n_frames: int, n_batches: int = 100) -> float:
@@ -195,9 +199,6 @@ class Arguments:
 
 SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 10, 20),
           "n_steps_per_image": (2, 4, 8)}
-
-
-TURNS = 4
 
 
 def scaling(arguments: Arguments) -> List[Dict]:
@@ -264,7 +265,7 @@ def time_cases(cases: Sequence[Tuple[Arguments, str, int, str]]) -> List[Dict]:
             turns.append([next(worker) for worker in workers])
     limit, rows = statistics.median(limits), []
     for (arguments, *_), start, of_case in zip(cases, starts, zip(*turns)):
-        row = {**start, "peak_gb": of_case[0]["peak_gb"], "machine_gflops": limit}
+        row = {**start, "machine_gflops": limit}
         for what in ("train", "eval"):
             times = [seconds for turn in of_case for seconds in turn[what]]
             quarters = statistics.quantiles(times, n=4)
