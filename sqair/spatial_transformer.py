@@ -16,14 +16,19 @@ import tensorflow as tf
 MIN_SCALE = 1e-4
 
 
+def _scale_and_shift(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+    """(sx, sy) and (tx, ty), [..., 2] each; see `to_coords`."""
+    scale, shift = tf.split(where, 2, -1)
+    scale, shift = tf.sigmoid(scale), tf.tanh(shift)
+    return scale + tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale), shift
+
+
 def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """(sx, sy, tx, ty), [...] each, of `where` logits [..., 4]: sigmoid of the first two, tanh of the last two.
 
     Scales are at least 1e-4, with the gradient passed straight through the bound.
     """
-    scale, shift = tf.split(where, 2, -1)
-    scale, shift = tf.sigmoid(scale), tf.tanh(shift)
-    scale += tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale)
+    scale, shift = _scale_and_shift(where)
     return (*tf.unstack(scale, axis=-1), *tf.unstack(shift, axis=-1))
 
 
@@ -43,18 +48,8 @@ def sum_of_hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
     return tf.clip_by_value(tf.minimum(position + 1.0, size - position), 0.0, 1.0)
 
 
-def crop_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
-    """Positions [..., n_out] in an image axis of n_in pixels that a glimpse axis's pixels read.
-
-    Output pixel u in linspace(-1, 1, n_out) reads position ((s u + t) + 1) (n_in - 1) / 2.
-    """
-    grid = _grid(n_out, scale.dtype)
-    scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
-    return (scale * grid + shift + 1.0) * (0.5 * (n_in - 1))
-
-
 def paste_positions(scale: tf.Tensor, shift: tf.Tensor, n_out: int, n_in: int) -> tf.Tensor:
-    """The inverse map: positions [..., n_out] in a glimpse axis of n_in pixels that an image axis's pixels read."""
+    """Positions [..., n_out] in a glimpse axis of n_in pixels that an image axis's pixels read: a crop's inverse."""
     grid = _grid(n_out, scale.dtype)
     scale, shift = tf.expand_dims(scale, -1), tf.expand_dims(shift, -1)
     return ((grid - shift) / scale + 1.0) * (0.5 * (n_in - 1))
@@ -97,38 +92,42 @@ def image_to_columns(image: tf.Tensor, channels: int) -> Columns:
     return Columns(columns[..., :-1, :], columns[..., 1:, :] - columns[..., :-1, :])
 
 
-def _split_position(position: tf.Tensor, size: int) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Positions along `size` pixels with two zeros on either side: the index of the pixel below, int32, and the rest.
-
-    What lies further out reads zeros too, and NaN becomes a rest of NaN.
-    """
-    index = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32) + 2, 0, size + 2)
-    return index, position - tf.cast(index - 2, position.dtype)
-
-
 def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf.Tensor:
     """Glimpses of the windows `where`.
+
+    Along an axis of n pixels, pixel u of a glimpse, in linspace(-1, 1, h), reads position ((s u + t) + 1) (n - 1) / 2.
 
     Args:
       columns: `Columns` of images [B, H, W, C].
       where: [..., P, 4] logits of a window for each of the P = B*K particles, particles of one image contiguous.
-      glimpse_shape: (h, w, C).
+      glimpse_shape: (h, h, C).
 
     Returns:
-      [..., P, h*w*C], flattened as the original flattens; zero outside of the image. No gradient flows to the images.
+      [..., P, h*h*C], flattened as the original flattens; zero outside of the image. No gradient flows to the images.
+
+    Raises:
+      ValueError: the glimpse is not square.
     """
     h, w, channels = glimpse_shape
+    if h != w:
+        raise ValueError(f"glimpses of {h} x {w} pixels: expected square ones")
     batch, width, height = columns.values.shape[0], columns.values.shape[1] - 3, columns.values.shape[2] // channels - 4
     windows, particles = math.prod(where.shape[:-1]), where.shape[-2]
     values, steps = (tf.reshape(x, [batch * (width + 3), -1]) for x in columns)
     image = np.tile(np.repeat(np.arange(batch, dtype=np.int32), particles // batch), windows // particles)
     first_column = image[:, None] * (width + 3)
     first_row = np.arange(windows * channels, dtype=np.int32).reshape(windows, channels, 1) * (height + 4)
+    grid, sizes = _grid(h, where.dtype), np.array([[width], [height]])
+    unit = tf.constant(0.5 * (sizes - 1), where.dtype)
 
     @tf.custom_gradient
-    def resample(x, y):             # positions [M, w], [M, h] of all M windows
-        column, x_rest = _split_position(x, width)
-        row, y_rest = _split_position(y, height)
+    def resample(scale, shift):     # [M, 2] of all M windows: x, y
+        position = (tf.expand_dims(scale, -1) * grid + tf.expand_dims(shift, -1) + 1.0) * unit
+        # The pixel below, counting the two zeros before the first. What lies further out reads zeros too, and NaN
+        # becomes a rest of NaN.
+        below = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32), -2, sizes.astype(np.int32))
+        column, row = tf.unstack(below + 2, axis=1)
+        x_rest, y_rest = tf.unstack(position - tf.cast(below, position.dtype), axis=1)
         column, row = column + first_column, tf.expand_dims(row, 1) + first_row
         x_rest, y_rest = tf.expand_dims(x_rest, 2), tf.reshape(y_rest, [windows, 1, h, 1])
 
@@ -144,12 +143,13 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
         dx = dx_below + y_rest * dx_step
 
         def derive(upstream):
-            return tf.reduce_sum(upstream * dx, [1, 2]), tf.reduce_sum(upstream * dy, [1, 3])
+            by_position = unit * tf.stack([tf.reduce_sum(upstream * dx, [1, 2]), tf.reduce_sum(upstream * dy, [1, 3])],
+                                          1)
+            return tf.reduce_sum(by_position * grid, -1), tf.reduce_sum(by_position, -1)
 
         return below + y_rest * dy, derive
 
-    sx, sy, tx, ty = to_coords(tf.reshape(where, [windows, 4]))
-    glimpse = resample(crop_positions(sx, tx, w, width), crop_positions(sy, ty, h, height))
+    glimpse = resample(*_scale_and_shift(tf.reshape(where, [windows, 4])))
     if channels > 1:
         glimpse = tf.transpose(glimpse, [0, 2, 3, 1])
     return tf.reshape(glimpse, [*where.shape[:-1], h * w * channels])

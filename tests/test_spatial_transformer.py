@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from sqair import spatial_transformer as st
 
-GLIMPSE, IMAGE = (4, 3, 1), (7, 9)
+GLIMPSE, IMAGE = (4, 4, 1), (7, 9)
+PASTED = (4, 3, 1)
 
 
 def draw(*shape, seed=0):
@@ -39,7 +40,7 @@ def resample(image, sx, sy, tx, ty, height, width):
 def test_crop_is_a_bilinear_gather(spread):
     images, where = draw(2, *IMAGE), spread * draw(2, 6, 4, seed=1)     # 2 images, 3 particles each, 2 windows
     ours = st.crop(st.image_to_columns(tf.constant(images), 1), tf.constant(where), GLIMPSE).numpy()
-    assert ours.shape == (2, 6, 12)
+    assert ours.shape == (2, 6, 16)
     for p in range(6):
         for s in range(2):
             expected = resample(images[p // 3], *coords(where[s, p]), *GLIMPSE[:2])
@@ -50,15 +51,15 @@ def test_crop_is_a_bilinear_gather(spread):
 def test_paste_is_the_sum_of_inverse_gathers(spread):
     glimpse, where = draw(3, 2, 12), spread * draw(3, 2, 4, seed=1)
     presence = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-    ours = st.paste(*map(tf.constant, (glimpse, where, presence)), GLIMPSE, IMAGE).numpy()
-    covered = st.coverage(tf.constant(where), tf.constant(presence), GLIMPSE, IMAGE).numpy()
+    ours = st.paste(*map(tf.constant, (glimpse, where, presence)), PASTED, IMAGE).numpy()
+    covered = st.coverage(tf.constant(where), tf.constant(presence), PASTED, IMAGE).numpy()
     for p in range(3):
         expected, ones = np.zeros(IMAGE), np.zeros(IMAGE)
         for s in range(2):
             sx, sy, tx, ty = coords(where[p, s])
             inverse = 1 / sx, 1 / sy, -tx / sx, -ty / sy
-            expected += presence[p, s] * resample(glimpse[p, s].reshape(GLIMPSE[:2]), *inverse, *IMAGE)
-            ones += presence[p, s] * resample(np.ones(GLIMPSE[:2]), *inverse, *IMAGE)
+            expected += presence[p, s] * resample(glimpse[p, s].reshape(PASTED[:2]), *inverse, *IMAGE)
+            ones += presence[p, s] * resample(np.ones(PASTED[:2]), *inverse, *IMAGE)
         np.testing.assert_allclose(ours[p], expected, atol=1e-9)
         np.testing.assert_allclose(covered[p], ones, atol=1e-9)
 
@@ -75,22 +76,27 @@ def test_whole_image_crops_and_pastes_to_itself():
 def test_gradients_in_float64():
     image, where = draw(1, *IMAGE), 0.4 * draw(2, 1, 4, seed=3)
     glimpse, presence = draw(2, 1, 12, seed=4), tf.ones([2, 1], tf.float64)
-    weights = draw(2, 12, seed=5), draw(2, *IMAGE, seed=6)
+    weights = draw(2, 16, seed=5), draw(2, *IMAGE, seed=6)
 
     def cropped(where):
         return tf.reduce_sum(st.crop(st.image_to_columns(image, 1), where, GLIMPSE)[:, 0] * weights[0])
 
     def pasted(glimpse, where):
-        return tf.reduce_sum(st.paste(glimpse, where, presence, GLIMPSE, IMAGE) * weights[1])
+        return tf.reduce_sum(st.paste(glimpse, where, presence, PASTED, IMAGE) * weights[1])
 
     def covered(where):
-        return tf.reduce_sum(st.coverage(where, presence, GLIMPSE, IMAGE) * weights[1])
+        return tf.reduce_sum(st.coverage(where, presence, PASTED, IMAGE) * weights[1])
 
     for function, arguments in ((cropped, [where]), (pasted, [glimpse, where]), (covered, [where])):
         theory, numeric = tf.test.compute_gradient(function, [tf.constant(x) for x in arguments], delta=1e-6)
         for ours, expected in zip(theory, numeric):
             assert np.abs(expected).max() > 1e-3
             np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_only_square_glimpses_are_cropped():
+    with pytest.raises(ValueError, match="4 x 3 pixels: expected square"):
+        st.crop(st.image_to_columns(tf.zeros([1, *IMAGE]), 1), tf.zeros([1, 4]), PASTED)
 
 
 def test_smallest_scale_is_bounded_with_its_gradient():
@@ -114,13 +120,13 @@ def test_colour_is_grey_for_every_channel():
     images, where = draw(2, *IMAGE, 3), draw(4, 2, 4, seed=1)
     rows = st.image_to_rows(tf.constant(images), 3)
     np.testing.assert_array_equal(st.rows_to_image(rows, 3), images)
-    glimpse = st.crop(st.image_to_columns(tf.constant(images), 3), tf.constant(where), (4, 3, 3)).numpy()
-    pixels = glimpse.reshape(4, 2, 4, 3, 3)
+    glimpse = st.crop(st.image_to_columns(tf.constant(images), 3), tf.constant(where), (4, 4, 3)).numpy()
+    pixels = glimpse.reshape(4, 2, 4, 4, 3)
     presence = tf.constant([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], tf.float64)
-    canvas = st.rows_to_image(st.paste(tf.constant(glimpse), tf.constant(where), presence, (4, 3, 3), IMAGE), 3)
+    canvas = st.rows_to_image(st.paste(tf.constant(glimpse), tf.constant(where), presence, (4, 4, 3), IMAGE), 3)
     for c in range(3):
         grey = st.crop(st.image_to_columns(tf.constant(images[..., c]), 1), tf.constant(where), GLIMPSE).numpy()
-        np.testing.assert_allclose(pixels[..., c].reshape(4, 2, 12), grey, atol=1e-12)
+        np.testing.assert_allclose(pixels[..., c].reshape(4, 2, 16), grey, atol=1e-12)
         np.testing.assert_allclose(canvas[..., c], st.paste(tf.constant(grey), tf.constant(where), presence, GLIMPSE,
                                                             IMAGE), atol=1e-12)
 
