@@ -3,7 +3,8 @@
     python -m eval.benchmark [--models sqair_balls rsqair_in] [--lengths 3 10] [--modes shards xla] [--json FILE]
 
 Every case runs in a process of its own. Those of one length and mode, or of one scale, take turns of a few steps, and
-so does the machine's limit, a large float32 matrix product: what slows the machine for a while slows all of them.
+before each the machine's limit is measured, a large float32 matrix product: what slows the machine for a while slows
+all of them.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 from sqair.train import compile_eval_step, compile_train_step, use_machine, versions
 
-TURNS = 4
+TURNS = 8
 WARM_UP = 12        # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
 
 
@@ -182,8 +183,8 @@ class Arguments:
     """K."""
     n_steps_per_image: int = attrs.field(default=4, validator=within(1, 64))
     """N."""
-    repeats: int = attrs.field(default=16, validator=within(2, 10_000))
-    """Steps that are timed, a quarter of them at a time."""
+    repeats: int = attrs.field(default=24, validator=within(2, 10_000))
+    """Steps that are timed, an eighth of them at a time."""
     scaling: bool = False
     """Also time the first model in the last mode against length, batch size, particles and slots."""
     json: Optional[pathlib.Path] = None
@@ -253,25 +254,25 @@ def time_cases(cases: Sequence[Tuple[Arguments, str, int, str]]) -> List[Dict]:
     """Times cases (arguments, model, length, mode), which take turns.
 
     Returns:
-      For each the medians of its seconds a step, quartiles apart (spread), GFLOP, GB, and sequences a second, by name.
+      For each the medians of its seconds a step, quartiles apart (spread), GFLOP, GB, sequences a second, and the
+      median over its turns of the share of the limit measured just before, by name.
     """
     with contextlib.ExitStack() as stack:
-        workers, starts, limits, turns = [], [], [], []
+        workers, starts = [], []
         for case in cases:      # one after the other, which is what makes the time to the first step the case's own
             workers.append(stack.enter_context(_worker(*case)))
             starts.append(next(workers[-1]))
-        for _ in range(TURNS):
-            limits.append(machine_gflops())
-            turns.append([next(worker) for worker in workers])
-    limit, rows = statistics.median(limits), []
+        turns = [[{"limit": machine_gflops(), **next(worker)} for worker in workers] for _ in range(TURNS)]
+    rows = []
     for (arguments, *_), start, of_case in zip(cases, starts, zip(*turns)):
-        row = {**start, "machine_gflops": limit}
+        shares = [start["train_gflop"] / statistics.median(turn["train"]) / turn["limit"] for turn in of_case]
+        row = {**start, "machine_gflops": statistics.median(turn["limit"] for turn in of_case),
+               "share_of_limit": statistics.median(shares)}
         for what in ("train", "eval"):
             times = [seconds for turn in of_case for seconds in turn[what]]
             quarters = statistics.quantiles(times, n=4)
             row[f"{what}_s"], row[f"{what}_spread_s"] = quarters[1], quarters[2] - quarters[0]
-        rows.append({**row, "sequences_per_s": arguments.batch_size / row["train_s"],
-                     "share_of_limit": row["train_gflop"] / row["train_s"] / limit})
+        rows.append({**row, "sequences_per_s": arguments.batch_size / row["train_s"]})
     return rows
 
 
