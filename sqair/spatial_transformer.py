@@ -38,9 +38,9 @@ def _grid(n: int, dtype: tf.DType) -> tf.Tensor:
 
 
 def hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
-    """Bilinear weights max(0, 1 - |p - i|) of pixels i = 0..size-1 for positions p [...]; [..., size]."""
-    pixels = tf.range(size, dtype=position.dtype)
-    return tf.nn.relu(1.0 - tf.abs(tf.expand_dims(position, -1) - pixels))
+    """Bilinear weights max(0, 1 - |p - i|) of pixels i = 0..size-1 for positions p [..., n]; [..., size, n]."""
+    pixels = tf.expand_dims(tf.range(size, dtype=position.dtype), -1)
+    return tf.nn.relu(1.0 - tf.abs(tf.expand_dims(position, -2) - pixels))
 
 
 def sum_of_hat_weights(position: tf.Tensor, size: int) -> tf.Tensor:
@@ -173,14 +173,14 @@ def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_sha
     height, width = image_shape
     slots = where.shape[1]
     sx, sy, tx, ty = to_coords(where)
-    down = hat_weights(tf.transpose(paste_positions(sy, ty, height, h), [0, 2, 1]), h)   # [L, H, N, h]
-    across = hat_weights(paste_positions(sx, tx, width, w), w)                           # [L, N, W, w]
+    down = hat_weights(paste_positions(sy, ty, height, h), h)          # [L, N, h, H]
+    across = hat_weights(paste_positions(sx, tx, width, w), w)         # [L, N, w, W]
     glimpse *= presence[..., None]
     if channels > 1:
         glimpse = image_to_rows(tf.reshape(glimpse, [-1, h, w, channels]), channels)
-    strips = tf.matmul(tf.reshape(glimpse, [-1, h * channels, w]), tf.reshape(across, [-1, width, w]),
-                       transpose_b=True)                                                 # [L*N, h*C, W]
-    return tf.reshape(down, [-1, height, slots * h]) @ tf.reshape(strips, [-1, slots * h, channels * width])
+    strips = tf.matmul(tf.reshape(glimpse, [-1, h * channels, w]), tf.reshape(across, [-1, w, width]))
+    return tf.matmul(tf.reshape(down, [-1, slots * h, height]), tf.reshape(strips, [-1, slots * h, channels * width]),
+                     transpose_a=True)
 
 
 def coverage(where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
