@@ -117,7 +117,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
     image = np.tile(np.repeat(np.arange(batch, dtype=np.int32), particles // batch), windows // particles)
     first_column = image[:, None] * (width + 3)
     first_row = np.arange(windows * channels, dtype=np.int32).reshape(windows, channels, 1) * (height + 4)
-    grid, sizes = _grid(h, where.dtype), np.array([[width], [height]])
+    grid, sizes = _grid(h, where.dtype), np.array([[width], [height]], np.int32)
     unit = tf.constant(0.5 * (sizes - 1), where.dtype)
 
     @tf.custom_gradient
@@ -125,7 +125,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
         position = (tf.expand_dims(scale, -1) * grid + tf.expand_dims(shift, -1) + 1.0) * unit
         # The pixel below, counting the two zeros before the first. What lies further out reads zeros too, and NaN
         # becomes a rest of NaN.
-        below = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32), -2, sizes.astype(np.int32))
+        below = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32), -2, sizes)
         column, row = tf.unstack(below + 2, axis=1)
         x_rest, y_rest = tf.unstack(position - tf.cast(below, position.dtype), axis=1)
         column, row = column + first_column, tf.expand_dims(row, 1) + first_row

@@ -1,5 +1,6 @@
 """The benchmark's formula against the graph it speaks of, and its table. Nothing is timed here."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -59,6 +60,24 @@ def test_the_command_times_cases_in_turns_and_writes_them_down(tmp_path):
     assert written["cases"][0]["bound"] != written["cases"][1]["bound"]
     assert written["versions"]["tensorflow"] and written["pipeline_batches_per_s"]["1"] > 0
     assert "| rsqair_in | 1 | graph |" in done.stdout and "1 frames" in done.stdout
+
+
+def test_a_turn_is_compared_with_the_limit_just_before_it(monkeypatch):
+    """On a machine that is half as fast in every other turn, the share of its limit is the same in all of them."""
+    slowness = [1 + turn % 2 for turn in range(benchmark.TURNS)]
+
+    @contextlib.contextmanager
+    def worker(_, model, *__):
+        times = [{"train": [0.5 * slow * model] * 3, "eval": [0.2 * slow] * 3} for slow in slowness]
+        yield iter([{"train_gflop": 60.0}, *times])
+
+    limits = iter([200.0 / slow for slow in slowness for _ in range(2)])
+    monkeypatch.setattr(benchmark, "_worker", worker)
+    monkeypatch.setattr(benchmark, "machine_gflops", lambda: next(limits))
+    rows = benchmark.time_cases([(benchmark.Arguments(), model, 3, "graph") for model in (1, 2)])
+    assert [row["share_of_limit"] for row in rows] == pytest.approx([0.6, 0.3])
+    assert [row["machine_gflops"] for row in rows] == [150.0, 150.0]
+    assert [row["train_s"] for row in rows] == pytest.approx([0.75, 1.5])
 
 
 def test_a_case_that_fails_is_named():
