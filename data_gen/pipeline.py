@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_gen import hdf5
-from data_gen.command_line import UserError
+from data_gen.command_line import UserError, progress
 
 WINDOW = 1024      # sequences shuffled together, so the most that are in memory; fewer of large images
 _WINDOW_PIXELS = 2**24  # of one frame of each
@@ -179,15 +179,17 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
     return dataset.with_options(options)
 
 
-def mean_image(path: str | os.PathLike, split: str = "training", crop: int | None = None,
-               limit: int | None = None) -> np.ndarray:
-    """Computes the mean over all frames of the first sequences, the model's initial background (spec: sqair.md).
+def mean_image(path: str | os.PathLike, split: str = "training", n_frames: int | None = None,
+               crop: int | None = None) -> np.ndarray:
+    """Computes the mean over frames of all sequences, the model's initial background (spec: sqair.md).
+
+    It is read in one pass, with a block of sequences in memory.
 
     Args:
       path: HDF5 file.
       split: usually the training split.
+      n_frames: how many frames of every sequence, from the first; None for all.
       crop: side of the central square, pixels; None for the whole image.
-      limit: the most sequences to read; None for all.
 
     Returns:
       [H, W, C] float32 in [0, 1].
@@ -196,10 +198,13 @@ def mean_image(path: str | os.PathLike, split: str = "training", crop: int | Non
       UserError: the file is not what it should be.
     """
     with hdf5.open_split(path, split) as data:
+        n_frames = n_frames or data.n_frames
         rows, columns = crop_slices(*data.image_shape[:2], crop)
-        n_sequences = min(limit or data.n_sequences, data.n_sequences)
-        total = 0.0
-        for first in range(0, n_sequences, data.block):
-            features = data.read(slice(first, min(first + data.block, n_sequences)))["features"]
-            total = total + data.intensities(features[:, :, rows, columns]).sum((0, 1), np.float64)
-    return (total / (n_sequences * data.n_frames)).astype(np.float32)
+        total = np.zeros((), np.float64)
+        with progress(data.n_sequences, "mean image") as advance:
+            for first in range(0, data.n_sequences, data.block):
+                block = slice(first, min(first + data.block, data.n_sequences))
+                features = data.read(block, n_frames, ["features"])["features"]
+                total = total + features[:, :, rows, columns].sum((0, 1), np.float64)
+                advance(block.stop - first)
+        return data.intensities(total / (data.n_sequences * n_frames))

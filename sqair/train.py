@@ -148,6 +148,11 @@ def sequence_length(train, step: int) -> int:
     return min(start + (step // train.stage_itr if train.stage_itr else 0), train.max_seq_len)
 
 
+def longest(train) -> int:
+    """The greatest length of the sequences that a run may come to, in frames."""
+    return train.max_seq_len if train.stage_itr else sequence_length(train, 0)
+
+
 def parameter_table(model: SQAIR) -> str:
     """The number of trainable parameters by module, as text."""
     modules: dict = {}
@@ -226,11 +231,10 @@ class Trainer:
         if restored:
             self.say(f"going on from {restored}")
         else:
-            if self.config.model.mean_image:
-                mean = pipeline.mean_image(train.train_data, "training", crop=train.crop or None, limit=2000)
-                self.model.decoder.mean_image.assign(mean)
-            if init_from:
-                self._init_from(init_from)
+            mean_image = self.model.decoder.mean_image
+            filled = self._init_from(init_from) if init_from else ()
+            if mean_image is not None and mean_image.name not in filled:
+                mean_image.assign(pipeline.mean_image(train.train_data, "training", longest(train), train.crop or None))
         self.metrics = MetricsFile(self.folder / "metrics.csv",
                                    ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
                                     *Report._fields], self.step)
@@ -287,7 +291,8 @@ class Trainer:
             with atomic_path(self.folder / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=1, default=list) + "\n")
 
-    def _init_from(self, source: str) -> None:
+    def _init_from(self, source: str) -> List[str]:
+        """Takes the weights of a run; returns the names of the variables that are the run's."""
         run_ = checkpoints.load_run(source)
         done = checkpoints.fill(self.model, run_.model)
         self.say(f"starting from {run_.source} (step {run_.step}): {len(done.filled)} variables filled, "
@@ -298,6 +303,7 @@ class Trainer:
         if not done.filled:
             raise UserError(f"{source}: no variable of it fits this model")
         self.say(f"  {checkpoints.fill_slots(self.optimizer, run_)}")
+        return done.filled
 
     def _data(self, split: str, length: int, start: int = 0, shuffle: bool = True) -> Iterator:
         train = self.config.train

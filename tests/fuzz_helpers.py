@@ -361,7 +361,7 @@ def read_pipeline(folder):
     for batch in pipeline.batches(path, "training", 3, 3, None, repeat=False):
         assert np.isfinite(batch.observations).all() and np.max(batch.observations) <= 1
         assert (batch.counts.numpy() >= -1).all() and batch.counts.shape == batch.observations.shape[:2]
-    mean = pipeline.mean_image(path, limit=10)
+    mean = pipeline.mean_image(path)
     assert np.isfinite(mean).all() and mean.dtype == np.float32
     side = 50 if path.name == "mnist.h5" else 64
     with Source(path, "test", (side, side, 1), 3, 2) as source:

@@ -140,13 +140,18 @@ def test_central_crop():
     assert crop_slices(50, 50, 50) == (slice(0, 50), slice(0, 50))
 
 
-def test_mean_image_is_the_mean_over_all_frames(balls):
-    with h5py.File(balls) as file:
-        features = file["training/features"][:, :, 7:57, 7:57]
-    mean = mean_image(balls, "training", crop=50)
-    assert mean.shape == (50, 50, 1) and mean.dtype == np.float32
-    np.testing.assert_allclose(mean, features.mean((0, 1)), atol=1e-6)
-    np.testing.assert_allclose(mean_image(balls, crop=50, limit=10), features[:, :10].mean((0, 1)), atol=1e-6)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_mean_image_is_the_mean_over_the_first_frames_of_all_sequences(tmp_path, dtype):
+    """Intensities drift from frame to frame and from sequence to sequence, and there are more than 2,000 of those."""
+    features = np.random.default_rng(0).integers(0, 60, (3, 2100, 6, 4, 1)).astype(np.float64)
+    features += 60 * np.arange(3).reshape(3, 1, 1, 1, 1) + np.linspace(0, 70, 2100).reshape(1, -1, 1, 1, 1)
+    features = features.astype(np.uint8)
+    with h5py.File(tmp_path / "drift.h5", "w") as file:
+        file["training/features"] = features if dtype == np.uint8 else features.astype(dtype) / 255
+    for n_frames in (1, 2, 3, None):
+        mean = mean_image(tmp_path / "drift.h5", n_frames=n_frames, crop=4)
+        assert mean.shape == (4, 4, 1) and mean.dtype == np.float32
+        np.testing.assert_allclose(mean, features[:n_frames, :, 1:5].mean((0, 1), np.float64) / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -81,6 +82,18 @@ def test_the_same_command_again_has_nothing_to_do(finished, data):
     trainer = train.Trainer(config(data), str(finished))
     assert trainer.run() == 0
     assert all(np.array_equal(before[name], value) for name, value in newest(finished).items())
+
+
+@pytest.mark.parametrize("lengths, n_frames", [
+    (dict(seq_len=2, stage_itr=0), 2),                  # a fixed length
+    (dict(seq_len=0, stage_itr=0), 3),                  # the fixed length that is max_seq_len
+    (dict(seq_len=2, stage_itr=8), 3),                  # a growing one
+])
+def test_the_mean_image_is_that_of_the_frames_trained_on(data, tmp_path, lengths, n_frames):
+    trainer = train.Trainer(config(data, **lengths), str(tmp_path / "run"))
+    with h5py.File(data) as file:
+        features = file["training/features"][:n_frames, :, 22:42, 22:42]
+    np.testing.assert_allclose(trainer.model.decoder.mean_image, features.mean((0, 1)), atol=1e-6)
 
 
 def test_the_step_is_traced_once_a_length(data, tmp_path):
