@@ -3,6 +3,9 @@
 A file holds one group a split (training, validation, test) and in it the members of `MEMBERS`; only `features` is
 always there. Other programs' files in this layout (R-NEM's) are read too: their members may be bool, integer or
 float, stored in chunks or not, and members that are not listed here are left alone.
+
+Attributes of the file: `white`, the value of a fully lit pixel where features are integers, 1 or 255; `box`, the side
+of the box of positions and velocities. Without `white` all integer features of the file are read to tell which it is.
 """
 
 import collections
@@ -62,6 +65,7 @@ CHUNK_SEQUENCES = 50  # about a batch
 BLOCK = 250           # sequences made at once, a multiple of the above; each block has its own seed
 
 DEFAULT_BOX = 15.0    # side of the box in R-NEM's files, which do not say
+_BOX_MARGIN = 0.25    # of the box: positions beyond it by more are in other units
 
 # Bounds on what a file may declare: a small file must not be able to ask for all of the memory.
 _LIMITS = {"T": 10_000, "S": 100_000_000, "H": 1024, "W": 1024, "C": 3, "N": 255, "K": 256}
@@ -69,7 +73,10 @@ _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_SEQUENCE_BYTES = 512 * 2**20
 _BLOCK_BYTES = 128 * 2**20     # of the images read at once, about
 _MAX_RATIO = 2000     # gzip reaches 1030
+_SILENT_BYTES = 2**30          # reading through more is shown
 _TRUSTED_BYTES = 2**18         # a compressed chunk below this size cannot become too large
+_IMPORT = "`python -m data_gen.import_videos` makes a file of such frames"
+_AS_STATED = "the file's attribute white says so, correct it"
 # HDF5's other filters are rare, and those that come as plug-ins unpack without bounds.
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
@@ -218,7 +225,7 @@ def _generated_blocks(make_block: Callable[[str, int, np.random.Generator], Mapp
 
 def generate(path: str | os.PathLike, settings: Any, level: int,
              make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]],
-             **attributes: Any) -> None:
+             white: int = 1, **attributes: Any) -> None:
     """Generates a data set in blocks of `BLOCK` sequences; the file appears only when it is whole.
 
     The same settings give the same data, however many threads there are.
@@ -228,6 +235,7 @@ def generate(path: str | os.PathLike, settings: Any, level: int,
       settings: attrs object with the sizes training, validation and test, and the seed; kept as JSON in the file.
       level: of gzip compression, 0..9.
       make_block: (split, number of sequences, source of randomness) -> member name -> array.
+      white: value of a fully lit pixel of features, 1 or 255; an attribute of the file.
       **attributes: further attributes of the file.
 
     Raises:
@@ -237,7 +245,7 @@ def generate(path: str | os.PathLike, settings: Any, level: int,
     if not sizes:
         raise UserError("--training, --validation and --test are all 0; ask for at least one sequence")
     with new_file(path) as file:
-        file.attrs.update(settings=json.dumps(attrs.asdict(settings)), **attributes)
+        file.attrs.update(settings=json.dumps(attrs.asdict(settings)), white=white, **attributes)
         for split, n_sequences in sizes.items():
             blocks = _generated_blocks(make_block, split, n_sequences, settings.seed, level)
             with contextlib.closing(blocks), progress(n_sequences, split) as advance:
@@ -255,6 +263,7 @@ class Split:
     image_shape: tuple[int, int, int]       # H, W, C
     box: float                              # side of the box of `positions` and `velocities`
     white: int                              # value of a fully lit pixel in `read()["features"]`: 1 or 255
+    stated: bool                            # whether the file says so itself
     block: int                              # sequences that are stored, and so best read, together
     members: Mapping[str, h5py.Dataset]
     _file: h5py.File = attrs.field(alias="file")
@@ -282,7 +291,7 @@ class Split:
           float32 in [0, 1]; collisions, events, nums bool; groups, n, labels uint8; the rest float32.
 
         Raises:
-          UserError: fewer frames than asked, a damaged file, values out of range.
+          UserError: fewer frames than asked, a damaged file, values out of range, above `white` among them.
         """
         n_frames = self.n_frames if n_frames is None else n_frames
         if not 1 <= n_frames <= self.n_frames:
@@ -319,10 +328,30 @@ class Split:
             except (OSError, RuntimeError) as error:
                 raise UserError(f"{self.path}: {self.name}/{name}: sequences {low}..{high - 1} cannot be read "
                                 f"({error}); the file is damaged, make or copy it again") from None
-            _check_values(part, name, f"{self.path}: {self.name}/{name}")
+            self._check_values(part, name)
             result[(*(slice(None) for _ in lead), where)] = part[
                 (*(slice(None) for _ in lead), wanted[where] - low)]
         return result
+
+    def _check_values(self, values: np.ndarray, name: str) -> None:
+        """Refuses values that the member cannot hold."""
+        kind, hint = MEMBERS[name].kind, "make the file again"
+        if kind == "image":
+            low, high, whole = 0, self.white, False
+            hint = _AS_STATED if self.stated else _IMPORT
+        else:
+            low, high, whole, _ = _KINDS[kind]
+        if name == "positions":
+            low, high = -_BOX_MARGIN * self.box, (1 + _BOX_MARGIN) * self.box
+            hint = f"positions are in units of the box, whose side is {self.box:g} here; state another as attribute box"
+        if values.dtype == bool or not values.size or (values.dtype == np.uint8 and high == 255):
+            return
+        where = f"{self.path}: {self.name}/{name}"
+        smallest, largest = values.min(), values.max()  # NaN if there is one
+        if not (np.isfinite(smallest) and np.isfinite(largest) and low <= smallest and largest <= high):
+            raise UserError(f"{where}: values from {smallest} to {largest}, expected {low:g} to {high:g}; {hint}")
+        if whole and values.dtype.kind == "f" and (values != np.round(values)).any():
+            raise UserError(f"{where}: fractions, expected whole numbers; make the file again")
 
     def intensities(self, features: np.ndarray) -> np.ndarray:
         """Returns what `read` gave for features, of any shape, as float32 in [0, 1]."""
@@ -335,23 +364,6 @@ def _result_type(name: str, stored: np.dtype) -> type:
     if kind == "image":
         return np.float32 if stored.kind == "f" else np.uint8
     return _KINDS[kind][3]
-
-
-def _check_values(values: np.ndarray, name: str, where: str) -> None:
-    """Refuses values that the member cannot hold."""
-    kind = MEMBERS[name].kind
-    if kind == "image":
-        low, high, whole = 0, 1 if values.dtype.kind == "f" else 255, False
-    else:
-        low, high, whole, _ = _KINDS[kind]
-    if values.dtype == bool or not values.size or (values.dtype == np.uint8 and high == 255):
-        return
-    smallest, largest = values.min(), values.max()  # NaN if there is one
-    if not (np.isfinite(smallest) and np.isfinite(largest) and low <= smallest and largest <= high):
-        raise UserError(f"{where}: values from {smallest} to {largest}, expected {low} to {high}; "
-                        "make the file again")
-    if whole and values.dtype.kind == "f" and (values != np.round(values)).any():
-        raise UserError(f"{where}: fractions, expected whole numbers; make the file again")
 
 
 def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("features",),
@@ -412,14 +424,9 @@ def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str],
     block = min(stored if 16 <= stored <= 1024 else CHUNK_SEQUENCES,
                 max(_BLOCK_BYTES // math.prod(sizes[axis] for axis in "THWC"), 1))
     opened = Split(path=path, name=split, n_sequences=sizes["S"], n_frames=sizes["T"],
-                   image_shape=(sizes["H"], sizes["W"], sizes["C"]), box=_box(file, path), white=1, block=block,
-                   members=data, file=file)
-    if features.dtype.kind in "iu":
-        # Integers are 0..255, or 0 and 1: what the first sequences hold tells.
-        n_frames = min(opened.n_frames, CHUNK_FRAMES)
-        lit = any(opened.read(slice(start, min(start + block, 64)), n_frames, ["features"])["features"].max() > 1
-                  for start in range(0, min(sizes["S"], 64), block))
-        opened = attrs.evolve(opened, white=255 if lit else 1)
+                   image_shape=(sizes["H"], sizes["W"], sizes["C"]), box=_box(file, path),
+                   white=_white(file, path, features), stated="white" in file.attrs, block=block, members=data,
+                   file=file)
     return opened
 
 
@@ -493,10 +500,75 @@ def check_storage(data: h5py.Dataset, where: str) -> None:
                                 "file is damaged, make or copy it again")
 
 
-def _box(file: h5py.File, path: str) -> float:
+def _number(file: h5py.File, path: str, name: str, expected: str, low: float, high: float) -> float | None:
+    """Returns an attribute of the file, None if it has no such. Raises: UserError: not a number from low to high."""
+    if name not in file.attrs:
+        return None
     # Only numbers are read: HDF5 may never come back from text in a damaged file.
-    is_number = "box" not in file.attrs or file.attrs.get_id("box").dtype.kind in "iuf"
-    box = file.attrs.get("box", DEFAULT_BOX) if is_number else "no number"
-    if not is_number or np.shape(box) or not 1e-3 <= box <= 1e6:
-        raise UserError(f"{path}: attribute box is {box!r}, expected the side of the box, a positive number")
-    return float(box)
+    attribute = file.attrs.get_id(name)
+    is_number = attribute.dtype.kind in "iuf" and attribute.shape == ()
+    value = file.attrs[name].item() if is_number else "no number"
+    if not is_number or not low <= value <= high:
+        raise UserError(f"{path}: attribute {name} is {value}, expected {expected}")
+    return value
+
+
+def _box(file: h5py.File, path: str) -> float:
+    box = _number(file, path, "box", "the side of the box, a positive number", 1e-3, 1e6)
+    return DEFAULT_BOX if box is None else float(box)
+
+
+def _white(file: h5py.File, path: str, features: h5py.Dataset) -> int:
+    """Returns the value of a fully lit pixel."""
+    expected = "the value of a fully lit pixel, 1 or 255"
+    stated = _number(file, path, "white", expected, 1, 255)
+    if stated not in (None, 1, 255):
+        raise UserError(f"{path}: attribute white is {stated}, expected {expected}")
+    if features.dtype.kind not in "iu":
+        if stated == 255:
+            raise UserError(f"{path}: attribute white is 255 and {features.name[1:]} holds {features.dtype}, in which a "
+                            "lit pixel is 1; correct the attribute or the data")
+        return 1
+    if stated is not None:
+        return int(stated)
+    status = os.stat(path)
+    key = (os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
+    if key not in _FOUND_WHITE:
+        _FOUND_WHITE[key] = 255 if any(_exceeds_one(file[split]["features"], f"{path}: {split}/features")
+                                       for split in SPLITS if _holds_integers(file, split)) else 1
+    return _FOUND_WHITE[key]
+
+
+_FOUND_WHITE: dict[tuple, int] = {}       # of files that do not say: all of a file is read at most once
+
+
+def _holds_integers(file: h5py.File, split: str) -> bool:
+    """Whether the file itself, not another one, holds integer features of a split."""
+    for parent, name in ((file, split), (file.get(split), "features")):
+        if not isinstance(parent, h5py.Group) or not isinstance(parent.get(name, getlink=True), h5py.HardLink):
+            return False
+    features = file[split]["features"]
+    return isinstance(features, h5py.Dataset) and features.dtype.kind in "iu" and features.ndim == 5
+
+
+def _exceeds_one(features: h5py.Dataset, where: str) -> bool:
+    """Whether any value is above 1: then integers are 0..255, otherwise 0 and 1."""
+    check_storage(features, where)
+    n_frames, n_sequences = features.shape[:2]
+    frame = math.prod(features.shape[2:]) * features.dtype.itemsize
+    step = features.chunks[1] if features.chunks else CHUNK_SEQUENCES
+    step = min(max(step, 16), max(_BLOCK_BYTES // max(n_frames * frame, 1), 1))
+    frames = max(_BLOCK_BYTES // max(step * frame, 1), 1)
+    large = features.nbytes > _SILENT_BYTES
+    with progress(n_sequences, f"{where}: range of values") if large else contextlib.nullcontext(int) as advance:
+        for first in range(0, n_sequences, step):
+            for start in range(0, n_frames, frames):
+                try:
+                    part = features[start:start + frames, first:first + step]
+                except (OSError, RuntimeError) as error:
+                    raise UserError(f"{where}: sequences {first}.. cannot be read ({error}); the file is damaged, make "
+                                    "or copy it again") from None
+                if part.max(initial=0) > 1:
+                    return True
+            advance(min(step, n_sequences - first))
+    return False

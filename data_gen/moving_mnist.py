@@ -102,6 +102,8 @@ def read_digits(path: str | os.PathLike, labels_path: str | os.PathLike | None =
             images, labels = _read_idx(path, 3), _read_idx(labels_path, 1)
         if images.ndim != 3 or images.shape[1:] != (DIGIT, DIGIT) or images.dtype != np.uint8:
             raise ValueError(f"images of shape {images.shape}, type {images.dtype}; expected (D, 28, 28) uint8")
+        if images.max(initial=0) <= 1:
+            raise ValueError("images of zeros and ones, expected values up to 255")
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or not 10 <= len(labels):
             raise ValueError(f"labels of shape {labels.shape}, type {labels.dtype} for {len(images)} images; expected "
                              "one whole number each, and at least ten")
@@ -279,12 +281,14 @@ def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compre
     """
     held = {split: hold_out(digits, split) for split in hdf5.SPLITS if getattr(settings, split)}
     hdf5.generate(path, settings, compression,
-                  lambda split, n_sequences, rng: make_block(held[split], n_sequences, settings.n_frames, rng))
+                  lambda split, n_sequences, rng: make_block(held[split], n_sequences, settings.n_frames, rng),
+                  white=255)
 
 
 def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compression: int = 1) -> None:
     """Converts the release's pickles, for the training, validation and test splits in turn, to one HDF5 file."""
     with hdf5.new_file(path) as file:
+        file.attrs["white"] = 255
         for split, source in zip(hdf5.SPLITS, pickles):
             data = read_release_pickle(source)
             data["features"] = data.pop("imgs")[..., None]

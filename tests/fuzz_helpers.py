@@ -312,12 +312,14 @@ def make_hdf5(folder):
                                  np.arange(40, dtype=np.uint8) % 10)
     moving_mnist.write(moving_mnist.MovingMNIST(n_frames=3, training=4, validation=0, test=2), folder / "mnist.h5",
                        digits)
-    with h5py.File(folder / "rnem.h5", "w") as file:        # as R-NEM wrote them
-        for split in ("training", "test"):
-            features = np.float32(rng.random((4, 5, 64, 64, 1)) < 0.1)
-            for name, data in {"features": features, "groups": features * 2, "collisions": features,
-                               "positions": np.float32(rng.random((4, 5, 3, 2)) * 15)}.items():
-                file.create_dataset(f"{split}/{name}", data=data, compression="gzip" if split == "training" else None)
+    for path, dtype in (("rnem.h5", np.float32), ("integers.h5", np.uint8)):     # as R-NEM wrote them
+        with h5py.File(folder / path, "w") as file:
+            for split in ("training", "test"):
+                features = (rng.random((4, 5, 64, 64, 1)) < 0.1).astype(dtype)
+                for name, data in {"features": features, "groups": features * 2, "collisions": features,
+                                   "positions": np.float32(rng.random((4, 5, 3, 2)) * 15)}.items():
+                    file.create_dataset(f"{split}/{name}", data=data,
+                                        compression="gzip" if split == "training" else None)
 
 
 def damage_one_hdf5(rng, folder):

@@ -1,6 +1,7 @@
 """The HDF5 layout: what is written is read back, R-NEM's own files are read, everything else is refused in a line."""
 
 import os
+import pathlib
 
 import attrs
 import h5py
@@ -12,6 +13,7 @@ from data_gen.bouncing_balls import BouncingBalls, make_block, write
 from data_gen.command_line import UserError, atomic_path
 
 T, S = 23, 120
+CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,75 @@ def test_bytes_up_to_255_become_intensities(tmp_path):
         np.testing.assert_allclose(split.intensities(split.read([1])["features"])[0, 0, 0, 0], [0.2, 0.4, 1])
 
 
+def late_objects(dtype=np.uint8, highest=255):
+    """More sequences and frames than any block, all black but the last frame of the last sequence."""
+    features = np.zeros((25, 130, 4, 4, 1), dtype)
+    features[24, 129, 1, 1] = highest
+    return features
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("chunks", [None, (4, 8, 2, 4, 1), (25, 130, 4, 4, 1)])
+def test_the_scale_is_that_of_the_whole_file_wherever_it_shows(tmp_path, monkeypatch, dtype, chunks):
+    monkeypatch.setattr(hdf5, "_BLOCK_BYTES", 3000)      # a few frames of a few sequences at once
+    for highest, white in ((255, 255), (2, 255), (1, 1), (0, 1)):
+        path = tmp_path / f"{highest}.h5"
+        with h5py.File(path, "w") as file:      # the split that is read does not show it, another one does
+            file.create_dataset("training/features", data=np.ones((3, 4, 4, 4, 1), dtype))
+            file.create_dataset("validation/features", data=np.ones((3, 4, 4, 4, 1), np.float32))
+            file.create_dataset("test/features", data=late_objects(dtype, highest), chunks=chunks)
+        for split, expected in (("training", 1 / white), ("validation", 1.0), ("test", highest / white)):
+            with hdf5.open_split(path, split) as data:
+                assert data.intensities(data.read(slice(None))["features"]).max() == np.float32(expected), split
+
+
+def test_a_file_that_does_not_say_its_scale_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    path, read = tmp_path / "r.h5", []
+    real = hdf5._exceeds_one
+    monkeypatch.setattr(hdf5, "_exceeds_one", lambda *a: read.append(1) or real(*a))
+    for n, highest in enumerate((1, 200)):
+        rnem_file(path, np.full((3, 4, 4, 4, 1), highest, np.uint8))
+        os.utime(path, (n, n))
+        for _ in range(3):
+            with hdf5.open_split(path, "training") as split:
+                assert split.white == (255 if highest > 1 else 1)
+        assert len(read) == n + 1
+
+
+def stating(path, white, features):
+    rnem_file(path, features)
+    with h5py.File(path, "r+") as file:
+        file.attrs["white"] = white
+    return path
+
+
+def test_the_scale_that_a_file_states_holds_and_a_value_beyond_it_is_refused(tmp_path):
+    dark = stating(tmp_path / "dark.h5", 255, np.ones((3, 4, 4, 4, 1), np.uint8))
+    with hdf5.open_split(dark, "training") as split:
+        assert split.intensities(split.read([0])["features"]).max() == np.float32(1 / 255)
+    wrong = stating(tmp_path / "wrong.h5", 1, late_objects())
+    with hdf5.open_split(wrong, "training") as split:
+        split.read(slice(0, 129))
+        with pytest.raises(UserError, match="wrong.h5: training/features: values from 0 to 255, expected 0 to 1.*white"):
+            split.read([129])
+
+
+@pytest.mark.parametrize("white, dtype, message", [(7, np.uint8, "white is 7"), (255, np.float32, "holds float32"),
+                                                   ("255", np.uint8, "white is no number"), ([1, 1], np.uint8, "no number")])
+def test_impossible_scales_are_one_line(tmp_path, white, dtype, message):
+    path = stating(tmp_path / "r.h5", white, np.zeros((3, 4, 4, 4, 1), dtype))
+    with pytest.raises(UserError, match=message):
+        hdf5.open_split(path, "training")
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no shared cases here")
+@pytest.mark.parametrize("split", hdf5.SPLITS)
+def test_a_video_that_begins_black_is_not_taken_for_zeros_and_ones(split):
+    with hdf5.open_split(CASES / "late_objects" / "late.h5", split) as data:
+        images = data.intensities(data.read(slice(None))["features"])
+    assert 0.5 < images.max() <= 1 and not images[:10].any()
+
+
 GOOD = np.zeros((3, 4, 8, 8, 1), np.float32)
 
 
@@ -126,6 +197,9 @@ def with_value(value, dtype=np.float32):
     ({"features": GOOD, "groups": np.zeros((3, 4, 8, 8))}, "groups: shape"),
     ({"features": GOOD, "collisions": with_value(2)}, "2.0"),
     ({"features": GOOD, "positions": np.full((3, 4, 2, 2), np.inf)}, "inf"),
+    ({"features": GOOD, "positions": np.full((3, 4, 2, 2), 40.0)}, "40.0.*units of the box, whose side is 15"),
+    ({"features": with_value(1.0000002)}, "1.0000002.*data_gen.import_videos"),
+    ({"features": with_value(60_000, np.uint16)}, "60000.*data_gen.import_videos"),
     ({"features": GOOD, "positions": np.zeros((3, 4, 2, 2)), "velocities": np.zeros((3, 4, 3, 2))}, "N = 2"),
     ({"features": GOOD, "positions": np.zeros((3, 4, 2, 3))}, "with 2 = 2"),
 ])

@@ -137,7 +137,7 @@ def test_command_line_writes_what_the_pipeline_reads(tmp_path):
     assert result.returncode == 0, result.stderr
     with hdf5.open_split(out, "training", members=["labels", "nums", "coords"]) as split:
         read = split.read(slice(None))
-        assert split.image_shape == (50, 50, 1) and split.n_frames == 10
+        assert split.image_shape == (50, 50, 1) and split.n_frames == 10 and split.stated and split.white == 255
     batch = next(iter(batches(out, "training", 20, 10, shuffle=False)))
     np.testing.assert_allclose(batch.observations, read["features"][..., 0] / 255, atol=1e-6)
     np.testing.assert_array_equal(batch.counts, np.tile(read["nums"][0].sum(-1), (10, 1)))
@@ -189,13 +189,15 @@ def test_files_that_are_not_digits_are_one_line(tmp_path):
     np.savez(tmp_path / "shape.npz", images=images[:, :9], labels=labels)
     np.savez(tmp_path / "pairs.npz", images=images, labels=labels[:9])
     np.savez(tmp_path / "labels.npz", images=images, labels=labels + 100)
+    np.savez(tmp_path / "bits.npz", images=np.minimum(images, 1), labels=labels)
     np.savez(tmp_path / "danger.npz", images=np.array([Danger(tmp_path / "made")]), labels=labels)
     (tmp_path / "cut").write_bytes(idx(images)[:1000])
     (tmp_path / "huge").write_bytes(idx(images)[:4] + b"\xff" * 12)
     (tmp_path / "text").write_text("hello")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(idx(images))[:500])
     (tmp_path / "l").write_bytes(idx(labels))
-    cases = ["names.npz", "shape.npz", "pairs.npz", "labels.npz", "danger.npz", "cut", "huge", "text", "cut.gz", "gone"]
+    cases = ["names.npz", "shape.npz", "pairs.npz", "labels.npz", "bits.npz", "danger.npz", "cut", "huge", "text",
+             "cut.gz", "gone"]
     for name in cases:
         with pytest.raises(UserError, match=name) as error:
             read_digits(tmp_path / name, tmp_path / "l")
@@ -267,6 +269,7 @@ def test_release_pickles_become_one_hdf5_file(tmp_path):
     for split, data in (("training", train), ("validation", valid)):
         with hdf5.open_split(tmp_path / "out.h5", split, members=["labels", "nums", "coords"]) as opened:
             read = opened.read(slice(None))
+            assert opened.stated and opened.white == 255
         np.testing.assert_array_equal(read["features"][..., 0], data["imgs"])
         np.testing.assert_array_equal(read["labels"], data["labels"])
         np.testing.assert_array_equal(read["nums"], data["nums"])
