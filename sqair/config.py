@@ -166,7 +166,9 @@ class TrainConfig:
     save_itr: int = attrs.field(default=1000, validator=_at_least(1))
     """Steps between checkpoints. (the original's 100,000 would lose days)"""
     log_itr: int = attrs.field(default=10_000, validator=_at_least(1))
-    """Steps between evaluations on the validation set."""
+    """Steps between evaluations on the validation set; where sequences get longer, at the new length."""
+    log_at_start: bool = False
+    """Evaluate before the first step too."""
     report_loss_every: int = attrs.field(default=1000, validator=_at_least(1))
     """Steps between reports of the training batch."""
     fig_itr: int = attrs.field(default=10_000, validator=_at_least(1))

@@ -342,7 +342,8 @@ ORIGINAL_FLAGS = (
     "time_transition", "prior_transition", "prop_prior_type", "disc_prior_type", "step_success_prob", "rec_where_prior",
     "scale_prior", "transform_var_bias", "output_scale", "output_std", "disc_step_bias", "prop_step_bias",
     "prop_prior_step_bias", "sample_from_prior", "batch_size", "opt", "learning_rate", "schedule", "l2", "train_itr",
-    "seq_len", "stage_itr", "log_itr", "report_loss_every", "fig_itr", "eval_on_train", "eval_size_fraction")
+    "seq_len", "stage_itr", "log_itr", "log_at_start", "report_loss_every", "fig_itr", "eval_on_train",
+    "eval_size_fraction")
 
 
 def original_flags(config: Config) -> Dict[str, Any]:

@@ -226,6 +226,7 @@ class Trainer:
         self._write_flags()
         self.checkpoints = checkpoints.RunCheckpoints(self.folder, self.state, train.keep_checkpoints)
         restored, notes = self.checkpoints.restore()
+        self.is_new = not restored
         for note in notes:
             self.say(note)
         if restored:
@@ -235,11 +236,12 @@ class Trainer:
             filled = self._init_from(init_from) if init_from else ()
             if mean_image is not None and mean_image.name not in filled:
                 mean_image.assign(pipeline.mean_image(train.train_data, "training", longest(train), train.crop or None))
+        reported = -1 if self.is_new else self.step     # what was reported up to the checkpoint stays
         self.metrics = MetricsFile(self.folder / "metrics.csv",
                                    ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
-                                    *Report._fields], self.step)
+                                    *Report._fields], reported)
         self.resources = MetricsFile(self.folder / "resources.csv",
-                                     ["step", "data", "length", *health.SPEED, *health.RESOURCES], self.step)
+                                     ["step", "data", "length", *health.SPEED, *health.RESOURCES], reported)
 
     @property
     def step(self) -> int:
@@ -326,8 +328,6 @@ class Trainer:
             return 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        if self.step == 0:
-            self._save()
         if self.replicas.n_replicas > 1:
             self.say(f"{self.replicas.n_replicas} replicas, {train.batch_size // self.replicas.n_replicas} sequences "
                      "each")
@@ -337,15 +337,15 @@ class Trainer:
                    disable=not (is_chief and sys.stderr.isatty()))
         length, data, clock, clock_step, result = 0, None, health.clock(), self.step, None
         with bar, tensorboard(self.folder) if is_chief else contextlib.nullcontext():
+            if self.replicas.any(is_chief and self.is_new):
+                if train.log_at_start:
+                    self._validate(self.step)
+                self._save()
             while self.step < train.train_itr and not self._told_to_stop():
                 step = self.step
                 if sequence_length(train, step) != length:
                     length = sequence_length(train, step)
                     data = self._data("training", length, start=step)
-                    if step and length == sequence_length(train, step - 1) + 1:
-                        # Bounds of another length do not compare: early stopping starts anew.
-                        self.state.best_bound.assign(-math.inf)
-                        self.state.best_step.assign(step)
                     clock, clock_step = None, step
                 batch = next(data)
                 rate = self.schedule(step)
@@ -368,13 +368,13 @@ class Trainer:
                                                *health.resources()])
                     clock, clock_step = health.clock(), step
                 if step % train.log_itr == 0 or step == train.train_itr:
-                    stop = self._validate(step, length)
+                    stop = self._validate(step)
                     clock, clock_step = None, step
                     if stop:
                         self._save()
                         return self._finish(f"early stopping at step {step}")
                 if is_chief and (step % train.fig_itr == 0 or step == train.train_itr):
-                    self._picture(step, length)
+                    self._picture(step)
                 if step % train.save_itr == 0 or step == train.train_itr:
                     self._save()
         if self.step < train.train_itr:
@@ -426,9 +426,10 @@ class Trainer:
             line += f"  {speed:.2f} steps/s, {_duration(left)} left"
         self.say(line)
 
-    def _validate(self, step: int, length: int) -> bool:
-        """Evaluates, keeps the best checkpoint, and says whether to stop."""
+    def _validate(self, step: int) -> bool:
+        """Evaluates at the length of the next step, keeps the best checkpoint, and says whether to stop."""
         train, bounds = self.config.train, {}
+        length = sequence_length(train, step)
         for split in ("validation",) + (("training",) if train.eval_on_train else ()):
             n_batches = max(int(self.n_sequences[split] * train.eval_size_fraction) // train.batch_size, 1)
             values = evaluate(self.eval_step, self._data(split, length, shuffle=False), n_batches, train.seed)
@@ -437,7 +438,9 @@ class Trainer:
         bound = bounds["validation"]
         for warning in health.validation_gap(bounds.get("training", bound), bound):
             self.say(warning)
-        if bound > float(self.state.best_bound):
+        # Bounds of another length do not compare: with each, early stopping starts anew.
+        comparable = sequence_length(train, int(self.state.best_step)) == length
+        if bound > float(self.state.best_bound) or not comparable:
             self.state.best_bound.assign(bound)
             self.state.best_step.assign(step)
             if self.replicas.is_chief:
@@ -454,8 +457,9 @@ class Trainer:
                      f"{float(self.state.best_bound):.2f} nats a frame for {train.patience} epochs")
         return over
 
-    def _picture(self, step: int, length: int) -> None:
+    def _picture(self, step: int) -> None:
         """Writes inputs above reconstructions of four validation sequences as one TensorBoard image."""
+        length = sequence_length(self.config.train, step)
         batch = next(self._data("validation", length, shuffle=False))
         channels = self.config.model.image_size[2]
         noise = self.model.draw_noise([self.config.train.seed, -1], length, batch.observations.shape[1])

@@ -118,8 +118,8 @@ def test_defaults_are_the_originals():
         disc_prior_type="cat", step_success_prob=0.75, rec_where_prior=True, scale_prior="-2", transform_var_bias=-3.0,
         output_scale=0.25, output_std=0.3, disc_step_bias=1.0, prop_step_bias=5.0, prop_prior_step_bias=10.0,
         sample_from_prior=False, opt="rmsprop", learning_rate=1e-5, schedule="4,6,10", l2=0.0, train_itr=2_000_000,
-        seq_len=0, stage_itr=0, log_itr=10_000, report_loss_every=1000, fig_itr=10_000, eval_on_train=True,
-        eval_size_fraction=1.0)
+        seq_len=0, stage_itr=0, log_itr=10_000, log_at_start=False, report_loss_every=1000, fig_itr=10_000,
+        eval_on_train=True, eval_size_fraction=1.0)
     flags = to_flags(Config())
     assert {name: flags[name] for name in expected} == expected
     assert Config().model.n_hidden == 256

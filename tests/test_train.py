@@ -121,6 +121,53 @@ def test_early_stopping(data, tmp_path):
     assert "early stopping" in json.loads((tmp_path / "run" / "finished.json").read_text())["reason"]
 
 
+def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatch):
+    """Weights stay as they are. Longer sequences have lower bounds, and the first of them counts as the best."""
+    evaluate = train.evaluate
+
+    def falling(eval_step, data, n_batches, seed):
+        lengths = []
+        values = evaluate(lambda obs, *rest: (lengths.append(obs.shape[0]), eval_step(obs, *rest))[1], data, n_batches,
+                          seed)
+        return values._replace(iwae_per_frame=values.iwae_per_frame - 1000 * lengths[0])
+
+    monkeypatch.setattr(train, "evaluate", falling)
+    for stage_itr, stop in ((15, 25), (12, 25)):        # the growth is at an evaluation, or before one
+        trainer = train.Trainer(config(data, train_itr=100, stage_itr=stage_itr, log_itr=5, patience=2, opt="sgd",
+                                       learning_rate=1e-30, eval_on_train=False), str(tmp_path / str(stage_itr)))
+        trainer.run()
+        assert trainer.step == stop and int(trainer.state.best_step) == 15
+        assert checkpoints.find_checkpoint(tmp_path / str(stage_itr), "best")[1].endswith("step-15")
+        lengths = {row["step"]: row["length"] for row in rows(tmp_path / str(stage_itr)) if row["data"] == "validation"}
+        assert lengths == {"5": "2", "10": "2", "15": "3", "20": "3", "25": "3"}
+
+
+def test_validation_where_the_curriculum_grows_is_of_the_new_length(data, tmp_path):
+    config_ = config(data, log_itr=8, save_itr=8, keep_checkpoints=2, eval_on_train=False)
+    train.Trainer(config_, str(tmp_path / "run")).run()
+    row = next(row for row in rows(tmp_path / "run") if row["data"] == "validation")
+    model = checkpoints.load_run(tmp_path / "run", "8").model
+    expected = train.evaluate(train.compile_eval_step(model, config_.train),
+                              iter(pipeline.batches(data, "validation", 8, 3, crop=20, shuffle=False)), 2, 0)
+    assert (row["step"], row["length"]) == ("8", "3")
+    assert float(row["iwae"]) == pytest.approx(expected.iwae, rel=1e-5)
+
+
+def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monkeypatch):
+    config_ = config(data, train_itr=2, log_at_start=True)
+    save = checkpoints.RunCheckpoints.save
+    # A kill just before the first checkpoint, then one just after.
+    for stop in (lambda self: 1 / 0, lambda self: save(self) and 1 / 0):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(checkpoints.RunCheckpoints, "save", stop)
+            train.Trainer(config_, str(tmp_path / "run")).run()
+    trainer = train.Trainer(config_, str(tmp_path / "run"))
+    trainer.run()
+    found = [(row["step"], row["data"]) for row in rows(tmp_path / "run")]
+    assert found == [("0", "validation"), ("0", "training"), ("1", "batch"), ("2", "batch"), ("2", "validation"),
+                     ("2", "training")]
+
+
 def test_air_is_one_frame(data, tmp_path):
     trainer = train.Trainer(config(data, seq_len=1, stage_itr=0, max_seq_len=1, train_itr=2), str(tmp_path / "air"))
     assert trainer.run() == 0
