@@ -105,7 +105,10 @@ def test_presets_are_the_papers():
         train = config.train
         assert (train.batch_size, train.seq_len, train.stage_itr, train.max_seq_len) == (32, 3, 10_000, 10)
         assert (config.model.k_particles, train.opt, train.learning_rate, train.patience) == (5, "rmsprop", 1e-5, 10)
-    assert PRESETS["sqair_mnist"].model == ModelConfig()        # the release's defaults
+    mnist = PRESETS["sqair_mnist"]                              # the release's defaults and its script's curriculum
+    assert mnist.model == ModelConfig()
+    assert (mnist.train.seq_len, mnist.train.stage_itr, mnist.train.max_seq_len) == (3, 100_000, 10)
+    assert (mnist.train.train_itr, mnist.train.patience) == (2_000_000, 0)
     air = PRESETS["air_balls"]
     assert (air.train.seq_len, air.train.max_seq_len, air.model) == (1, 1, PRESETS["sqair_balls"].model)
 
