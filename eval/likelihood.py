@@ -18,7 +18,7 @@ import tyro
 from scipy.special import softmax
 
 from data_gen.command_line import UserError, atomic_path, progress, run, within
-from eval.metrics import ParticleBounds
+from eval import metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
 from sqair import original, spatial_transformer
@@ -46,21 +46,21 @@ def checkpoints_of(folder: str) -> List[str]:
     return [str(step) for step in sorted(found)]
 
 
-def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, collisions: tf.Tensor) -> tf.Tensor:
+def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, collisions: np.ndarray) -> np.ndarray:
     """log p(x|z) over the pixels of colliding objects, for every particle.
 
     Args:
       canvas: [T, P, H, C*W] rows; obs: [T, B, H, W(, C)]; collisions: bool [T, B, H, W].
 
     Returns:
-      [T, P], nats a frame.
+      [T, B, K], nats a frame.
     """
     channels, std = model.config.image_size[2], model.config.output_std
-    rows = spatial_transformer.image_to_rows(obs, channels)[:, :, None]                   # [T, B, 1, H, C*W]
-    mask = tf.tile(tf.cast(collisions, tf.float32), [1, 1, 1, channels])[:, :, None]
-    canvas = tf.reshape(canvas, [rows.shape[0], rows.shape[1], -1, *rows.shape[3:]])     # [T, B, K, H, C*W]
-    pixels = -0.5 * ((rows - canvas) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
-    return tf.reshape(tf.reduce_sum(mask * pixels, [-2, -1]), [rows.shape[0], -1])
+    rows = spatial_transformer.image_to_rows(obs, channels).numpy()[:, :, None]           # [T, B, 1, H, C*W]
+    mask = np.tile(collisions, channels)[:, :, None]
+    canvas = canvas.numpy().reshape([*rows.shape[:2], -1, *rows.shape[3:]])               # [T, B, K, H, C*W]
+    # A frame at a time: the particles' pixels in float64 are many.
+    return np.stack([metrics.relational_log_likelihood(*frame, std) for frame in zip(rows, canvas, mask)])
 
 
 def particles(model: SQAIR, truth: Truth, k_particles: int, rng: np.random.Generator) -> Dict[str, np.ndarray]:
@@ -73,13 +73,14 @@ def particles(model: SQAIR, truth: Truth, k_particles: int, rng: np.random.Gener
     chunks = []
     for _ in range(0, k_particles, model.config.k_particles):
         forward = infer(model, obs, noise_seed(rng))
-        chunk = {"data_ll": forward.data_ll, "log_p": forward.log_p, "log_q": forward.log_q,
-                 "count": forward.num_steps}
-        if truth.collisions is not None:
-            collisions = tf.constant(truth.collisions.swapaxes(0, 1))
-            chunk["relational_ll"] = relational_log_likelihood(model, forward.canvas, obs, collisions)
         shape = [obs.shape[0], *forward.log_weights.shape]                                # T, B, K
-        chunks.append({name: value.numpy().reshape(shape).swapaxes(0, 1) for name, value in chunk.items()}
+        chunk = {name: value.numpy().reshape(shape) for name, value in (
+            ("data_ll", forward.data_ll), ("log_p", forward.log_p), ("log_q", forward.log_q),
+            ("count", forward.num_steps))}
+        if truth.collisions is not None:
+            chunk["relational_ll"] = relational_log_likelihood(model, forward.canvas, obs,
+                                                               truth.collisions.swapaxes(0, 1))
+        chunks.append({name: value.swapaxes(0, 1) for name, value in chunk.items()}
                       | {"log_weights": forward.log_weights.numpy()})
     return {name: np.concatenate([chunk[name] for chunk in chunks], -1)[..., :k_particles] for name in chunks[0]}
 
@@ -93,11 +94,20 @@ class Totals:
         self._sums: Dict[str, Any] = {}
         self._confusion = np.zeros((_MOST_OBJECTS + 1, n_slots + 1))
         self._raw_right = 0.0
+        self._collides: Any = False
 
-    def add(self, numbers: Dict[str, np.ndarray], count: np.ndarray) -> None:
-        """Adds sequences. Args: numbers: from `particles`. count: true numbers of objects [B, T], -1 unknown."""
+    def add(self, numbers: Dict[str, np.ndarray], count: np.ndarray, collisions: Optional[np.ndarray] = None) -> None:
+        """Adds sequences.
+
+        Args:
+          numbers: from `particles`.
+          count: true numbers of objects [B, T], -1 unknown.
+          collisions: [B, T, H, W], pixels of colliding objects, if the data have them.
+        """
+        if collisions is not None:
+            self._collides |= collisions.any((0, 2, 3))
         log_weights = numbers["log_weights"].astype(float)
-        bounds = ParticleBounds().update(log_weights)
+        bounds = metrics.ParticleBounds().update(log_weights)
         weights = softmax(log_weights, -1)[:, None]                                       # [B, 1, K]
         kl = numbers["log_q"].astype(float) - numbers["log_p"]
         means = {"iwae": bounds.iwae, "vae": bounds.vae, "ess": bounds.effective_sample_size}
@@ -120,16 +130,22 @@ class Totals:
         sums = {name: value / self.n_sequences for name, value in self._sums.items()}
         by_frame = {name: sums[name] for name in ("data_ll", "relational_ll", "log_p", "log_q", "kl", "count")
                     if name in sums}
+        means = {name: float(value.mean()) for name, value in by_frame.items()}
+        by_frame = {name: value.tolist() for name, value in by_frame.items()}
+        if "relational_ll" in by_frame:         # nothing, and not 0, where no object collides
+            means["relational_ll"] = means["relational_ll"] if np.any(self._collides) else None
+            by_frame["relational_ll"] = [value if collides else None
+                                         for value, collides in zip(by_frame["relational_ll"], self._collides)]
         counted, n_slots = self._confusion.sum(), self._confusion.shape[1] - 1
         highest = np.flatnonzero(self._confusion.any(1)).max(initial=n_slots)
         return {
             "iwae": sums["iwae"], "vae": sums["vae"],
             "iwae_per_frame": sums["iwae"] / n_frames, "vae_per_frame": sums["vae"] / n_frames, "ess": sums["ess"],
-            **{name: float(value.mean()) for name, value in by_frame.items()},
+            **means,
             "count_accuracy": np.trace(self._confusion) / counted if counted else None,
             "raw_count_accuracy": self._raw_right / counted if counted else None,
             "confusion": self._confusion[:highest + 1].tolist() if counted else None,
-            "by_frame": {name: value.tolist() for name, value in by_frame.items()},
+            "by_frame": by_frame,
         }
 
 
@@ -149,12 +165,13 @@ def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, se
       iwae, vae: nats a sequence, as the original reports them; *_per_frame, data_ll, relational_ll, kl, log_p, log_q:
       nats a frame, importance-weighted over particles but for the bounds; count: objects; ess: particles; the
       accuracies, weighted and (raw) not; confusion: frames, true counts by inferred ones, importance-weighted;
-      by_frame: lists over the frames. None where the data do not tell.
+      by_frame: lists over the frames. None where the data do not tell, as relational_ll where nothing collides.
     """
     totals = Totals(model.config.n_steps_per_image)
     for number, (size, truth) in enumerate(source.batches(batch_size)):
         numbers = particles(model, truth, k_particles, generator(seed, number, 0))
-        totals.add({name: value[:size] for name, value in numbers.items()}, truth.count[:size])
+        totals.add({name: value[:size] for name, value in numbers.items()}, truth.count[:size],
+                   None if truth.collisions is None else truth.collisions[:size])
         advance(size)
     return totals.result(source.n_frames)
 

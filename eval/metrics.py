@@ -18,6 +18,7 @@ FRAME_SIZE = 64  # pixels of a stored frame, a side
 CROP_SIZE = 50  # pixels the model sees, a side
 CROP_START = (FRAME_SIZE - CROP_SIZE) // 2  # rows and columns 7..56
 MIN_SCALE = 1e-4  # the spatial transformer's lower bound on sx, sy
+LEAST_INTENSITY = 0.1  # of white: an object that adds less to a pixel does not show there (glimpses are never black)
 HALF_LOG_2PI = 0.5 * np.log(2.0 * np.pi)
 
 
@@ -177,6 +178,57 @@ def centres_from_where(where, image_size=CROP_SIZE):
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# What an object draws -> pixels
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def boxes_and_centres_from_pixels(drawn):
+    """Where an object is seen: box and centre of mass of the pixels that are above half of its greatest.
+
+    A window may be far larger than the object in it, which may lie anywhere inside, so that the window's own box and
+    centre say little. Of an object that the frame's edge cuts, only what is inside counts.
+
+    Args:
+      drawn: [..., H, W], what the object adds to each pixel, in [0, 1] of white: its pasted glimpse.
+
+    Returns:
+      (boxes, centres): [..., 4] float64: top, left, height, width in pixels, and [..., 2]: (row, column) in pixels, the
+      mean weighted by what is drawn; NaN where no pixel has ``LEAST_INTENSITY``.
+
+    Raises:
+      ValueError: if there are no two last axes.
+    """
+    drawn = np.asarray(drawn)
+    _require(drawn.ndim >= 2, f"drawn must be [..., H, W], got {drawn.shape}")
+    greatest = drawn.max((-2, -1), keepdims=True)
+    seen = (drawn > greatest / 2) & (greatest >= LEAST_INTENSITY)
+    starts, lengths, centres = [], [], []
+    for axis, other in ((-2, -1), (-1, -2)):  # rows, columns
+        size, along = drawn.shape[axis], seen.any(other)
+        first, behind = along.argmax(-1), size - along[..., ::-1].argmax(-1)
+        starts.append(first - 0.5)
+        lengths.append(behind - first)
+        mass = np.where(seen, drawn, 0).sum(other, dtype=float)
+        centres.append(_divide((mass * np.arange(size)).sum(-1), mass.sum(-1)))
+    centres = np.stack(centres, -1)
+    boxes = np.stack(starts + lengths, -1)
+    return np.where(np.isnan(centres).any(-1, keepdims=True), np.nan, boxes), centres
+
+
+def segmentation(drawn):
+    """Which slot explains a pixel: the one that adds most to it.
+
+    Args:
+      drawn: [..., N, H, W], as in ``boxes_and_centres_from_pixels``.
+
+    Returns:
+      [..., H, W] uint8: slot + 1, or 0 where no slot adds ``LEAST_INTENSITY``.
+    """
+    drawn = np.asarray(drawn)
+    return np.where(drawn.max(-3) >= LEAST_INTENSITY, drawn.argmax(-3) + 1, 0).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # Likelihoods
 # ---------------------------------------------------------------------------------------------------------------
 
@@ -206,6 +258,24 @@ def gaussian_log_likelihood(image, canvas, std):
     return -0.5 * residual**2 - np.log(std) - HALF_LOG_2PI
 
 
+def masked_sum(pixels, mask):
+    """The sum over the pixels of a frame that a mask holds.
+
+    Args:
+      pixels: [..., H, W], from ``gaussian_log_likelihood``.
+      mask: [..., H, W], zero or not; the leading axes broadcast with the pixels'.
+
+    Returns:
+      [...] float64, nats a frame; 0 where the mask is empty.
+
+    Raises:
+      ValueError: if H x W differ.
+    """
+    pixels, mask = np.asarray(pixels, float), np.asarray(mask) != 0
+    _require(mask.shape[-2:] == pixels.shape[-2:], f"mask {mask.shape} and pixels {pixels.shape} must share [H, W]")
+    return np.where(mask, pixels, 0.0).sum(axis=(-2, -1))
+
+
 def data_log_likelihood(image, canvas, std):
     """log p(x|z) of a frame: the sum over all its pixels.
 
@@ -232,13 +302,7 @@ def relational_log_likelihood(image, canvas, collisions, std):
     Raises:
       ValueError: as ``gaussian_log_likelihood``, or if the collisions' H x W differ.
     """
-    collisions = np.asarray(collisions) != 0
-    pixels = gaussian_log_likelihood(image, canvas, std)
-    _require(
-        collisions.shape[-2:] == pixels.shape[-2:],
-        f"collisions {collisions.shape} and image {pixels.shape} must share [H, W]",
-    )
-    return np.where(collisions, pixels, 0.0).sum(axis=(-2, -1))
+    return masked_sum(gaussian_log_likelihood(image, canvas, std), collisions)
 
 
 class UpperBounds(NamedTuple):
@@ -268,8 +332,7 @@ def upper_bounds(images, collisions, std):
     images, collisions = np.asarray(images), np.asarray(collisions)
     _require(images.ndim >= 2, f"images must be [..., H, W], got {images.shape}")
     _require(images.shape == collisions.shape, f"images {images.shape} and collisions {collisions.shape} differ")
-    _require(std > 0, "std must be positive")
-    pixel = float(-np.log(std) - HALF_LOG_2PI)
+    pixel = float(gaussian_log_likelihood(np.zeros((1, 1)), np.zeros((1, 1)), std)[0, 0])
     pixels = images.shape[-2] * images.shape[-1]
     return UpperBounds(pixel, pixel * pixels, pixel * pixels * float(np.mean(collisions != 0)))
 
@@ -533,7 +596,8 @@ def rollout_position_error(true_centres, predicted_centres, object_id, match_fra
 
     Args:
       true_centres: [S, T, n, 2], (row, column) in pixels; NaN for balls that do not exist.
-      predicted_centres: [S, T, N, 2], (row, column) in pixels, from ``centres_from_where``.
+      predicted_centres: [S, T, N, 2], (row, column) in pixels, from ``boxes_and_centres_from_pixels`` or
+        ``centres_from_where``; an object without one (NaN) counts as absent.
       object_id: [S, T, N], integers; -1 where the slot is absent, else unique in its frame.
       match_frame: index of the last observed frame, in 0..T-1.
       image_size: side of the frame in pixels, or (H, W).
@@ -558,6 +622,7 @@ def rollout_position_error(true_centres, predicted_centres, object_id, match_fra
     )
     last = object_id.shape[1] - 1
     _require(0 <= match_frame <= last, f"match_frame must lie in 0..{last}, got {match_frame}")
+    object_id = np.where(np.isfinite(predicted_centres).all(-1), object_id, -1)
 
     true_centres, predicted_centres = true_centres[:, match_frame:], predicted_centres[:, match_frame:]
     object_id = object_id[:, match_frame:]  # [S, L + 1, N]

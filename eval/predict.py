@@ -29,9 +29,6 @@ from sqair.config import to_flags
 from sqair.model import SQAIR, Forward, resample
 from sqair.train import versions
 
-# A slot explains a pixel only if it adds at least this much of white: decoded glimpses are never quite black.
-LEAST_INTENSITY = 0.1
-
 
 def load(path: str, which: str, k_particles: int, n_slots: Optional[int] = None) -> Run:
     """Loads a run for evaluation.
@@ -65,7 +62,7 @@ class Drawn(NamedTuple):
     """The particle drawn of each of B sequences, over T frames; batch second, as in the model.
 
     what [T, B, N, D]; where [T, B, N, 4]; presence, object_id [T, B, N]; canvas [T, B, H, W(, C)];
-    segmentation [T, B, H, W], slot + 1; attention [T, B, heads, rows, rows] or [T, B, 0];
+    pasted [T, B, N, H, W], see `paste`; attention [T, B, heads, rows, rows] or [T, B, 0];
     log_weights [B, K] of the inferred frames; particle [B].
     """
 
@@ -74,7 +71,7 @@ class Drawn(NamedTuple):
     presence: tf.Tensor
     object_id: tf.Tensor
     canvas: tf.Tensor
-    segmentation: tf.Tensor
+    pasted: tf.Tensor
     attention: tf.Tensor
     log_weights: tf.Tensor
     particle: tf.Tensor
@@ -97,15 +94,15 @@ def infer(model: SQAIR, obs: tf.Tensor, seed: np.ndarray, first_generated: Optio
     return model(obs, model.draw_noise(seed, n_frames, batch), generate_after=last_inferred)
 
 
-def segment(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> tf.Tensor:
-    """Which slot explains a pixel: the one whose pasted glimpse adds most to it.
+def paste(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> tf.Tensor:
+    """What each slot adds to the canvas.
 
     Args:
       model: whose sizes are taken.
       glimpse: [..., N, h*w*C]; where: [..., N, 4]; presence: [..., N].
 
     Returns:
-      [..., H, W] uint8: slot + 1, or 0 where no present slot adds `LEAST_INTENSITY` (mean over the channels).
+      [..., N, H, W], mean over the channels; 0 where the slot is empty.
     """
     height, width, channels = model.config.image_size
     size = model.config.glimpse_size
@@ -113,9 +110,7 @@ def segment(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Ten
     pasted = spatial_transformer.paste(
         tf.reshape(glimpse, [-1, 1, glimpse.shape[-1]]), tf.reshape(where, [-1, 1, 4]), tf.reshape(presence, [-1, 1]),
         (size, size, channels), (height, width))                                      # [L*N, H, C*W]
-    pasted = tf.reduce_mean(tf.reshape(pasted, shape + [height, channels, width]), -2)    # [..., N, H, W]
-    best = tf.argmax(pasted, -3, output_type=tf.int32) + 1
-    return tf.cast(tf.where(tf.reduce_max(pasted, -3) >= LEAST_INTENSITY, best, 0), tf.uint8)
+    return tf.reduce_mean(tf.reshape(pasted, shape + [height, channels, width]), -2)
 
 
 def draw_particle(model: SQAIR, forward: Forward, first_generated: int, uniform: tf.Tensor) -> Drawn:
@@ -144,7 +139,7 @@ def draw_particle(model: SQAIR, forward: Forward, first_generated: int, uniform:
         what=drawn(forward.latents.what) * present, where=where * present, presence=presence,
         object_id=drawn(forward.frame.object_id),
         canvas=spatial_transformer.rows_to_image(drawn(forward.canvas), model.config.image_size[2]),
-        segmentation=segment(model, drawn(forward.glimpse), where, presence),
+        pasted=paste(model, drawn(forward.glimpse), where, presence),
         attention=drawn(forward.frame.attention), log_weights=log_weights,
         particle=drawn(tf.tile(tf.range(k), [batch])[None])[0])
 
@@ -169,11 +164,10 @@ def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.nd
         pixels = pixels.sum(0)                                  # [B, T, H, W]
     found = {"rollout/data_ll": pixels.sum((-2, -1))}
     if truth.collisions is not None:
-        found["rollout/relational_ll"] = np.where(truth.collisions, pixels, 0.0).sum((-2, -1))
+        found["rollout/relational_ll"] = metrics.masked_sum(pixels, truth.collisions)
     if truth.groups is not None and truth.pixels is not None:
         objects = range(1, truth.pixels.shape[-1] + 1)
-        found["rollout/object_ll"] = np.stack(
-            [np.where(truth.groups == i, pixels, 0.0).sum((-2, -1)) for i in objects], -1)
+        found["rollout/object_ll"] = np.stack([metrics.masked_sum(pixels, truth.groups == i) for i in objects], -1)
     return found
 
 
@@ -186,7 +180,10 @@ def rollout(model: SQAIR, truth: Truth, first_generated: int, rng: np.random.Gen
     found = {f"rollout/{name}": value.numpy() for name, value in drawn._asdict().items()}
     found = {name: value.swapaxes(0, 1) if value.ndim > 2 else value for name, value in found.items()}
     canvas, attention = found.pop("rollout/canvas"), found.pop("rollout/attention")
+    pasted = found.pop("rollout/pasted")
     found |= likelihoods(truth, canvas, model.config.output_std)
+    found["rollout/segmentation"] = metrics.segmentation(pasted)
+    found["rollout/box"], found["rollout/centre"] = metrics.boxes_and_centres_from_pixels(pasted)
     if canvases:
         found["rollout/canvas"] = as_bytes(canvas)
     if attention.ndim == 5:

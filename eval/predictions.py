@@ -38,6 +38,8 @@ class Member(NamedTuple):
 MEMBERS = {
     "rollout/what": Member("SMTND", np.float32),             # latents; 0 where the slot is empty
     "rollout/where": Member("SMTN4", np.float32),            # logits (sx, sy, tx, ty); 0 where the slot is empty
+    "rollout/box": Member("SMTN4", np.float32, False),       # of what it draws: top, left, height, width in pixels;
+    "rollout/centre": Member("SMTN2", np.float32, False),    # (row, column); NaN where the slot is empty or black
     "rollout/presence": Member("SMTN", np.uint8, highest=1),
     "rollout/object_id": Member("SMTN", np.int16),           # -1 where the slot is empty
     "rollout/data_ll": Member("SMT", np.float32),            # log p(x|z), nats a frame

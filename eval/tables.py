@@ -16,7 +16,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import attrs
 import numpy as np
@@ -53,6 +53,8 @@ METRICS = {
     "motp": Metric("MOTP (1 - IoU)", 3, "of the matches; lower is better"),
     "id_switches": Metric("ID switches", 2, "in 1,000 appearances of a ball"),
     "ari": Metric("foreground ARI", 3, "inferred frames, background left out"),
+    "position_error_inferred": Metric("position error, inferred", 2,
+                                      "pixels, last inferred frame, where objects are matched to balls"),
     "position_error": Metric("position error", 2, "pixels, last frame, of objects still followed"),
     "lost": Metric("lost", 3, "share of the balls whose object has vanished in the last frame"),
 }
@@ -60,6 +62,11 @@ HORIZON_METRICS = ("data_ll", "relational_ll", "position_error", "lost")
 PAPER_METRICS = ("data_ll_predicted", "relational_ll_predicted")
 _ONE_FIGURE = ("iwae", "vae", "kl")     # not one a sample
 _COUNTS = ("n_sequences", "n_frames", "n_generated", "n_samples", "k_particles")
+BOXES = {
+    "drawn": "the pixels of what the object draws that are above half of its greatest; their centre of mass",
+    "window": "the attention window; its middle",
+}
+LAST_INFERRED = "0 (last inferred frame)"
 COMPARED = (*PAPER_METRICS, "data_ll_inferred", "iwae", "position_error")
 
 # Figure 4 and section 3 of the paper, by the numbers of balls in the data; all with 4 slots.
@@ -89,18 +96,27 @@ _SAME_IN_MODEL = ("n_units", "n_what", "glimpse_size", "prop_prior_type", "disc_
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(predictions: Predictions) -> dict[str, Any]:
+def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
     """All metrics of one file of predictions.
+
+    Args:
+      predictions: the file.
+      boxes: what an object's box and centre are, a key of `BOXES`.
 
     Returns:
       JSON values: what the file is of, `collapse` (see `metrics.collapsed`), `confusion` (frames; true counts by
       inferred ones), `bounds` a perfect canvas would reach, `metrics`: name of `METRICS` -> one figure a sample (or one
       in all), `by_horizon`: name -> [M][L + 1], horizon 0 being the last inferred frame. What the data do not tell is
-      left out; a figure that is not defined is None.
+      left out; a figure that is not defined is None, such as a relational one of frames in which nothing collides.
+
+    Raises:
+      UserError: the file lacks the boxes asked for.
     """
     about, sizes = predictions.about, predictions.sizes
     first = about.first_generated
-    found = _likelihoods(predictions) | _bounds(predictions) | _tracking(predictions)
+    pictures = _pictures(predictions)
+    collides = pictures["collides"]
+    found = _likelihoods(predictions, collides) | _bounds(predictions) | _tracking(predictions, boxes)
     counts, true_counts = predictions["rollout/presence"][:, :, :first].sum(-1), predictions["truth/count"][:, :first]
     confusion, known = None, (true_counts >= 0).all()
     if known:
@@ -109,9 +125,10 @@ def evaluate(predictions: Predictions) -> dict[str, Any]:
                                             for m in range(sizes["M"])])
         most = int(max(true_counts.max(), about.slots))
         confusion = metrics.confusion_matrix(true_counts, counts, most).tolist()
-    pictures = _pictures(predictions)
     found |= {name: value for name, value in pictures.items() if name == "ari"}
-    horizon = _by_horizon(predictions)
+    horizon = _by_horizon(predictions, collides, boxes)
+    if "position_error" in horizon:
+        found["position_error_inferred"] = horizon["position_error"][:, 0]
     if first < sizes["T"]:
         found |= {name: horizon[name][:, -1] for name in ("position_error", "lost") if name in horizon}
     return {
@@ -120,7 +137,7 @@ def evaluate(predictions: Predictions) -> dict[str, Any]:
         "trained_slots": about.trained_slots, "balls": _balls(predictions), "data_check": _data_check(predictions),
         "comparable": {"n_sequences": sizes["S"], "n_frames": sizes["T"], "n_generated": sizes["T"] - first,
                        "n_samples": sizes["M"], "k_particles": sizes["K"], "split": about.split},
-        "flags": about.flags, "notes": about.notes, "versions": about.versions,
+        "boxes": boxes, "flags": about.flags, "notes": about.notes, "versions": about.versions,
         "collapse": metrics.collapsed(counts, about.slots, true_counts if known else None),
         "confusion": confusion, "bounds": pictures["bounds"],
         "metrics": {name: _listed(np.atleast_1d(found[name])) for name in METRICS if name in found},
@@ -135,15 +152,19 @@ def _listed(values: np.ndarray) -> list:
     return float(values) if np.isfinite(values) else None
 
 
-def _likelihoods(predictions: Predictions) -> dict[str, np.ndarray]:
+def _by_frame(predictions: Predictions, collides: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Log-likelihoods, means over the sequences, [M, T]; and the frames that tell something about them, [T]."""
+    return {name: (predictions[f"rollout/{name}"][:].mean(0, dtype=float), collides | (name == "data_ll"))
+            for name in ("data_ll", "relational_ll") if f"rollout/{name}" in predictions}
+
+
+def _likelihoods(predictions: Predictions, collides: np.ndarray) -> dict[str, np.ndarray]:
     first, n_frames = predictions.about.first_generated, predictions.sizes["T"]
     found = {}
-    for name in ("data_ll", "relational_ll"):
-        if f"rollout/{name}" in predictions:
-            values = predictions[f"rollout/{name}"][:].astype(float)        # [S, M, T]
-            found[f"{name}_inferred"] = values[:, :, :first].mean((0, 2))
-            if first < n_frames:
-                found[f"{name}_predicted"] = values[:, :, -1].mean(0)
+    for name, (values, telling) in _by_frame(predictions, collides).items():
+        found[f"{name}_inferred"] = np.where(telling[:first].any(), values[:, :first].mean(1), np.nan)
+        if first < n_frames:
+            found[f"{name}_predicted"] = np.where(telling[-1], values[:, -1], np.nan)
     return found
 
 
@@ -158,7 +179,18 @@ def _bounds(predictions: Predictions) -> dict[str, float]:
             "kl": (weights * kl.mean(-1)).sum(-1).mean()}
 
 
-def _tracking(predictions: Predictions) -> dict[str, np.ndarray]:
+def _objects(predictions: Predictions, boxes: str, where: tuple, member: str) -> np.ndarray:
+    """A part of the objects' boxes or centres (member) in pixels."""
+    if boxes == "window":
+        convert = {"box": metrics.boxes_from_where, "centre": metrics.centres_from_where}[member]
+        return convert(predictions["rollout/where"][where], (predictions.sizes["H"], predictions.sizes["W"]))
+    if f"rollout/{member}" not in predictions:
+        raise UserError(f"{predictions.path}: it does not tell what objects draw; make it again with eval.predict, or "
+                        "take their windows: --boxes window")
+    return predictions[f"rollout/{member}"][where]
+
+
+def _tracking(predictions: Predictions, boxes: str) -> dict[str, np.ndarray]:
     if "truth/box" not in predictions:
         return {}
     size, first = (predictions.sizes["H"], predictions.sizes["W"]), predictions.about.first_generated
@@ -166,11 +198,11 @@ def _tracking(predictions: Predictions) -> dict[str, np.ndarray]:
     true_boxes = predictions["truth/box"][frames]
     truth, ignored = tracking.ground_truth(predictions["truth/centre"][frames], predictions["truth/pixels"][frames],
                                            size)
-    where = predictions["rollout/where"][:TRACKED_SEQUENCES, :, :first]
-    object_id = predictions["rollout/object_id"][:TRACKED_SEQUENCES, :, :first]
+    frames = (frames[0], slice(None), frames[1])
+    found, object_id = _objects(predictions, boxes, frames, "box"), predictions["rollout/object_id"][frames]
     try:
-        scores = [tracking.track(true_boxes, truth, metrics.boxes_from_where(where[:, m], size), object_id[:, m],
-                                 ignored, image_size=size) for m in range(where.shape[1])]
+        scores = [tracking.track(true_boxes, truth, found[:, m], object_id[:, m], ignored, image_size=size)
+                  for m in range(found.shape[1])]
     except ValueError as error:
         raise UserError(f"{predictions.path}: {error}; make it again with eval.predict") from None
     return {"mota": np.array([score.mota for score in scores]), "motp": np.array([score.motp for score in scores]),
@@ -178,14 +210,15 @@ def _tracking(predictions: Predictions) -> dict[str, np.ndarray]:
 
 
 def _pictures(predictions: Predictions) -> dict[str, Any]:
-    """What needs whole pictures: ARI [M] over inferred frames, and the bounds of a perfect canvas."""
+    """What needs whole pictures: ARI [M] over inferred frames, in which frames anything collides [T] (all where the
+    data do not tell), and the bounds of a perfect canvas."""
     sizes, first = predictions.sizes, predictions.about.first_generated
     has_groups, has_collisions = "truth/groups" in predictions, "truth/collisions" in predictions
     std, channels = predictions.about.flags["output_std"], sizes.get("C", 1)
     total, frames = np.zeros(sizes["M"]), np.zeros(sizes["M"])
-    bounds = {name: 0.0 for name in ("relational_ll_inferred", "relational_ll_predicted")}
+    colliding = np.zeros(sizes["T"])            # pixels
     image = np.zeros((1, sizes["H"], sizes["W"]))
-    data_bound = channels * metrics.upper_bounds(image, image, std).data
+    bound = metrics.upper_bounds(image, image, std)
     for start in range(0, sizes["S"], _BLOCK):
         block = slice(start, start + _BLOCK)
         if has_groups:
@@ -196,27 +229,26 @@ def _pictures(predictions: Predictions) -> dict[str, Any]:
                 total[m] += np.nansum(ari)
                 frames[m] += np.isfinite(ari).sum()
         if has_collisions:
-            collisions = predictions["truth/collisions"][block]
-            for name, part in (("inferred", collisions[:, :first]), ("predicted", collisions[:, -1:])):
-                bound = metrics.upper_bounds(part, part, std).relational
-                bounds[f"relational_ll_{name}"] += channels * bound * len(part) / sizes["S"]
-    found: dict[str, Any] = {"bounds": {"data_ll_inferred": data_bound, "data_ll_predicted": data_bound}}
-    if has_collisions:
-        found["bounds"] |= bounds
+            colliding += predictions["truth/collisions"][block].sum((0, 2, 3))
+    bounds = dict.fromkeys(("data_ll_inferred", "data_ll_predicted"), channels * bound.data)
+    for name, part in (("relational_ll_inferred", colliding[:first]), ("relational_ll_predicted", colliding[-1:])):
+        if part.any():
+            bounds[name] = float(channels * bound.pixel * part.mean() / sizes["S"])
+    found: dict[str, Any] = {"bounds": bounds, "collides": (colliding > 0) | (not has_collisions)}
     if has_groups:
         found["ari"] = np.where(frames > 0, total / np.maximum(frames, 1), np.nan)
     return found
 
 
-def _by_horizon(predictions: Predictions) -> dict[str, np.ndarray]:
+def _by_horizon(predictions: Predictions, collides: np.ndarray, boxes: str) -> dict[str, np.ndarray]:
     """[M, L + 1] each; horizon 0 is the last inferred frame."""
     match = predictions.about.first_generated - 1
-    found = {name: predictions[f"rollout/{name}"][:, :, match:].mean(0, dtype=float)
-             for name in ("data_ll", "relational_ll") if f"rollout/{name}" in predictions}
+    found = {name: np.where(telling, values, np.nan)[:, match:]
+             for name, (values, telling) in _by_frame(predictions, collides).items()}
     if "truth/centre" in predictions:
         size = (predictions.sizes["H"], predictions.sizes["W"])
         true_centres = predictions["truth/centre"][:]
-        centres = metrics.centres_from_where(predictions["rollout/where"][:], size)
+        centres = _objects(predictions, boxes, (), "centre")
         object_id = predictions["rollout/object_id"][:]
         errors = [metrics.rollout_position_error(true_centres, centres[:, m], object_id[:, m], match, size)
                   for m in range(centres.shape[1])]
@@ -314,6 +346,10 @@ class DataSet:
         balls = tuple(self.any["balls"])
         fits = [key for key in PAPER if balls and set(balls) <= set(key)]
         return PAPER[fits[0]] if fits and self.any["slots"] == 4 else {}
+
+    def has(self, metric: str, where: str = "metrics") -> bool:
+        """Whether any run has the metric, if only as one that is not defined. Args: where: metrics or by_horizon."""
+        return any(metric in run[where] for runs in self.runs.values() for run in runs)
 
     def values(self, model: str, metric: str, horizon: int | None = None) -> np.ndarray:
         """[R, M] figures of a model's runs; without those runs in which a figure is not defined."""
@@ -426,7 +462,7 @@ def _cell(summary: Summary | None, digits: int, seeds: int) -> str:
 def tables(data_set: DataSet) -> list[Table]:
     """The paper's comparison, all metrics, metrics by horizon, and differences between models."""
     paper, bounds, models = data_set.paper, data_set.any["bounds"], list(data_set.runs)
-    shown = [metric for metric in PAPER_METRICS if any(data_set.values(m, metric).size for m in models)]
+    shown = [metric for metric in PAPER_METRICS if data_set.has(metric)]
     found = []
     if shown:
         header, rows = ["model", "seeds"], []
@@ -446,18 +482,19 @@ def tables(data_set: DataSet) -> list[Table]:
     names = [MODELS.get(model, model) for model in models]
     rows = [[METRICS[metric].label, *(_cell(data_set.summary(m, metric), METRICS[metric].digits, len(data_set.runs[m]))
                                       for m in models)]
-            for metric in METRICS if any(data_set.values(m, metric).size for m in models)]
+            for metric in METRICS if data_set.has(metric)]
     found.append(Table("All metrics (log-likelihoods, bounds and KL: nats a frame)", ["metric", *names], rows))
 
     last = data_set.any["comparable"]["n_generated"]
     rows = []
     for metric, h in itertools.product(HORIZON_METRICS, range(last + 1) if last else ()):
         metric_of = METRICS.get(metric) or METRICS[f"{metric}_predicted"]
-        if any(data_set.values(m, metric, h).size for m in models):
-            rows.append([metric_of.label, str(h), *(_cell(data_set.summary(m, metric, h), metric_of.digits,
-                                                          len(data_set.runs[m])) for m in models)])
+        if data_set.has(metric, "by_horizon"):
+            rows.append([metric_of.label, str(h) if h else LAST_INFERRED,
+                         *(_cell(data_set.summary(m, metric, h), metric_of.digits, len(data_set.runs[m]))
+                           for m in models)])
     if rows:
-        found.append(Table("By horizon (0: the last inferred frame)", ["metric", "frames ahead", *names], rows))
+        found.append(Table("By horizon", ["metric", "frames ahead", *names], rows))
 
     rows = []
     for later, earlier, metric, difference in data_set.differences():
@@ -485,12 +522,15 @@ def _trouble(data_set: DataSet) -> list[str]:
 
 
 def _foot(data_sets: Sequence[DataSet]) -> list[str]:
-    used = {metric for data_set in data_sets for run in itertools.chain(*data_set.runs.values())
-            for metric in run["metrics"]}
+    everything = [run for data_set in data_sets for run in itertools.chain(*data_set.runs.values())]
+    used = {metric for run in everything for metric in run["metrics"]}
+    geometry = dict.fromkeys(run["boxes"] for run in everything if "mota" in run["metrics"])
     return ["Mean ± standard deviation over all seeds and samples together; table.csv has the two apart. "
             "\"Paper\": figure 4 and section 3 of the R-SQAIR paper. \"Perfect canvas\": what a canvas equal to the "
-            "image would reach on these data."] + [f"{METRICS[metric].label}: {METRICS[metric].meaning}."
-                                                   for metric in METRICS if metric in used]
+            "image would reach on these data. \"–\": not defined on these data, as a relational log-likelihood is "
+            "where nothing collides.",
+            *(f"Box and centre of an object (--boxes {boxes}): {BOXES[boxes]}." for boxes in geometry),
+            *(f"{METRICS[metric].label}: {METRICS[metric].meaning}." for metric in METRICS if metric in used)]
 
 
 def markdown(data_sets: Sequence[DataSet]) -> str:
@@ -596,6 +636,9 @@ class Arguments:
     """Models that should be there (sqair, rsqair_in, rsqair_rmc, rsqair_rmc_slots), with every expected seed."""
     expected_seeds: tuple[int, ...] = ()
     """Seeds that should be there; runs without predictions are listed as failed."""
+    boxes: Literal["drawn", "window"] = "drawn"
+    """An object's box and centre, for MOTA and position errors: drawn, of the pixels of its pasted glimpse above half
+    of its greatest; or window, of its attention window, which may be far larger."""
 
 
 def _write(path: pathlib.Path, content: str | list[list[Any]]) -> None:
@@ -612,7 +655,7 @@ def main() -> None:
     with progress(len(names), "metrics", "files") as advance:
         for name in names:
             with Predictions(name) as predictions:
-                runs.append(evaluate(predictions))
+                runs.append(evaluate(predictions, arguments.boxes))
             advance(1)
     data_sets = collect(runs, arguments.expected_models, arguments.expected_seeds)
     for figures in runs:

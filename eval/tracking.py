@@ -115,7 +115,8 @@ def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_
     Args:
       true_boxes: [S, T, n, 4], from ``metrics.boxes_from_balls``.
       truth: [S, T, n] bool, the balls that count.
-      boxes: [S, T, N, 4], from ``metrics.boxes_from_where``.
+      boxes: [S, T, N, 4], from ``metrics.boxes_and_centres_from_pixels`` or ``metrics.boxes_from_where``; an object
+        without one (NaN) is a false positive.
       object_id: [S, T, N], integers; -1 where the slot is absent, else unique in its frame.
       ignored: [S, T, n] bool, balls that neither count nor harm; None for none.
       min_iou: the least overlap of a match, in (0, 1].

@@ -55,8 +55,29 @@ def test_figures_of_one_chunk_are_the_models_own_report(model, source):
     assert truth.collisions.any()
     parts = (norm.logpdf(truth.frames[:, :, None], canvas, 0.3) * truth.collisions[:, :, None]).sum((3, 4))
     weights = forward.importance_weights.numpy()[:, None]
-    np.testing.assert_allclose(found["by_frame"]["relational_ll"], (weights * parts).sum(-1).mean(0), rtol=1e-4)
+    collides = truth.collisions.any((0, 2, 3))
+    by_frame = found["by_frame"]["relational_ll"]
+    assert [value is not None for value in by_frame] == collides.tolist()
+    np.testing.assert_allclose(np.array(by_frame, float)[collides], (weights * parts).sum(-1).mean(0)[collides],
+                               rtol=1e-4)
     assert found["relational_ll"] == pytest.approx((weights * parts).sum(-1).mean(), rel=1e-4)
+
+
+def test_without_a_collision_there_is_no_relational_figure():
+    numbers = {"log_weights": np.zeros((2, 1)), "count": np.ones((2, 3, 1), int)}
+    numbers |= {name: np.ones((2, 3, 1)) for name in ("data_ll", "log_p", "log_q")}
+    numbers["relational_ll"] = np.array([[[0.0], [4.0], [0.0]], [[2.0], [0.0], [0.0]]])
+    collisions = (numbers["relational_ll"] != 0)[..., None] & np.eye(2, dtype=bool)        # [B, T, H, W]
+    totals = likelihood.Totals(n_slots=2)
+    for b in range(2):              # a batch at a time
+        totals.add({name: value[b:b + 1] for name, value in numbers.items()}, np.ones((1, 3), int),
+                   collisions[b:b + 1])
+    found = totals.result(3)
+    assert found["by_frame"]["relational_ll"] == [1.0, 2.0, None] and found["relational_ll"] == pytest.approx(1.0)
+    totals = likelihood.Totals(n_slots=2)
+    totals.add({**numbers, "relational_ll": np.zeros((2, 3, 1))}, np.ones((2, 3), int), np.zeros((2, 3, 2, 2), bool))
+    found = totals.result(3)
+    assert found["relational_ll"] is None and found["by_frame"]["relational_ll"] == [None] * 3
 
 
 def test_many_particles_in_chunks_and_batches(model, source):

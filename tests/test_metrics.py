@@ -86,6 +86,42 @@ def test_boxes_from_where_of_an_oblong_frame_and_the_least_scale():
     np.testing.assert_allclose(box, [5 * (1 - 1e-4), 10 * (1 - 1e-4), 12e-4, 22e-4])
 
 
+# --- what an object draws ---
+
+
+def test_box_and_centre_of_what_is_drawn_by_hand():
+    drawn = np.zeros((4, 6, 8))
+    drawn[0, 1:3, 4:7] = 0.8  # two rows of three pixels
+    drawn[0, 4, 0] = 0.4  # half of the greatest is not above half
+    drawn[1, 2, 1], drawn[1, 2, 3] = 0.9, 0.6  # the mean of columns 1 and 3 weighted by .9 and .6: 1.8
+    drawn[2, 5, 7] = 0.1  # a single pixel, just seen
+    drawn[3, 0, 0] = 0.099
+    boxes, centres = metrics.boxes_and_centres_from_pixels(drawn)
+    np.testing.assert_allclose(boxes[:3], [[0.5, 3.5, 2, 3], [1.5, 0.5, 1, 3], [4.5, 6.5, 1, 1]])
+    np.testing.assert_allclose(centres[:3], [[1.5, 5], [2, 1.8], [5, 7]])
+    assert np.isnan(boxes[3]).all() and np.isnan(centres[3]).all()
+
+
+def test_a_drawn_disc_has_the_box_and_centre_of_its_ball_whatever_the_window():
+    # A ball of radius 6.4 around (20.3, 30.8), its edge smooth, with a faint glow from the rest of its large window.
+    row, column = np.mgrid[:50, :50]
+    disc = np.clip(6.4 + 0.5 - np.hypot(row - 20.3, column - 30.8), 0, 1) * 0.9
+    disc[5:40, 20:50] = np.maximum(disc[5:40, 20:50], 0.2)
+    box, centre = metrics.boxes_and_centres_from_pixels(disc)
+    np.testing.assert_allclose(centre, [20.3, 30.8], atol=0.05)
+    truth = metrics.boxes_from_balls(np.array([[[[20.3, 30.8]]]]), [[6.4]], box_size=metrics.FRAME_SIZE)[0, 0, 0]
+    np.testing.assert_allclose(box, truth, atol=0.6)
+
+
+def test_segmentation_by_hand():
+    drawn = np.zeros((3, 2, 2))
+    drawn[0, 0, 0], drawn[1, 0, 0] = 0.5, 0.6
+    drawn[2, 0, 1], drawn[0, 1, 0] = 0.1, 0.09
+    found = metrics.segmentation(drawn)
+    np.testing.assert_array_equal(found, [[2, 3], [0, 0]])
+    assert found.dtype == np.uint8
+
+
 # --- likelihoods ---
 
 
@@ -289,6 +325,17 @@ def test_rollout_counts_vanished_unmatched_and_departed_balls():
     assert found.matched == 1
 
 
+def test_rollout_an_object_that_draws_nothing_is_absent():
+    true = np.broadcast_to([[10.0, 10], [40, 30]], (3, 2, 2))
+    predicted = true + [0.0, 1.0]
+    predicted[0, 0] = np.nan  # draws nothing at the match: its ball, 36 pixels away, is left to none
+    predicted[2, 1] = np.nan  # draws nothing at the end: lost
+    found = rollout(true, predicted, np.tile([0, 1], (3, 1)))
+    np.testing.assert_allclose(found.error, [1, 1, np.nan])
+    np.testing.assert_allclose(found.lost, [0, 0, 1])
+    assert found.matched == 1 / 2
+
+
 def test_rollout_pools_sequences_and_reports_unmatched_balls():
     true = np.broadcast_to([[10.0, 10], [40, 30]], (4, 6, 2, 2))
     predicted = true + np.arange(4)[:, None, None, None] * [0.0, 1.0]  # 0, 1, 2, 3 pixels off
@@ -315,7 +362,8 @@ def test_rollout_pools_sequences_and_reports_unmatched_balls():
         (lambda: metrics.data_log_likelihood(np.zeros((64, 64)), np.zeros((50, 50)), 0.3), r"share \[H, W\]"),
         (lambda: metrics.data_log_likelihood(np.zeros((2, 5, 5)), np.zeros((3, 5, 5)), 0.3), "broadcast"),
         (lambda: metrics.data_log_likelihood(np.zeros((5, 5)), np.zeros((5, 5)), 0.0), "std must be positive"),
-        (lambda: metrics.relational_log_likelihood(*np.zeros((2, 5, 5)), np.zeros((5, 1)), 0.3), "collisions"),
+        (lambda: metrics.relational_log_likelihood(*np.zeros((2, 5, 5)), np.zeros((5, 1)), 0.3), "mask"),
+        (lambda: metrics.boxes_and_centres_from_pixels(np.zeros(5)), "drawn"),
         (lambda: metrics.upper_bounds(np.zeros((2, 5, 5)), np.zeros((3, 5, 5)), 0.3), "differ"),
         (lambda: metrics.iwae_bound(np.zeros((3, 0))), "log_weights"),
         (lambda: metrics.count_accuracy(np.zeros(3), np.zeros(4)), "broadcast"),

@@ -9,7 +9,7 @@ from eval_helpers import save_run
 from scipy.stats import norm
 
 from data_gen.command_line import UserError
-from eval import predict
+from eval import metrics, predict
 from eval.predictions import MEMBERS, Predictions
 from eval.truth import Source
 
@@ -206,14 +206,40 @@ def test_segmentation_names_the_slot_that_adds_most(model):
     row, column = 25 + int(24.5 * np.tanh(0.5)), 24 - int(24.5 * np.tanh(0.5))
 
     def labels(presence, factor=1.0):
-        segments = predict.segment(model, tf.constant(factor * glimpse, tf.float32), tf.constant(where),
-                                   tf.constant(presence, tf.float32)).numpy()
+        segments = metrics.segmentation(predict.paste(model, tf.constant(factor * glimpse, tf.float32),
+                                                      tf.constant(where), tf.constant(presence, tf.float32)))
         return segments[column, column], segments[row, row], segments[24, 24]
 
     assert labels([1, 1, 1]) == (1, 3, 0)
     assert labels([1, 1, 0]) == (1, 2, 0)
     assert labels([0, 0, 1]) == (0, 3, 0)
     assert labels([1, 1, 1], factor=0.12) == (1, 0, 0)     # .12 and .084 of white
+
+
+def test_what_an_object_draws_is_its_pasted_glimpse_alone(model, data, computed, stored):
+    """Where slot n alone shows: the canvas of a model without a mean image, less that of the other slots."""
+    images = true_pixels(data)[0]
+    rng = predict.generator(SEED, 0, 1)
+    forward = predict.infer(model, tf.constant(images[:BATCH].swapaxes(0, 1).astype(np.float32)),
+                            predict.noise_seed(rng), FIRST)
+    particle = computed["rollout/particle"][:BATCH, 0] + K * np.arange(BATCH)
+    glimpse, where, presence = (tf.gather(x, particle, axis=1)
+                                for x in (forward.glimpse, forward.latents.where, forward.presence))
+    drawn = predict.paste(model, glimpse, where, presence).numpy()
+    np.testing.assert_allclose(drawn.sum(2), forward.canvas.numpy()[:, particle], atol=1e-5)
+    assert (drawn[presence == 0] == 0).all()
+    found, expected = 0, presence.numpy().swapaxes(0, 1)
+    for b, t, n in np.ndindex(expected.shape):
+        one, box, centre = (drawn[t, b, n], *(computed[f"rollout/{name}"][b, 0, t, n] for name in ("box", "centre")))
+        if one.max() < metrics.LEAST_INTENSITY:
+            assert np.isnan(box).all() and np.isnan(centre).all()
+            continue
+        assert expected[b, t, n] == 1
+        rows, columns = np.nonzero(one > one.max() / 2)
+        np.testing.assert_allclose(box, [rows.min() - 0.5, columns.min() - 0.5, np.ptp(rows) + 1, np.ptp(columns) + 1])
+        np.testing.assert_allclose(centre, np.average([rows, columns], axis=1, weights=one[rows, columns]), rtol=1e-5)
+        found += 1
+    assert found > BATCH and np.isnan(stored["rollout/centre"][:]).any()
 
 
 def test_the_truth_of_files_without_radii_and_numbers_is_read_off_the_pixels(data, folder):

@@ -112,6 +112,13 @@ def test_a_ball_behind_an_ignored_one_keeps_its_match():
     assert found.misses == 0 and found.mota == 1
 
 
+def test_an_object_without_a_box_is_a_false_positive():
+    true = boxes((10, 10), (25, 25))[None]
+    predicted = np.where([[[False], [True]]], np.nan, true)
+    found = one_sequence(true, predicted, [[0, 1]])
+    assert (found.misses, found.false_positives, found.motp) == (1, 1, 0)
+
+
 def test_identities_do_not_carry_over_between_sequences():
     true = np.tile(boxes((5, 5)), (2, 3, 1, 1))
     object_id = np.zeros((2, 3, 1), int)
