@@ -29,7 +29,7 @@ SPLITS = ("training", "validation", "test")
 
 
 class Member(NamedTuple):
-    """A member's axes, one character each, and the kind of its values (see `_KINDS`).
+    """A member's axes, one character each, and the kind of its values (see `KINDS`).
 
     T frames, S sequences, H and W image, C channels (1 or 3), N objects, K entries; a digit is a fixed size.
     """
@@ -54,7 +54,7 @@ MEMBERS = {
 }
 
 # Lowest and highest value, whether it must be whole, and the type that `Split.read` returns.
-_KINDS = {
+KINDS = {
     "flag": (0, 1, True, np.bool_),
     "id": (0, 255, True, np.uint8),
     "real": (-1e9, 1e9, False, np.float32),
@@ -65,7 +65,7 @@ CHUNK_SEQUENCES = 50  # about a batch
 BLOCK = 250           # sequences made at once, a multiple of the above; each block has its own seed
 
 DEFAULT_BOX = 15.0    # side of the box in R-NEM's files, which do not say
-_BOX_MARGIN = 0.25    # of the box: positions beyond it by more are in other units
+BOX_MARGIN = 0.25    # of the box: positions beyond it by more are in other units
 
 # Bounds on what a file may declare: a small file must not be able to ask for all of the memory.
 _LIMITS = {"T": 10_000, "S": 100_000_000, "H": 1024, "W": 1024, "C": 3, "N": 255, "K": 256}
@@ -313,7 +313,7 @@ class Split:
     def _read_member(self, name: str, wanted: np.ndarray, n_frames: int) -> np.ndarray:
         data, axes = self.members[name], MEMBERS[name].axes
         lead = () if axes[0] == "S" else (slice(n_frames),)
-        dtype = _result_type(name, data.dtype)
+        dtype = result_type(name, data.dtype)
         shape = list(data.shape)
         if axes[0] == "T":
             shape[0] = n_frames
@@ -340,18 +340,11 @@ class Split:
             low, high, whole = 0, self.white, False
             hint = _AS_STATED if self.stated else _IMPORT
         else:
-            low, high, whole, _ = _KINDS[kind]
+            low, high, whole, _ = KINDS[kind]
         if name == "positions":
-            low, high = -_BOX_MARGIN * self.box, (1 + _BOX_MARGIN) * self.box
+            low, high = -BOX_MARGIN * self.box, (1 + BOX_MARGIN) * self.box
             hint = f"positions are in units of the box, whose side is {self.box:g} here; state another as attribute box"
-        if values.dtype == bool or not values.size or (values.dtype == np.uint8 and high == 255):
-            return
-        where = f"{self.path}: {self.name}/{name}"
-        smallest, largest = values.min(), values.max()  # NaN if there is one
-        if not (np.isfinite(smallest) and np.isfinite(largest) and low <= smallest and largest <= high):
-            raise UserError(f"{where}: values from {smallest} to {largest}, expected {low:g} to {high:g}; {hint}")
-        if whole and values.dtype.kind == "f" and (values != np.round(values)).any():
-            raise UserError(f"{where}: fractions, expected whole numbers; make the file again")
+        check_range(values, f"{self.path}: {self.name}/{name}", low, high, whole, hint)
 
     def intensities(self, features: np.ndarray) -> np.ndarray:
         """Returns what `read` gave for features, of any shape, as float32 in [0, 1]."""
@@ -359,11 +352,31 @@ class Split:
         return features if self.white == 1 else features / np.float32(self.white)
 
 
-def _result_type(name: str, stored: np.dtype) -> type:
+def check_range(values: np.ndarray, where: str, low: float, high: float, whole: bool, hint: str) -> None:
+    """Refuses values outside of a range.
+
+    Args:
+      values: of any type of numbers.
+      where: file and name, the beginning of an error's line.
+      low, high: the smallest and the largest value that is allowed.
+      whole: whether fractions are refused.
+      hint: what to do, the end of an error's line.
+    """
+    if values.dtype == bool or not values.size or (values.dtype == np.uint8 and high == 255):
+        return
+    smallest, largest = values.min(), values.max()  # NaN if there is one
+    if not (np.isfinite(smallest) and np.isfinite(largest) and low <= smallest and largest <= high):
+        raise UserError(f"{where}: values from {smallest} to {largest}, expected {low:g} to {high:g}; {hint}")
+    if whole and values.dtype.kind == "f" and (values != np.round(values)).any():
+        raise UserError(f"{where}: fractions, expected whole numbers; {hint}")
+
+
+def result_type(name: str, stored: np.dtype) -> type:
+    """Returns the type in which `Split.read` gives a member that is stored as another."""
     kind = MEMBERS[name].kind
     if kind == "image":
         return np.float32 if stored.kind == "f" else np.uint8
-    return _KINDS[kind][3]
+    return KINDS[kind][3]
 
 
 def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("features",),
