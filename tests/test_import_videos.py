@@ -365,14 +365,15 @@ def test_shrinking_by_a_whole_factor_averages(tmp_path):
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-@pytest.mark.parametrize("crop", [(), (2, 1, 20, 30)])
+@pytest.mark.parametrize("crop", [(), (4, 6, 40, 52)])
 def test_truth_moves_with_the_pixels(tmp_path, fit, crop):
     """Positions, boxes, masks and the discs that are seen stay together through cropping and resizing."""
-    frames, groups, positions = discs(height=48, width=64, radius=6.0)
-    coords = np.concatenate([positions[..., ::-1] - 6, np.full((S, T, 2, 2), 12.0)], -1)
+    n = 40
+    frames, groups, positions = discs(n, height=48, width=64, radius=6.0)
+    coords = np.concatenate([positions[..., ::-1] - 6, np.full((n, T, 2, 2), 12.0)], -1)
     coords[:, :, 1] = 0
     np.savez(tmp_path / "in.npz", features=frames, groups=groups, positions=positions, coords=coords,
-             velocities=np.ones((S, T, 2, 2)), radii=np.full((S, 2), 6.0), counts=np.full(S, 2))
+             velocities=np.ones((n, T, 2, 2)), radii=np.full((n, 2), 6.0), counts=np.full(n, 2))
     got, said = imported(tmp_path, tmp_path / "in.npz", axes="STHW", size=(36, 36), fit=fit, crop=crop, box=64, every=2,
                          n_frames=6, validation=0, test=0)
     members = got["training"]
@@ -382,29 +383,29 @@ def test_truth_moves_with_the_pixels(tmp_path, fit, crop):
     scale = np.array(placement.scale)
     rows, columns = np.mgrid[:36, :36] + 0.5
     errors = []
-    for t, s, n in np.ndindex(6, S, 2):
-        mask = members["groups"][t, s, ..., 0] == n + 1
-        column, row = members["positions"][t, s, n]
-        centre = positions[s, 2 * t, n]
+    for t, s, i in np.ndindex(6, n, 2):
+        mask = members["groups"][t, s, ..., 0] == i + 1
+        column, row = members["positions"][t, s, i]
+        centre = positions[s, 2 * t, i]
         alone = render_groups(centre[None], np.float64([6.0]), 64, 64)[:48] > 0
         inside = (centre - 6 >= placement.box[:2]).all() and (centre + 6 <= placement.box[2:]).all()
-        if not inside or (alone & (groups[s, 2 * t] != n + 1)).any():       # partly cut off or hidden
+        if not inside or (alone & (groups[s, 2 * t] != i + 1)).any():       # partly cut off or hidden
             continue
         errors.append([columns[mask].mean() - column, rows[mask].mean() - row])
         image = members["features"][t, s, ..., 0]
-        assert abs(image[int(row), int(column)] - (160, 250)[n]) <= 1
-        if n == 0:
+        assert abs(image[int(row), int(column)] - (160, 250)[i]) <= 1
+        if i == 0:
             top, left, height, width = members["coords"][t, s, 0]
             np.testing.assert_allclose([left + width / 2, top + height / 2], [column, row], rtol=1e-4)
             np.testing.assert_allclose([width, height], 12 * scale, rtol=1e-4)
     # A mask of the nearest pixels is off by up to half a pixel of the source, on average by nothing.
-    assert len(errors) > 5 and np.abs(errors).max() < 0.5 and np.abs(np.mean(errors, 0)).max() < 0.12
+    assert len(errors) > 20 and np.abs(errors).max() < 0.5 and np.abs(np.mean(errors, 0)).max() < 0.12
     assert not members["coords"][:, :, 1].any()
     assert members["positions"].min() >= -9 and members["positions"].max() <= 45       # 36 and a quarter
-    np.testing.assert_allclose(members["velocities"], np.broadcast_to(2 * scale, (6, S, 2, 2)), rtol=1e-6)
+    np.testing.assert_allclose(members["velocities"], np.broadcast_to(2 * scale, (6, n, 2, 2)), rtol=1e-6)
     np.testing.assert_allclose(members["radii"], 6 * np.sqrt(scale.prod()), rtol=1e-6)
     assert (members["n"] == 2).all() and (members["nums"].sum(-1) == 2).all()
-    batch = next(iter(pipeline.batches(tmp_path / "out.h5", "training", S, 6, crop=None, shuffle=False)))
+    batch = next(iter(pipeline.batches(tmp_path / "out.h5", "training", n, 6, crop=None, shuffle=False)))
     np.testing.assert_array_equal(batch.counts, pipeline.count_visible(members["groups"][..., 0]))
 
 
