@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from data_gen import hdf5, physics, rendering
-from data_gen.command_line import UserError, run, within
+from data_gen.command_line import UserError, parse, run, within
 
 IMAGE_SIZE = 64
 
@@ -138,8 +138,8 @@ def main() -> None:
     preset = first.parse_known_args()[0].preset
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
-    options = tyro.cli(CommandLine, prog="python -m data_gen.bouncing_balls", use_underscores=True,
-                       default=CommandLine(out=tyro.MISSING, settings=PRESETS[preset], preset=preset))
+    options = parse(CommandLine, "data_gen.bouncing_balls",
+                    default=CommandLine(out=tyro.MISSING, settings=PRESETS[preset], preset=preset))
     write(options.settings, options.out, options.compression)
     print(f"wrote {options.out} ({os.path.getsize(options.out) / 1e6:.1f} MB)")
 

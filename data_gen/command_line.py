@@ -1,4 +1,4 @@
-"""What every command line of the project shares: errors as one line, files that appear whole, progress."""
+"""What every command line of the project shares: options, errors as one line, files that appear whole, progress."""
 
 import contextlib
 import json
@@ -9,9 +9,11 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+import attrs
+import tyro
 from tqdm import tqdm
 
 LOG_SECONDS = 10.0
@@ -84,6 +86,74 @@ def within(low: float, high: float) -> Callable[[Any, Any, float], None]:
     return check
 
 
+_TRUE, _FALSE = ("true", "yes"), ("false", "no")
+
+
+def parse(kind: Any, module: str, arguments: Sequence[str] | None = None, may_be_empty: Collection[str] = (),
+          **options: Any) -> Any:
+    """Parses a command line.
+
+    Booleans may be written as for the original program too: --xla=True, --xla True, --noxla.
+
+    Args:
+      kind: attrs class, or a union of them, whose fields are the options.
+      module: whose command line it is, as in `python -m MODULE`.
+      arguments: what to parse; None for what the command was given.
+      may_be_empty: options that can be empty. That of others is an error: a path that is empty, mostly by a shell
+        variable that is not set, would mean the current folder.
+      **options: for `tyro.cli`.
+
+    Returns:
+      An object of `kind`.
+
+    Raises:
+      UserError: an argument is empty, or a boolean neither true nor false.
+      SystemExit: an option is unknown or wrong, which has been said, or help was asked for.
+    """
+    name = None
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        name = option if option.startswith("--") else name
+        if not (value if option.startswith("--") and equals else argument).strip() and (
+                name is None or name.lstrip("-").replace("-", "_") not in may_be_empty):
+            raise UserError(f"{name or f'argument {i + 1}'}: is empty; name something, or leave the option out (was a "
+                            "shell variable not set?)")
+    return tyro.cli(kind, args=_plain_booleans(arguments, _booleans(kind)), prog=f"python -m {module}",
+                    use_underscores=True, **options)
+
+
+def _booleans(kind: Any) -> set[str]:
+    """The names of all boolean fields of a class and of the classes of its fields."""
+    if get_origin(kind) is not None:
+        inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+        return set().union(*map(_booleans, inner))
+    if not attrs.has(kind):
+        return set()
+    fields = get_type_hints(kind, include_extras=True)
+    return {name for name, type_ in fields.items() if type_ is bool}.union(*map(_booleans, fields.values()))
+
+
+def _plain_booleans(arguments: Sequence[str], booleans: Collection[str]) -> list[str]:
+    """Rewrites --name=True, --name True and --noname of booleans to --name and --no_name."""
+    plain, i = [], 0
+    while i < len(arguments):
+        option, equals, value = arguments[i].partition("=")
+        name = option[2:].replace("-", "_") if option.startswith("--") else ""
+        if name in booleans:
+            if not equals and arguments[i + 1:i + 2] and arguments[i + 1].lower() in _TRUE + _FALSE:
+                i += 1
+                equals, value = "=", arguments[i]
+            if equals and value.lower() not in _TRUE + _FALSE:
+                raise UserError(f"{option} {value}: expected True or False; or write {option}, --no_{name}")
+            plain.append(f"--no_{name}" if equals and value.lower() in _FALSE else option)
+        else:
+            is_negation = not equals and name.startswith("no") and name[2:] in booleans
+            plain.append(f"--no_{name[2:]}" if is_negation else arguments[i])
+        i += 1
+    return plain
+
+
 def _fail(message: str, code: int = 1) -> None:
     print("error:", _one_line(message), file=sys.stderr)
     sys.exit(code)
@@ -110,12 +180,77 @@ def read_json(path: str | os.PathLike, hint: str) -> Any:
         raise UserError(f"{path}: not a JSON file ({error}); {hint}") from None
 
 
+class Kind(NamedTuple):
+    """A kind of result: what it is called, and whether a file is one."""
+
+    name: str
+    test: Callable[[pathlib.Path], bool]
+
+
+def begins(name: str, *prefixes: str | bytes) -> Kind:
+    """Returns the kind of files that begin with one of some texts."""
+    starts = tuple(prefix if isinstance(prefix, bytes) else prefix.encode() for prefix in prefixes)
+
+    def test(path: pathlib.Path) -> bool:
+        with open(path, "rb") as file:
+            return file.read(max(map(len, starts))).startswith(starts)
+
+    return Kind(name, test)
+
+
+RUN_FOLDER_FILES = ("flags.json", "model.safetensors")      # a folder with one of these is a run
+
+
+def run_folder_of(path: str | os.PathLike) -> pathlib.Path | None:
+    """Returns the run folder that a file or folder lies in, however deep; None if it lies in none."""
+    for folder in pathlib.Path(path).resolve().parents:
+        if any((folder / name).is_file() for name in RUN_FOLDER_FILES):
+            return folder
+    return None
+
+
+def check_output(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.PathLike] = ()) -> None:
+    """Checks that a result may take a name: commands with long work ask before it.
+
+    Args:
+      path: of the file to be written.
+      kind: of the result; an older one of the same kind may be replaced.
+      inputs: files that the command reads.
+
+    Raises:
+      UserError: it is an input, lies in a run folder, or what is there is of another kind.
+      OSError: what is there cannot be read.
+    """
+    path = pathlib.Path(path)
+    other = "choose another name for the result"
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name the file to write")
+    for file in inputs:
+        if path.exists() and os.path.exists(file) and os.path.samefile(path, file):
+            raise UserError(f"{path}: is read by this command, and would be lost; {other}")
+    folder = run_folder_of(path)
+    if folder:
+        raise UserError(f"{path}: lies in the run folder {folder}, which holds the run's own files alone; {other}")
+    if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or kind.test(path))):
+        raise UserError(f"{path}: is there already and is not {kind.name}; remove it or {other}")
+
+
+@contextlib.contextmanager
+def output_path(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.PathLike] = ()
+                ) -> Iterator[pathlib.Path]:
+    """`atomic_path` of a result, after `check_output`: every result is written through it."""
+    check_output(path, kind, inputs)
+    with atomic_path(path) as temporary:
+        yield temporary
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary name beside `path`; the file written there takes the name `path` only once it is whole.
 
     A missing folder is made. On success the file is flushed to the disc and renamed, replacing what was there; on
-    any failure (Ctrl-C and, under `run`, SIGTERM too) it is removed and `path` is left as it was.
+    any failure (Ctrl-C and, under `run`, SIGTERM too) it is removed and `path` is left as it was. For the files of a
+    run folder; results go through `output_path`.
 
     Args:
       path: the final name.

@@ -23,7 +23,7 @@ import attrs
 import h5py
 import numpy as np
 
-from data_gen.command_line import UserError, atomic_path, progress
+from data_gen.command_line import Kind, UserError, output_path, progress
 
 SPLITS = ("training", "validation", "test")
 
@@ -155,14 +155,30 @@ class NewFile(h5py.File):
             raise self._disc.error
 
 
+def _is_data_set(path: str | os.PathLike) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return any(isinstance(file.get(split), h5py.Group) and "features" in file[split] for split in SPLITS)
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return False
+
+
+DATA_SET = Kind("a data set", _is_data_set)
+
+
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike) -> Iterator[NewFile]:
-    """Opens a new HDF5 file for writing, which gets its name when it is whole (`atomic_path`).
+def new_file(path: str | os.PathLike, kind: Kind = DATA_SET, inputs: Iterable[str | os.PathLike] = ()
+             ) -> Iterator[NewFile]:
+    """Opens a new HDF5 file for writing, which gets its name when it is whole (`output_path`).
+
+    Args:
+      path, kind, inputs: see `command_line.check_output`.
 
     Raises:
+      UserError: see `command_line.check_output`.
       OSError: it cannot be written, for instance because the disc is full.
     """
-    with atomic_path(path) as temporary, _Disc(temporary, "w+") as disc:
+    with output_path(path, kind, inputs) as temporary, _Disc(temporary, "w+") as disc:
         with NewFile(disc) as file:
             yield file
         if disc.error:

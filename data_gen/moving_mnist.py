@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from data_gen import hdf5
-from data_gen.command_line import UserError, progress, run, within
+from data_gen.command_line import UserError, check_output, parse, progress, run, within
 from data_gen.release_pickle import read_release_pickle
 
 CANVAS = 50
@@ -287,7 +287,7 @@ def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compre
 
 def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compression: int = 1) -> None:
     """Converts the release's pickles, for the training, validation and test splits in turn, to one HDF5 file."""
-    with hdf5.new_file(path) as file:
+    with hdf5.new_file(path, inputs=pickles) as file:
         file.attrs["white"] = 255
         for split, source in zip(hdf5.SPLITS, pickles):
             data = read_release_pickle(source)
@@ -324,7 +324,9 @@ class CommandLine:
 
 
 def main() -> None:
-    options = tyro.cli(CommandLine, prog="python -m data_gen.moving_mnist", use_underscores=True)
+    options = parse(CommandLine, "data_gen.moving_mnist")
+    check_output(options.out, hdf5.DATA_SET,
+                 (*options.from_pickle, *filter(None, (options.digits, options.digit_labels))))
     if len(options.from_pickle) > len(hdf5.SPLITS):
         raise UserError(f"--from_pickle: {len(options.from_pickle)} files, at most one for each of "
                         f"{', '.join(hdf5.SPLITS)}")

@@ -21,15 +21,15 @@ from typing import Dict, Iterator, List, Literal, Optional, Sequence, Tuple
 import attrs
 import numpy as np
 import tensorflow as tf
-import tyro
 
 from data_gen import bouncing_balls, pipeline
-from data_gen.command_line import UserError, atomic_path, run, within
+from data_gen.command_line import UserError, begins, check_output, output_path, parse, run, within
 from sqair.config import PRESETS, Config, ModelConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 from sqair.train import compile_eval_step, compile_train_step, use_machine, versions
 
+KIND = begins("a file of eval.benchmark", '{\n "cases":')
 TURNS = 8
 WARM_UP = 12        # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
 
@@ -291,7 +291,7 @@ def table(rows: List[Dict]) -> str:
 
 
 def main() -> int:
-    arguments = tyro.cli(Arguments, prog="python -m eval.benchmark", use_underscores=True)
+    arguments = parse(Arguments, "eval.benchmark")
     if arguments.in_process:
         preset, mode = PRESETS[arguments.models[0]], arguments.modes[0]
         config = Config(attrs.evolve(preset.model, k_particles=arguments.k_particles,
@@ -301,6 +301,8 @@ def main() -> int:
                                      shards=1 if mode == "graph" else 0))
         serve(config, arguments.lengths[0], sys.stdin)
         return 0
+    if arguments.json:
+        check_output(arguments.json, KIND)
     rows = []
     for length in arguments.lengths:
         for mode in arguments.modes:
@@ -316,7 +318,7 @@ def main() -> int:
     for length, rate in rates.items():
         print(f"\ndata pipeline alone, {length} frames: {rate:.0f} batches/s")
     if arguments.json:
-        with atomic_path(arguments.json) as temporary:
+        with output_path(arguments.json, KIND) as temporary:
             temporary.write_text(json.dumps({"cases": rows, "scaling": scales, "pipeline_batches_per_s": rates,
                                              "versions": versions()}, indent=1) + "\n")
     return 0

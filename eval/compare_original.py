@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tyro
 
-from data_gen.command_line import UserError, run
+from data_gen.command_line import UserError, parse, run
 from sqair import original, spatial_transformer
 from sqair.config import load_flags
 from sqair.discover import number_of_steps
@@ -227,7 +227,7 @@ class Arguments:
 
 
 def main() -> int:
-    arguments = tyro.cli(Arguments)
+    arguments = parse(Arguments, "eval.compare_original")
     rows = compare(load_recording(arguments.folder))
     width = max(len(row.name) for row in rows)
     for row in rows:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
-from data_gen.command_line import atomic_path
+from data_gen.command_line import begins, check_output, output_path
 from eval.metrics import boxes_from_where
 from eval.tables import MODELS
 
@@ -78,6 +78,15 @@ def this_command() -> str:
     return shlex.join(["python", "-m", name, *sys.argv[1:]])
 
 
+_KINDS = {".png": begins("a PNG", b"\x89PNG"), ".pdf": begins("a PDF", b"%PDF-"), ".gif": begins("a GIF", b"GIF8")}
+
+
+def check_pictures(paths: Iterable[pathlib.Path], inputs: Iterable[pathlib.Path] = ()) -> None:
+    """`check_output` of pictures that are to be made."""
+    for path in paths:
+        check_output(path, _KINDS[path.suffix.lower()], inputs)
+
+
 def save(figure: Figure, paths: Iterable[pathlib.Path], title: str, description: str) -> None:
     """Writes a figure as .png or .pdf, by the ending of each path; a file appears once it is whole."""
     for path in paths:
@@ -86,14 +95,14 @@ def save(figure: Figure, paths: Iterable[pathlib.Path], title: str, description:
             metadata = {"Title": title, "Subject": description, "Keywords": this_command(), "CreationDate": None}
         else:
             metadata = {"Title": title, "Description": description, "Comment": this_command()}
-        with atomic_path(path) as temporary:
+        with output_path(path, _KINDS[path.suffix.lower()]) as temporary:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
 
 
 def save_gif(images: Sequence[Image.Image], path: pathlib.Path, title: str, description: str) -> None:
     """Writes an animation that repeats for ever; a file appears once it is whole."""
     comment = "\n".join([title, description, this_command()]).encode()
-    with atomic_path(path) as temporary:
+    with output_path(path, _KINDS[".gif"]) as temporary:
         images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
                        duration=[GIF_MILLISECONDS] * (len(images) - 1) + [4 * GIF_MILLISECONDS], comment=comment)
 

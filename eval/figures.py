@@ -18,11 +18,11 @@ from typing import Literal, Optional
 import attrs
 import numpy as np
 import tensorflow as tf
-import tyro
 
-from data_gen.command_line import UserError, read_json, run, within
+from data_gen.command_line import UserError, parse, read_json, run, within
 from eval import predict, tables
-from eval.drawing import Bar, Curve, Panel, Scene, animate, draw_bars, draw_curves, draw_scenes, save, save_gif
+from eval.drawing import (Bar, Curve, Panel, Scene, animate, check_pictures, draw_bars, draw_curves, draw_scenes, save,
+                          save_gif)
 from eval.predictions import Predictions
 from eval.tables import MODELS
 from eval.truth import Source
@@ -161,6 +161,8 @@ class Sequences:
 
     def write(self) -> list[pathlib.Path]:
         """Writes the figure, and the animation if asked; returns the files."""
+        animation = self.out[0].with_suffix(".gif")
+        check_pictures((*self.out, animation) if self.gif else self.out, (*self.data, *self.predictions))
         parts, rows = {}, []
         for title, scenes, columns in self._from_predictions() if self.predictions else self._from_run():
             parts[title] = scenes
@@ -172,8 +174,8 @@ class Sequences:
         save(draw_scenes(parts, self.attention), self.out, title, _describe_scenes(parts))
         written = list(self.out)
         if self.gif:
-            written.append(self.out[0].with_suffix(".gif"))
-            save_gif(animate(rows), written[-1], title, _describe_animation(rows))
+            written.append(animation)
+            save_gif(animate(rows), animation, title, _describe_animation(rows))
         return written
 
     def _check_attention(self, relation: str) -> None:
@@ -285,6 +287,7 @@ class Figure4:
 
     def write(self) -> list[pathlib.Path]:
         """Writes the figure; returns the files."""
+        check_pictures(self.out)
         data_sets = read_metrics(self.metrics)
         panels = likelihood_panels(data_sets)
         said = [f"{panel.label} on {panel.title}: "
@@ -367,6 +370,7 @@ class Curves:
 
     def write(self) -> list[pathlib.Path]:
         """Writes the figure; returns the files."""
+        check_pictures(self.out)
         panels: dict[str, dict[str, list[Curve]]] = {}
         curricula, last = set(), 0
         quantities = self.quantities or (_MACHINE if self.of == "machine" else _LEARNING)
@@ -403,8 +407,8 @@ def main() -> None:
     name = arguments.pop(0) if arguments[:1] and arguments[0] in COMMANDS else "sequences"
     chosen = COMMANDS[name]
     others = ", ".join(f"python -m eval.figures {other}" for other in COMMANDS if other != name)
-    settings = tyro.cli(chosen, prog=f"python -m eval.figures {name}", args=arguments, use_underscores=True,
-                        description=f"{chosen.__doc__}\n\nOther figures: {others}.")
+    settings = parse(chosen, f"eval.figures {name}", arguments,
+                     description=f"{chosen.__doc__}\n\nOther figures: {others}.")
     for path in settings.write():
         print(f"wrote {path}")
 

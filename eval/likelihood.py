@@ -14,10 +14,9 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import attrs
 import numpy as np
 import tensorflow as tf
-import tyro
 from scipy.special import softmax
 
-from data_gen.command_line import UserError, atomic_path, progress, run, within
+from data_gen.command_line import UserError, begins, check_output, output_path, parse, progress, run, within
 from eval import metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
@@ -26,6 +25,7 @@ from sqair.checkpoints import BEST, CHECKPOINTS, fill
 from sqair.model import SQAIR
 from sqair.train import versions
 
+_KIND = begins("a file of eval.likelihood", '{\n "results":')
 _MOST_PARTICLES = 640      # B*K at once: about a GB
 _MOST_OBJECTS = 255        # what a pixel of `groups` can tell apart
 
@@ -274,7 +274,9 @@ def table(rows: List[Dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m eval.likelihood", use_underscores=True)
+    arguments = parse(Arguments, "eval.likelihood")
+    if arguments.out:
+        check_output(arguments.out, _KIND, (arguments.data,))
     rows, notes = [], []
     for figures, notes in results(arguments):
         rows.append(figures)
@@ -286,7 +288,7 @@ def main() -> None:
     if arguments.out:
         content = {"results": rows, "settings": attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
                    "notes": notes, "versions": versions()}
-        with atomic_path(arguments.out) as temporary:
+        with output_path(arguments.out, _KIND, (arguments.data,)) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
         print(f"wrote {arguments.out}")
 

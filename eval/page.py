@@ -20,10 +20,9 @@ from typing import Any, NamedTuple, Optional
 
 import attrs
 import markdown
-import tyro
 from PIL import Image
 
-from data_gen.command_line import UserError, atomic_path, read_json, run
+from data_gen.command_line import UserError, begins, check_output, output_path, parse, read_json, run
 from eval.drawing import this_command
 from eval.predictions import Predictions
 
@@ -287,13 +286,14 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m eval.page", use_underscores=True)
+    arguments = parse(Arguments, "eval.page")
     if not arguments.results.is_dir():
         raise UserError(f"{arguments.results}: no such folder; --results takes a folder of results")
     title = arguments.title or f"Results: {arguments.results.resolve().name}"
+    path, kind = arguments.results / "index.html", begins("a page of eval.page", _TEMPLATE.split("{title}")[0])
+    check_output(path, kind)
     page = build(arguments.results, title, arguments.command, arguments.runs)
-    path = arguments.results / "index.html"
-    with atomic_path(path) as temporary:
+    with output_path(path, kind) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")
 

@@ -15,9 +15,8 @@ import time
 from typing import List, Literal, NamedTuple, Optional, Tuple
 
 import attrs
-import tyro
 
-from data_gen.command_line import UserError, run
+from data_gen.command_line import UserError, parse, run
 from sqair.config import PRESETS
 from sqair.train import FINISHED
 
@@ -167,7 +166,7 @@ def run_stage(commands: List[Command], jobs: int) -> List[Command]:
 
 
 def main() -> int:
-    arguments = tyro.cli(Arguments, prog="python -m eval.paper", use_underscores=True)
+    arguments = parse(Arguments, "eval.paper")
     steps = plan(arguments)
     jobs = arguments.jobs or (2 if arguments.scale == "small" else 1)
     for command in (c for stage in steps for c in stage):

@@ -16,12 +16,11 @@ from typing import Iterator, NamedTuple, Optional
 import attrs
 import numpy as np
 import tensorflow as tf
-import tyro
 
-from data_gen.command_line import UserError, progress, run, within
+from data_gen.command_line import UserError, check_output, parse, progress, run, within
 from data_gen.hdf5 import new_file
 from eval import metrics
-from eval.predictions import About, Writer
+from eval.predictions import PREDICTIONS, About, Writer
 from eval.truth import Source, Truth
 from sqair import spatial_transformer
 from sqair.checkpoints import Run, load_run
@@ -274,10 +273,12 @@ def write(arguments: Arguments) -> list[str]:
     Raises:
       UserError: run, data and options do not fit together.
     """
+    check_output(arguments.out, PREDICTIONS, (arguments.data,))
     loaded = load(arguments.run, arguments.checkpoint, arguments.k_particles, arguments.n_slots)
     model, first_generated = loaded.model, arguments.n_frames - arguments.n_generated
     with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
-                arguments.n_sequences) as source, new_file(arguments.out) as file:
+                arguments.n_sequences) as source, new_file(
+            arguments.out, PREDICTIONS, (arguments.data,)) as file:
         about = About(
             run=loaded.folder, checkpoint=loaded.source, step=loaded.step, flags=to_flags(loaded.config),
             trained_slots=loaded.trained.model.n_steps_per_image, data=os.fspath(arguments.data), split=arguments.split,
@@ -293,7 +294,7 @@ def write(arguments: Arguments) -> list[str]:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m eval.predict", use_underscores=True)
+    arguments = parse(Arguments, "eval.predict")
     for note in write(arguments):
         print(f"note: {note}")
     print(f"wrote {arguments.out} ({os.path.getsize(arguments.out) / 1e6:.1f} MB)")

@@ -19,11 +19,29 @@ import attrs
 import h5py
 import numpy as np
 
-from data_gen.command_line import UserError
+from data_gen.command_line import Kind, UserError
 from data_gen.hdf5 import NewFile, check_storage
 from sqair.config import from_flags, to_flags
 
 FORMAT = "r-sqair predictions 2"
+
+
+def _is_predictions(path: str | os.PathLike) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return _text(file, "format").startswith(FORMAT.rstrip("0123456789"))
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return False
+
+
+def _text(file: h5py.File, name: str) -> str:
+    """The text of an attribute, "" if there is none. Others stay unread: HDF5 may never come back from them."""
+    if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S":
+        return ""
+    return bytes(file.attrs[name]).decode()
+
+
+PREDICTIONS = Kind("a file of predictions", _is_predictions)
 
 
 class Member(NamedTuple):
@@ -240,10 +258,7 @@ class Predictions:
             raise UserError(f"{self.path}: {error}; make it again with eval.predict") from None
 
     def _attribute(self, name: str) -> str:
-        """The text of an attribute, "" if there is none. Others stay unread: HDF5 may never come back from them."""
-        if name not in self._file.attrs or self._file.attrs.get_id(name).dtype.kind != "S":
-            return ""
-        return bytes(self._file.attrs[name]).decode()
+        return _text(self._file, name)
 
     def _check(self, name: str, member: Member) -> None:
         if name not in self._file:

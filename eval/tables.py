@@ -20,9 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 import attrs
 import numpy as np
-import tyro
 
-from data_gen.command_line import UserError, atomic_path, progress, run
+from data_gen.command_line import Kind, UserError, begins, check_output, output_path, parse, progress, run
 from eval import metrics, tracking
 from eval.predictions import Predictions
 from eval.statistics import Difference, Summary, bootstrap_difference, summarise
@@ -641,8 +640,17 @@ class Arguments:
     of its greatest; or window, of its attention window, which may be far larger."""
 
 
+# What an older result begins with, which a new one may replace.
+_BEGINNINGS = {"table.md": "# Comparison", "table.tex": "% Made by eval.tables", "table.csv": ",".join(_CSV[:3]),
+               "differences.csv": "data_set,model,minus"}
+
+
+def _kind(path: pathlib.Path) -> Kind:
+    return begins("a result of eval.tables", _BEGINNINGS.get(path.name, '{\n "file":'))
+
+
 def _write(path: pathlib.Path, content: str | list[list[Any]]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with output_path(path, _kind(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         if isinstance(content, str):
             file.write(content)
         else:
@@ -650,8 +658,10 @@ def _write(path: pathlib.Path, content: str | list[list[Any]]) -> None:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m eval.tables", use_underscores=True)
+    arguments = parse(Arguments, "eval.tables")
     names, runs = find(arguments.predictions), []
+    for name in _BEGINNINGS:
+        check_output(arguments.out / name, _kind(arguments.out / name))
     with progress(len(names), "metrics", "files") as advance:
         for name in names:
             with Predictions(name) as predictions:

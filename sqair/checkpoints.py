@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 import tyro
 
-from data_gen.command_line import UserError, run, to_disc
+from data_gen.command_line import UserError, parse, run, run_folder_of, to_disc
 from sqair import original, safetensors_folder
 from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
 from sqair.config import Config, load_flags
@@ -372,6 +372,15 @@ def _appearing(folder: pathlib.Path, names: Sequence[str] = ()) -> Iterator[path
                 folder.rmdir()
 
 
+def _check_folder(out: pathlib.Path) -> None:
+    """Raises: UserError: what is written to this folder would be in, or mixed with, a run that is being trained."""
+    outer = run_folder_of(out)
+    if outer:
+        raise UserError(f"{out} lies in the run folder {outer}: choose another folder")
+    if (out / CHECKPOINTS).exists() or (out / BEST).exists():
+        raise UserError(f"{out} is a run folder of sqair.train: choose another folder")
+
+
 def _flags_beside(folder: pathlib.Path, flags: dict) -> bool:
     """Whether the folder has a flags.json already. Raises: UserError: one that says something else."""
     path = folder / "flags.json"
@@ -408,8 +417,9 @@ def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = Fal
         raise UserError(f"{run_.source}: relation {run_.config.model.relation} has {len(unnamed)} variables that the "
                         f"original has no place for ({unnamed[0]}, ...); --without_relation leaves them out")
     name = f"model.ckpt-{run_.step}"
-    if (out / CHECKPOINTS).exists() or (out / BEST).exists():
-        raise UserError(f"{out} is a run folder of sqair.train: choose another folder")
+    _check_folder(out)
+    if (out / safetensors_folder.WEIGHTS).exists():
+        raise UserError(f"{out} is a model to share: choose another folder")
     if (out / f"{name}.index").exists() and not overwrite:
         raise UserError(f"{out / name} exists already; --overwrite replaces it")
     flags = original.original_flags(run_.config)
@@ -454,6 +464,12 @@ def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = 
       UserError: the folder holds a model already.
     """
     out = pathlib.Path(out)
+    _check_folder(out)
+    if (out / "flags.json").exists():
+        raise UserError(f"{out} is a run folder: choose another folder")
+    for name, kind in safetensors_folder.KINDS.items():
+        if (out / name).exists() and not kind.test(out / name):
+            raise UserError(f"{out / name}: is there already and is not {kind.name}: choose another folder")
     if (out / safetensors_folder.WEIGHTS).exists() and not overwrite:
         raise UserError(f"{out / safetensors_folder.WEIGHTS} exists already; --overwrite replaces it")
     with _appearing(out, safetensors_folder.FILES) as stage:
@@ -507,9 +523,9 @@ class Safetensors:
 
 
 def main() -> int:
-    command = tyro.cli(Union[Export, Safetensors], prog="python -m sqair.checkpoints", use_underscores=True,
-                       description="Writes runs in other programs' formats.",
-                       config=(tyro.conf.HelptextFromCommentsOff,))
+    command = parse(Union[Export, Safetensors], "sqair.checkpoints",
+                    description="Writes runs in other programs' formats.",
+                    config=(tyro.conf.HelptextFromCommentsOff,))
     for line in command.write():
         print(line)
     return 0

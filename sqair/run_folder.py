@@ -12,10 +12,13 @@ from typing import Iterator, List, Optional, Sequence, Union
 
 import tensorflow as tf
 
-from data_gen.command_line import UserError, atomic_path
+from data_gen.command_line import UserError, atomic_path, run_folder_of
 
 
-_HALF_WRITTEN = (".*.json.*.part", ".*.csv.*.part", "*/.*.part")     # by `atomic_path`; checkpoints
+# What a kill leaves of the files of a run folder (see `atomic_path`) and of checkpoints: all that is ever removed.
+_HALF_WRITTEN = re.compile(
+    r"(\.(flags|versions|finished|non_finite)\.json|\.(metrics|resources)\.csv)\.[0-9a-f]{8}\.part")
+_HALF_CHECKPOINT = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
 class RunLock:
@@ -27,11 +30,14 @@ class RunLock:
     """
 
     def __init__(self, folder: Union[str, os.PathLike]):
+        if not os.fspath(folder):
+            raise UserError("--run_dir: is empty; name a folder")
         self._path = pathlib.Path(folder) / "run.lock"
         self._file = None
 
     def __enter__(self) -> Optional[str]:
-        """Raises: UserError: another process holds the folder, or it cannot be written."""
+        """Raises: UserError: another process holds the folder, it cannot be written, or is not one of `sqair.train`."""
+        self._check_place()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "a+", encoding="utf-8")
@@ -49,10 +55,26 @@ class RunLock:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
-        for pattern in _HALF_WRITTEN:
-            for path in self._path.parent.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._clean()
         return f"took over the lock of {holder}, which ended without giving it up" if holder else None
+
+    def _check_place(self) -> None:
+        folder = self._path.parent
+        outer = run_folder_of(folder)
+        if outer:
+            raise UserError(f"{folder}: lies in the run folder {outer}; choose another --run_dir")
+        if (folder / "model.safetensors").exists() or any(folder.glob("model.ckpt-*.index")):
+            raise UserError(f"{folder}: is a model to share or a run of the original program, which --init_from takes; "
+                            "choose another --run_dir")
+
+    def _clean(self) -> None:
+        for path in self._path.parent.glob(".*.part"):
+            if _HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+                path.unlink()
+        for folder in ("checkpoints", "best"):
+            for path in self._path.parent.glob(f"{folder}/.*.part"):
+                if _HALF_CHECKPOINT.fullmatch(path.name) and path.is_dir():
+                    shutil.rmtree(path)
 
     def __exit__(self, *_) -> None:
         self._file.truncate(0)

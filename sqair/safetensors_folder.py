@@ -13,13 +13,17 @@ import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
-from data_gen.command_line import UserError
+from data_gen.command_line import UserError, begins
 from sqair.checkpoint_values import make_model
 from sqair.config import Config, load_flags, to_flags
 from sqair.model import SQAIR
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (CARD, CONFIG, WEIGHTS)     # the weights last: they make the folder a model
+_CARD_HEAD = "---\nlibrary_name: r-sqair\n"
+# What is there already has to be of these, to be replaced.
+KINDS = {CARD: begins("a card of such a model", _CARD_HEAD),
+         CONFIG: begins("the configuration of such a model", '{\n "n_steps_per_image"')}
 
 
 def tensor_names(model: SQAIR) -> Dict[str, tf.Variable]:
@@ -98,8 +102,7 @@ def _card(config: Config, model: SQAIR, step: int, source: str) -> str:
                    "rmc_slots": ("R-SQAIR (RMC, slots)", "a memory core with one row an object relates them"),
                    }[config.model.relation]
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
-    return f"""---
-library_name: r-sqair
+    return f"""{_CARD_HEAD}\
 tags: [video, object-centric, unsupervised, tracking]
 ---
 # {title}

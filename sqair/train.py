@@ -24,7 +24,7 @@ import tensorflow as tf
 import tyro
 from tqdm import tqdm
 
-from data_gen import hdf5, pipeline
+from data_gen import command_line, hdf5, pipeline
 from data_gen.command_line import UserError, atomic_path, run
 from sqair import checkpoints, distribution, health, spatial_transformer, xla_cache
 from sqair.config import PRESETS, Config, load_flags, to_flags
@@ -527,8 +527,8 @@ def parse(arguments: List[str]) -> Arguments:
     base = Arguments(run_dir=tyro.MISSING, config=PRESETS[preset] if preset else Config())
     description = (f"{Arguments.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
                    f"{', '.join(PRESETS)}.")
-    return tyro.cli(Arguments, default=base, args=arguments, description=description, use_underscores=True,
-                    config=(tyro.conf.HelptextFromCommentsOff,))
+    return command_line.parse(Arguments, "sqair.train", arguments, may_be_empty=("schedule",), default=base,
+                              description=description, config=(tyro.conf.HelptextFromCommentsOff,))
 
 
 def use_machine(train) -> None:

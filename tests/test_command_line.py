@@ -1,0 +1,209 @@
+"""Options as users write them, and outputs: no command writes over what it reads, a run, or another kind of file."""
+
+import importlib
+import os
+import pickle
+
+import attrs
+import h5py
+import pytest
+from data_helpers import run_command
+from eval_helpers import save_original, save_run
+from test_moving_mnist import release_data
+
+from data_gen import bouncing_balls, command_line
+from data_gen.command_line import UserError
+from sqair import checkpoints, train
+from sqair.run_folder import RunLock
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A folder with one of everything that commands read."""
+    folder = tmp_path_factory.mktemp("sound")
+    settings = bouncing_balls.BouncingBalls(n_frames=3, training=4, validation=4, test=4)
+    bouncing_balls.write(settings, folder / "data.h5")
+    bouncing_balls.write(settings, folder / "other.h5")
+    save_run(folder / "run")
+    (folder / "run" / "metrics.csv").write_text(
+        "step,data,iwae_per_frame,data_ll,kl,num_step_accuracy\n1,validation,1,1,1,1\n2,validation,1,1,1,1\n")
+    save_original(folder / "original", [3])
+    checkpoints.save_safetensors(checkpoints.load_run(folder / "run"), folder / "shared")
+    (folder / "release.p").write_bytes(pickle.dumps(release_data(3), 2))
+    (folder / "notes.txt").write_text("mine")
+    for name in ("index.html", "table.md", "table.csv", "notes.png", "README.md", "notes.gif"):
+        path = folder / "mine" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (folder / "mine" / "differences.csv").write_text("mine")
+    os.mkfifo(folder / "pipe")
+    os.link(folder / "data.h5", folder / "hard_link.h5")
+    os.symlink(folder / "data.h5", folder / "soft_link.h5")
+    os.symlink(folder / "run", folder / "link_to_run")
+    predict(folder, folder / "predictions.h5")
+    return folder
+
+
+def predict(folder, out):
+    from eval import predict as command
+    command.write(command.Arguments(run=str(folder / "run"), data=str(folder / "data.h5"), out=out, n_frames=3,
+                                    n_samples=1, n_sequences=4, batch_size=4, canvases=True))
+
+
+def call(monkeypatch, capsys, module, arguments):
+    """Runs a command in this process; returns its exit code and its error output."""
+    monkeypatch.setattr("sys.argv", [module, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(importlib.import_module(module).main)
+    return stop.value.code, capsys.readouterr().err
+
+
+def contents(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+MODEL = "--run {0}/run --data {0}/data.h5"
+SMALL = f"{MODEL} --n_frames 3 --n_sequences 4"
+PREDICT = f"eval.predict {SMALL} --n_samples 1 --out {{0}}"
+LIKELIHOOD = f"eval.likelihood {SMALL} --out {{0}}"
+SEQUENCES = f"eval.figures {SMALL} --out {{0}}"
+TRAIN = "sqair.train --preset sqair_balls --train_data {0}/data.h5 --batch_size 2 --shards 1 --run_dir {0}"
+
+
+@pytest.mark.parametrize("line, message", [
+    *((f"{command}/{name}", message) for command in (PREDICT, LIKELIHOOD) for name, message in (
+        ("data.h5", "is read by this command"), ("hard_link.h5", "is read by this command"),
+        ("soft_link.h5", "is read by this command"), ("other.h5", "is there already and is not a file of"),
+        ("notes.txt", "is there already and is not a file of"), ("pipe", "is there already and is not a file of"),
+        ("run/flags.json", "lies in the run folder"), ("run/checkpoints/step-7.index", "lies in the run folder"),
+        ("run/new", "lies in the run folder"), ("run/sub/new", "lies in the run folder"),
+        ("link_to_run/new", "lies in the run folder"), ("original/new", "lies in the run folder"),
+        ("shared/new", "lies in the run folder"), ("run", "is a folder"))),
+    (f"{LIKELIHOOD}/predictions.h5", "is not a file of eval.likelihood"),
+    (f"{SEQUENCES}/mine/notes.png", "is not a PNG"),
+    (f"{SEQUENCES}/mine/new.pdf {{0}}/mine/notes.png", "notes.png: is there already and is not a PNG"),
+    (f"{SEQUENCES}/mine/notes.pdf --gif", "notes.gif: is there already and is not a GIF"),
+    (f"{SEQUENCES}/run/new.png", "lies in the run folder"),
+    ("eval.figures --predictions {0}/predictions.h5 --out {0}/run/new.png", "lies in the run folder"),
+    ("eval.figures curves --runs {0}/run --out {0}/run/new.png", "lies in the run folder"),
+    ("eval.figures figure4 --metrics {0}/none --out {0}/mine/notes.png", "is not a PNG"),
+    ("eval.tables --predictions {0}/predictions.h5 --out {0}/mine", "table.md: is there already and is not a result of"),
+    ("eval.tables --predictions {0}/predictions.h5 --out {0}/run", "lies in the run folder"),
+    ("eval.page --results {0}/mine", "index.html: is there already and is not a page"),
+    ("eval.page --results {0}/run", "lies in the run folder"),
+    ("eval.benchmark --json {0}/notes.txt", "is not a file of eval.benchmark"),
+    ("eval.benchmark --json {0}/run/flags.json", "lies in the run folder"),
+    ("data_gen.bouncing_balls --training 1 --out {0}/predictions.h5", "is not a data set"),
+    ("data_gen.bouncing_balls --training 1 --out {0}/run/new.h5", "lies in the run folder"),
+    ("data_gen.moving_mnist --training 1 --out {0}/predictions.h5", "is not a data set"),
+    ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/release.p", "is read by this command"),
+    ("data_gen.moving_mnist --digits {0}/data.h5 --out {0}/data.h5", "is read by this command"),
+    ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/notes.txt", "is not a data set"),
+    ("sqair.checkpoints safetensors {0}/run {0}/run --overwrite", "is a run folder"),
+    ("sqair.checkpoints safetensors {0}/run {0}/run/sub", "lies in the run folder"),
+    ("sqair.checkpoints safetensors {0}/run {0}/original", "is a run folder"),
+    ("sqair.checkpoints safetensors {0}/run {0}/mine", "README.md: is there already and is not a card"),
+    ("sqair.checkpoints export {0}/run {0}/run --overwrite", "is a run folder"),
+    ("sqair.checkpoints export {0}/run {0}/run/sub", "lies in the run folder"),
+    ("sqair.checkpoints export {0}/run {0}/shared", "is a model to share"),
+    (f"{TRAIN}/original", "a run of the original program"), (f"{TRAIN}/shared", "is a model to share"),
+    (f"{TRAIN}/run/sub", "lies in the run folder"),
+])
+def test_no_command_writes_over_anything_but_its_own_kind(sound, monkeypatch, capsys, line, message):
+    module, *arguments = line.format(sound).split()
+    before = contents(sound)
+    code, err = call(monkeypatch, capsys, module, arguments)
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 1 and len(errors) == 1 and message in errors[0], err[-1000:]
+    assert contents(sound) == before
+
+
+def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
+    lines = [f"{PREDICT}/predictions.h5".replace("--out {0}", f"--canvases --out {tmp_path}"),
+             f"{LIKELIHOOD}/l.json".replace("--out {0}", f"--out {tmp_path}"),
+             f"eval.figures --predictions {tmp_path}/predictions.h5 --n_sequences 1 --n_frames 3 --gif --out "
+             f"{tmp_path}/f.png {tmp_path}/f.pdf",
+             f"eval.tables --predictions {tmp_path}/predictions.h5 --out {tmp_path}",
+             f"eval.page --results {tmp_path}",
+             f"data_gen.bouncing_balls --training 2 --validation 0 --test 0 --n_frames 2 --out {tmp_path}/data.h5",
+             f"sqair.checkpoints safetensors {{0}}/run {tmp_path}/shared --overwrite"]
+    (tmp_path / "l.json").touch()       # an empty file is nobody's
+    for _ in range(2):
+        for line in lines:
+            module, *arguments = line.format(sound).split()
+            code, err = call(monkeypatch, capsys, module, arguments)
+            assert not code, err
+        for path in tmp_path.rglob("*"):
+            if path.is_file():
+                os.utime(path, (0, 0))
+    for line in lines:
+        module, *arguments = line.format(sound).split()
+        assert not call(monkeypatch, capsys, module, arguments)[0]
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mtime == 0]
+    assert not left
+
+
+def test_a_data_set_survives_a_command_that_names_it_twice(sound):
+    """The real command, in a process of its own."""
+    before = (sound / "data.h5").read_bytes()
+    result = run_command("eval.predict", "--run", sound / "run", "--data", sound / "data.h5", "--out", sound / "data.h5")
+    assert result.returncode == 1 and "is read by this command" in result.stderr
+    assert (sound / "data.h5").read_bytes() == before
+    with h5py.File(sound / "data.h5") as file:
+        assert "training" in file
+
+
+# Options.
+
+
+@pytest.mark.parametrize("line, name", [
+    ("sqair.train --preset sqair_balls --run_dir=", "--run_dir"), ("sqair.train --run_dir _", "--run_dir"),
+    ("sqair.train --run_dir x --init_from _", "--init_from"), ("sqair.train --schedule _ --run_dir _", "--run_dir"),
+    ("sqair.train --run_dir x --train_data= --schedule=", "--train_data"),
+    ("eval.predict --run _ --data d --out o", "--run"), ("eval.likelihood --run r --data d --out _", "--out"),
+    ("eval.figures --run r --data d _ --out o.png", "--data"), ("eval.tables --predictions p --out _", "--out"),
+    ("eval.page --results _", "--results"), ("sqair.checkpoints export r _", "argument 3"),
+    ("data_gen.bouncing_balls --out _", "--out"), ("eval.benchmark --json _", "--json"),
+    ("eval.paper --name _ --dry_run", "--name"), ("eval.compare_original _", "argument 1"),
+])
+def test_empty_paths_are_errors_everywhere(tmp_path, monkeypatch, capsys, line, name):
+    monkeypatch.chdir(tmp_path)
+    module, *arguments = ("" if word == "_" else word for word in line.split())
+    code, err = call(monkeypatch, capsys, module, arguments)
+    assert code == 1 and f"error: {name}: is empty" in err and err.count("error:") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_run_folder_is_refused_whoever_asks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--run_dir: is empty"), RunLock(""):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, expected", [
+    ("--xla=True", {"xla": True}), ("--xla true --seed 3", {"xla": True, "seed": 3}), ("--xla=False", {"xla": False}),
+    ("--eval_on_train=False", {"eval_on_train": False}), ("--eval_on_train False --xla", {"eval_on_train": False, "xla": True}),
+    ("--noeval_on_train", {"eval_on_train": False}), ("--no-eval_on_train", {"eval_on_train": False}),
+    ("--no_eval_on_train", {"eval_on_train": False}), ("--eval-on-train=no", {"eval_on_train": False}),
+    ("--masked_glimpse=false", {"masked_glimpse": False}), ("--nomean_image --n_what 7", {"mean_image": False, "n_what": 7}),
+    ("--xla", {"xla": True}), ("--schedule=", {"schedule": ""}),
+])
+def test_booleans_as_the_originals_users_write_them(words, expected):
+    config = train.parse(["--run_dir", "x", *words.split()]).config
+    found = attrs.asdict(config.model) | attrs.asdict(config.train)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_what_is_no_boolean_is_one_line_and_values_of_other_options_stay():
+    with pytest.raises(UserError, match="--xla maybe: expected True or False; or write --xla, --no_xla"):
+        train.parse(["--run_dir", "x", "--xla=maybe"])
+    assert train.parse(["--run_dir", "True"]).run_dir == "True"
+    assert train.parse(["--run_dir=no", "--xla"]).run_dir == "no"
+
+
+def test_unknown_options_name_a_command_that_works(tmp_path):
+    for module in ("sqair.train", "eval.compare_original"):
+        result = run_command(module, "--nonsense", "3")
+        assert result.returncode and f"python -m {module}" in result.stderr + result.stdout
+        assert f"{module.rsplit('.')[-1]}.py" not in result.stderr + result.stdout
