@@ -16,11 +16,10 @@ from typing import Literal, NamedTuple, Optional
 import attrs
 import h5py
 import numpy as np
-import tyro
 from PIL import Image
 
 from data_gen import hdf5
-from data_gen.command_line import UserError, progress, run, within
+from data_gen.command_line import UserError, check_output, parse, progress, run, within
 from data_gen.video_files import COUNTS, Finder, Video
 
 _BUFFER_BYTES = 64 * 2**20          # of the sequences that wait to be written, each split
@@ -393,14 +392,13 @@ class CommandLine:
         return {"validation": self.validation, "test": self.test}
 
 
-def check_out(out: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
-    """Raises: UserError: the output is an input, or would lie among the videos of an input folder."""
+def check_out(out: pathlib.Path, inputs: Sequence[pathlib.Path]) -> None:
+    """`check_output`; raises `UserError` too if the output would lie among the videos of an input folder."""
     real = out.resolve()
     for path in inputs:
         if path.is_dir() and path.resolve() in real.parents:
             raise UserError(f"--out {out} lies in the input folder {path}; write it elsewhere")
-        if out.exists() and out.samefile(path):
-            raise UserError(f"--out {out} is the input {path}; write to another file")
+    check_output(out, hdf5.DATA_SET, inputs)
 
 
 class _Importer:
@@ -653,7 +651,7 @@ def _found(videos: Sequence[Video]) -> list[str]:
 
 
 def main() -> None:
-    options = tyro.cli(CommandLine, prog="python -m data_gen.import_videos", use_underscores=True)
+    options = parse(CommandLine, "data_gen.import_videos")
     for line in convert(options):
         print(line)
     print(f"wrote {options.out} ({os.path.getsize(options.out) / 1e6:.1f} MB)")

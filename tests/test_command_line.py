@@ -6,6 +6,7 @@ import pickle
 
 import attrs
 import h5py
+import numpy as np
 import pytest
 from data_helpers import run_command
 from eval_helpers import save_original, save_run
@@ -36,6 +37,7 @@ def sound(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     (folder / "mine" / "differences.csv").write_text("mine")
+    np.savez(folder / "mine" / "own.npz", videos=np.full((3, 4, 8, 8), 200, np.uint8))
     os.mkfifo(folder / "pipe")
     os.link(folder / "data.h5", folder / "hard_link.h5")
     os.symlink(folder / "data.h5", folder / "soft_link.h5")
@@ -95,6 +97,9 @@ TRAIN = "sqair.train --preset sqair_balls --train_data {0}/data.h5 --batch_size 
     ("eval.benchmark --json {0}/run/flags.json", "lies in the run folder"),
     ("data_gen.bouncing_balls --training 1 --out {0}/predictions.h5", "is not a data set"),
     ("data_gen.bouncing_balls --training 1 --out {0}/run/new.h5", "lies in the run folder"),
+    ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/mine/own.npz", "is read by this command"),
+    ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/run/new.h5", "lies in the run folder"),
+    ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/predictions.h5", "is not a data set"),
     ("data_gen.moving_mnist --training 1 --out {0}/predictions.h5", "is not a data set"),
     ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/release.p", "is read by this command"),
     ("data_gen.moving_mnist --digits {0}/data.h5 --out {0}/data.h5", "is read by this command"),
@@ -163,7 +168,8 @@ def test_a_data_set_survives_a_command_that_names_it_twice(sound):
     ("eval.predict --run _ --data d --out o", "--run"), ("eval.likelihood --run r --data d --out _", "--out"),
     ("eval.figures --run r --data d _ --out o.png", "--data"), ("eval.tables --predictions p --out _", "--out"),
     ("eval.page --results _", "--results"), ("sqair.checkpoints export r _", "argument 3"),
-    ("data_gen.bouncing_balls --out _", "--out"), ("eval.benchmark --json _", "--json"),
+    ("data_gen.bouncing_balls --out _", "--out"),
+    ("data_gen.import_videos --inputs _ --out o", "--inputs"), ("eval.benchmark --json _", "--json"),
     ("eval.paper --name _ --dry_run", "--name"), ("eval.compare_original _", "argument 1"),
 ])
 def test_empty_paths_are_errors_everywhere(tmp_path, monkeypatch, capsys, line, name):
