@@ -4,7 +4,9 @@
 
 Takes what lies in and below the folder: table.md of eval.tables, JSON of eval.likelihood, PNG and GIF of eval.figures
 (with the descriptions they carry), flags and versions of run folders and of files of predictions. Writes index.html
-there. Pictures are embedded; the page has no scripts and a policy that forbids it to load anything.
+there: first the figure of sequences (figure3*.png or sequences*.png), figure 4 (figure4*.png) and the headline table of
+every data set, below them the other tables, folded away, and all else. Pictures are embedded; the page has no scripts
+and a policy that forbids it to load anything.
 """
 
 import base64
@@ -117,6 +119,24 @@ def from_markdown(text: str) -> str:
     return re.sub(r"<table>.*?</table>", lambda m: _scroll(m[0], "table"), found, flags=re.S)
 
 
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{_text(title)}</summary>{content}</details>"
+
+
+def from_tables(text: str) -> str:
+    """`from_markdown`, but of the tables below a heading of level 2 only the first is open; notes are folded away."""
+    found, is_open = [], False
+    for part in re.split(r"(?m)^(?=#{1,3} )", text):
+        level, title, rest = re.match(r"(#*) ?(.*)(?s:(.*))", part).groups()
+        has_table = re.search(r"(?m)^\|[-:|]*\|$", rest) is not None
+        if (level == "###" and has_table and is_open) or title == "Notes":
+            found.append(_folded(title, from_markdown(rest)))
+        else:
+            found.append(from_markdown(part))
+        is_open = has_table or (is_open and level == "###")
+    return "".join(found)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # What lies in the folder
 # ---------------------------------------------------------------------------------------------------------------
@@ -149,7 +169,7 @@ def picture(path: pathlib.Path) -> str:
     title, description, command = said
     # Frames are drawn for 160 dots an inch, a browser's inch has 96.
     width, height = (width, height) if kind == "gif" else (round(width * 0.6), round(height * 0.6))
-    made = f"<details><summary>Command</summary><pre>{_text(command)}</pre></details>" if command else ""
+    made = _folded("Command", f"<pre>{_text(command)}</pre>") if command else ""
     shown = (f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" width="{width}" '
              f'height="{height}" alt="{_text(description or title or path.stem)}"')
     # On a phone a wide picture keeps a legible size and scrolls sideways.
@@ -205,7 +225,7 @@ def _settings(found: list[Source]) -> str:
     shared = table("Settings" + (" of all" if len(found) > 1 else ""), ["flag", "value"],
                    [[name, found[0].flags[name]] for name in same])
     said = f"{len(same)} settings{' of all' * bool(differ)}"
-    return "".join(parts) + f"<details><summary>{said}</summary>{shared}</details>"
+    return "".join(parts) + _folded(said, shared)
 
 
 def _versions(found: list[Source]) -> str:
@@ -248,13 +268,18 @@ def build(folder: pathlib.Path, title: str, command: Optional[str] = None, runs:
     Raises:
       UserError: there is nothing to show, or something is damaged.
     """
-    tables = [from_markdown(path.read_text(encoding="utf-8")) for path in _files(folder, ".md")]
-    tables += [likelihood_table(path) for path in _files(folder, ".json") if path.name not in ("flags.json",
-                                                                                               "versions.json")]
+    tables = [from_tables(path.read_text(encoding="utf-8")) for path in _files(folder, ".md")]
+    likelihoods = "".join(likelihood_table(path) for path in _files(folder, ".json")
+                          if path.name not in ("flags.json", "versions.json"))
+    tables.append(_folded("Likelihoods", likelihoods) if tables and likelihoods else likelihoods)
+    pictures, leading = _files(folder, ".png"), []
+    for names in (("figure3", "sequences"), ("figure4",)):
+        leading += [path for path in pictures if path.stem.startswith(names)][:1]
     animations = "".join(picture(path) for path in _files(folder, ".gif"))
-    sections = {"Tables": "".join(tables), "Figures": "".join(picture(path) for path in _files(folder, ".png")),
+    sections = {"Results": "".join([*map(picture, leading), *tables]),
                 "Animations": f"<details open><summary>Moving pictures (close to stop them)</summary>{animations}"
-                              "</details>" if animations else ""}
+                              "</details>" if animations else "",
+                "Figures": "".join(picture(path) for path in pictures if path not in leading)}
     if not any(sections.values()):
         raise UserError(f"{folder}: no table.md, likelihood.json, PNG or GIF in it; run the evaluation first")
     found = sources(folder, runs)

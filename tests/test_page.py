@@ -26,7 +26,38 @@ TABLE = """# Comparison
 |---|---|---|
 | SQAIR | 5 | 399.5 ± 3.1 |
 | R-SQAIR <script>alert(1)</script> | 5 | 457.3 ± 2.0 |
-""" + "\n| a wide table " + "| column with a long name " * 14 + "|\n|" + "---|" * 15 + "\n" + "| x " * 15 + "|\n"
+
+### All metrics
+
+| metric | SQAIR |
+|---|---|
+| MOTA | 0.958 |
+
+### Failed and collapsed runs
+
+None.
+
+## balls678mass64
+
+32 sequences.
+
+### Predicted last frame
+
+| model | relational |
+|---|---|
+| SQAIR | -164.1 |
+
+### By horizon
+
+""" + "\n| a wide table " + "| column with a long name " * 14 + "|\n|" + "---|" * 15 + "\n" + "| x " * 15 + """|
+
+## Notes
+
+- MOTA: of boxes.
+"""
+
+
+PICTURES = ("sequences.png", "figure4.png", "sequences.gif", "curves.png")     # as they follow each other
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +74,8 @@ def results(tmp_path_factory):
         {"tensorflow": "2.21.0", "git_commit": "abc123", "command": ["/x/sqair/train.py", "--seed", "0"]}))
     figure = Figure((9, 3))
     figure.subplots().plot([0, 1])
+    drawing.save(figure, [folder / "curves.png"], "Curves", "How it learned.")
+    drawing.save(figure, [folder / "figure4.png"], "Likelihoods", "Bars.")
     drawing.save(figure, [folder / "sequences.png"], "Sequences", "Balls & \"boxes\" around them.")
     frames = [Image.fromarray(np.full((40, 120), 60 * i, np.uint8)) for i in range(4)]
     drawing.save_gif(frames, folder / "sequences.gif", "Rollout", "Balls that move.")
@@ -81,12 +114,31 @@ def test_everything_is_on_the_page_and_in_one_file(results):
                  "./run.sh small", "python -m sqair.train --seed 0", "python -m eval.page --results"):
         assert part in shown, part
     assert "script" not in found.tags
-    assert {image["alt"] for image in found.images} == {"Balls & \"boxes\" around them.", "Balls that move."}
-    stored = {base64.b64decode(image["src"].split(",")[1]) for image in found.images}
-    assert stored == {(results / "sequences.png").read_bytes(), (results / "sequences.gif").read_bytes()}
+    assert [image["alt"] for image in found.images] == ["Balls & \"boxes\" around them.", "Bars.", "Balls that move.",
+                                                        "How it learned."]
+    stored = [base64.b64decode(image["src"].split(",")[1]) for image in found.images]
+    assert stored == [(results / name).read_bytes() for name in PICTURES]
     assert all(target.startswith(("data:", "#")) for target in found.targets)
     assert {target[1:] for target in found.targets if target.startswith("#")} <= found.ids
     assert {"main", "nav", "header", "footer", "figcaption", "caption"} <= set(found.tags)
+
+
+def test_it_opens_with_figure_figure_4_and_headline_tables_and_folds_the_others(results):
+    main = (results / "index.html").read_text().split("<main>")[1]
+    folded = re.findall(r"<details><summary>([^<]*)</summary>(.*?)</details>", main, re.S)
+    shown = re.sub(r"<details>.*?</details>", "", main, flags=re.S)
+    places = [shown.index(text) for text in ("Balls &amp;", "Bars.", "399.5 ± 3.1", "None.", "-164.1",
+                                             "Balls that move.", "How it learned.")]
+    assert places == sorted(places)
+    inside = dict(folded)
+    assert "0.958" in inside["All metrics"] and "a wide table" in inside["By horizon"]
+    assert "of boxes" in inside["Notes"] and "-123.456" in inside["Likelihoods"]
+    assert not any(text in shown for text in ("0.958", "a wide table", "of boxes", "-123.456"))
+
+
+def test_likelihoods_are_shown_where_there_is_no_other_table(tmp_path):
+    (tmp_path / "likelihood.json").write_text(json.dumps({"results": [{"iwae": -123.456}]}))
+    assert "<details>" not in page.build(tmp_path, "t")
 
 
 def test_settings_tell_what_differs(tmp_path):
@@ -202,12 +254,18 @@ def test_a_browser_shows_it(results, tmp_path, width, scheme):
         overflow = browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         dom = browser.evaluate("document.documentElement.outerHTML")
         background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+        is_seen = "[...document.querySelectorAll('td')].find(c => c.textContent == '{}').checkVisibility()"
+        headline, other = (browser.evaluate(is_seen.format(text)) for text in ("399.5 ± 3.1", "0.958"))
+        browser.evaluate("[...document.querySelectorAll('summary')].find(s => s.textContent == 'All metrics').click()"
+                         " || true")
+        opened = browser.evaluate(is_seen.format("0.958"))
         picture = base64.b64decode(browser.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
         events = browser.events
     # The pictures are there, and at their size.
-    expected = [Image.open(results / name).size for name in ("sequences.png", "sequences.gif")]
+    expected = [Image.open(results / name).size for name in PICTURES]
     assert [tuple(size[:2]) for size in sizes] == expected
     assert all(0 < size[2] <= max(width, 45 * 16) for size in sizes)     # wide ones scroll by themselves
+    assert (headline, other, opened) == (True, False, True)
     # Nothing was asked for but the file, and nothing went wrong.
     asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
     assert {address for address in asked if not address.startswith("data:")} == {url}
