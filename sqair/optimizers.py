@@ -56,13 +56,24 @@ class Optimizer(tf.Module):
 
 
 class Schedule:
-    """The learning rate by step: `schedule` 'a,b,c' splits train_itr in these proportions; a third of it at each."""
+    """The learning rate by step.
 
-    def __init__(self, learning_rate: float, schedule: str, train_itr: int):
-        """Raises: UserError: the schedule is not a list of positive numbers."""
-        self.learning_rate = learning_rate
+    The original's: `schedule` 'a,b,c' splits train_itr in these proportions, and the rate is divided by 3 at each
+    boundary. With `final_rate` f > 0 the rate r falls along half a cosine wave instead, from step d = `decay_itr` on:
+    f + (r - f) (1 + cos(pi x)) / 2 with x = (step - d) / (train_itr - d) in [0, 1] (Loshchilov & Hutter 2017, eq. 5).
+    """
+
+    def __init__(self, learning_rate: float, schedule: str, train_itr: int, final_rate: float = 0.0,
+                 decay_itr: int = 0):
+        """Raises: UserError: the schedule is not a list of positive numbers, or the fall begins after the last step."""
+        self.learning_rate, self.final_rate = learning_rate, final_rate
+        self.decay_itr, self.train_itr = decay_itr, train_itr
         self.boundaries: List[int] = []
-        if schedule:
+        if final_rate:
+            if decay_itr >= train_itr > 0:
+                raise UserError(f"decay_itr {decay_itr}: the learning rate falls from there to train_itr {train_itr}; "
+                                "choose fewer steps than those")
+        elif schedule:
             try:
                 parts = np.cumsum([float(x) for x in schedule.split(",")])
             except ValueError:
@@ -73,4 +84,7 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The rate of the update that follows `step` updates."""
+        if self.final_rate:
+            done = np.clip((step - self.decay_itr) / max(self.train_itr - self.decay_itr, 1), 0.0, 1.0)
+            return float(self.final_rate + (self.learning_rate - self.final_rate) * 0.5 * (1.0 + np.cos(np.pi * done)))
         return self.learning_rate * (1.0 / 3.0) ** sum(step > boundary for boundary in self.boundaries)

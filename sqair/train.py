@@ -27,7 +27,7 @@ from tqdm import tqdm
 from data_gen import command_line, hdf5, pipeline
 from data_gen.command_line import UserError, atomic_path, run
 from sqair import checkpoints, distribution, health, spatial_transformer, xla_cache
-from sqair.config import PRESETS, Config, load_flags, to_flags
+from sqair.config import PRESETS, RECIPES, Config, load_flags, to_flags, with_recipe
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
 from sqair.run_folder import MetricsFile, RunLock, append, tensorboard
@@ -210,7 +210,8 @@ class Trainer:
             self.train_step = compile_train_step(self.model, self.optimizer, train)
             self.eval_step = compile_eval_step(self.model, train)
         self.state = checkpoints.TrainingState(self.model, self.optimizer)
-        self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr)
+        self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr, train.final_learning_rate,
+                                 train.decay_itr)
         self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles)
         self._stop_signal = 0
 
@@ -510,25 +511,32 @@ class Arguments:
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
 
 
-def parse(arguments: List[str]) -> Arguments:
-    """Parses the command line; `--preset NAME`, wherever it stands, sets the defaults of all other options."""
-    arguments, preset = list(arguments), None
+def _take(arguments: List[str], option: str) -> Optional[str]:
+    """Removes an option with its value, wherever it stands; returns the value, None if it is not there."""
     for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            preset = arguments[i + 1]
-            del arguments[i:i + 2]
-            break
-        if argument.startswith("--preset="):
-            preset = argument.split("=", 1)[1]
-            del arguments[i]
-            break
+        if argument == option and i + 1 < len(arguments):
+            return arguments.pop(i) and arguments.pop(i)
+        if argument.startswith(option + "="):
+            return arguments.pop(i).split("=", 1)[1]
+    return None
+
+
+def parse(arguments: List[str]) -> Arguments:
+    """Parses the command line; `--preset NAME` and `--recipe NAME`, wherever they stand, set the defaults of all other
+    options, the recipe those of training."""
+    arguments = list(arguments)
+    preset, recipe = _take(arguments, "--preset"), _take(arguments, "--recipe")
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
-    base = Arguments(run_dir=tyro.MISSING, config=PRESETS[preset] if preset else Config())
+    config = PRESETS[preset] if preset else Config()
+    if recipe is not None:
+        config = with_recipe(config, recipe)
     description = (f"{Arguments.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
-                   f"{', '.join(PRESETS)}.")
-    return command_line.parse(Arguments, "sqair.train", arguments, may_be_empty=("schedule",), default=base,
-                              description=description, config=(tyro.conf.HelptextFromCommentsOff,))
+                   f"{', '.join(PRESETS)}.\n\nRecipes (--recipe NAME, likewise): {', '.join(RECIPES)}; without one, "
+                   "training as in the paper.")
+    return command_line.parse(Arguments, "sqair.train", arguments, may_be_empty=("schedule",),
+                              default=Arguments(run_dir=tyro.MISSING, config=config), description=description,
+                              config=(tyro.conf.HelptextFromCommentsOff,))
 
 
 def use_machine(train) -> None:

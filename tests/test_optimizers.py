@@ -63,3 +63,15 @@ def test_schedule_rounds_to_steps_and_may_be_empty():
 def test_bad_schedules_are_refused(schedule):
     with pytest.raises(UserError):
         Schedule(1.0, schedule, 100)
+
+
+def test_the_rate_falls_along_half_a_cosine_wave():
+    schedule = Schedule(1e-3, "4,6,10", 300, final_rate=1e-5, decay_itr=100)
+    for step, rate in ((0, 1e-3), (100, 1e-3), (150, 1e-5 + 9.9e-4 * (0.5 + 0.5 ** 1.5)), (200, 5.05e-4), (300, 1e-5),
+                       (400, 1e-5)):
+        assert schedule(step) == pytest.approx(rate, rel=1e-12), step
+
+
+def test_a_fall_that_begins_after_the_end_is_refused():
+    with pytest.raises(UserError, match="decay_itr 100"):
+        Schedule(1e-3, "", 100, final_rate=1e-5, decay_itr=100)

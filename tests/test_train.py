@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import attrs
 import h5py
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from train_helpers import STEPS, command, config, error_line, execute, make_data
 from data_gen import pipeline
 from data_gen.command_line import UserError
 from sqair import checkpoints, train
-from sqair.config import TrainConfig
+from sqair.config import RECIPES, TrainConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 from sqair.run_folder import RunLock
@@ -275,6 +276,18 @@ def test_unknown_flags_presets_and_unwritable_folders(tmp_path, data):
         train.parse(["--preset", "sqair_bals", "--run_dir", "x"])
     (tmp_path / "file").write_text("")
     assert "file" in error_line(execute(command(config(data), tmp_path / "file" / "run")))
+
+
+def test_recipes_are_defaults_of_training_that_options_override():
+    with_recipe = train.parse(["--recipe", "short", "--run_dir=x", "--seed", "3", "--preset=rsqair_in"]).config
+    without = train.parse(["--run_dir", "x", "--preset", "rsqair_in", "--seed", "3"]).config
+    assert with_recipe.model == without.model
+    assert (with_recipe.train.target, without.train.target) == ("vimco_textbook", "vimco")
+    assert attrs.evolve(with_recipe.train, **{name: getattr(without.train, name) for name in RECIPES["short"]}
+                        ) == without.train
+    assert train.parse(["--recipe", "short", "--run_dir", "x", "--train_itr", "7"]).config.train.train_itr == 7
+    with pytest.raises(UserError, match="--recipe shrt: no such recipe; choose from short"):
+        train.parse(["--recipe", "shrt", "--run_dir", "x"])
 
 
 def test_presets_are_defaults_that_options_override():
