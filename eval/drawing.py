@@ -443,13 +443,14 @@ def band(curves: Sequence[Curve]) -> np.ndarray:
 
 
 def draw_curves(title: str, panels: Mapping[str, Mapping[str, Sequence[Curve]]],
-                changes: Sequence[tuple[int, int]]) -> Figure:
+                changes: Sequence[tuple[int, int]], original: Mapping[str, Curve] | None = None) -> Figure:
     """Learning curves: a thin line for each seed, a thick one for their mean, a band from the lowest to the highest.
 
     Args:
       title: of all.
       panels: quantity, the label of the vertical axis -> model -> a curve for each seed.
       changes: (step, frames) where the curriculum makes sequences longer.
+      original: quantity, as in `panels` -> the original program's curve, drawn dashed.
 
     Returns:
       A figure.
@@ -474,6 +475,9 @@ def draw_curves(title: str, panels: Mapping[str, Mapping[str, Sequence[Curve]]],
             if len(steps):
                 handles[label_of], = axes.plot(steps, mean, color=shade, linewidth=1.9)
                 axes.fill_between(steps, low, high, color=shade, alpha=0.2, linewidth=0)
+        if original and label in original:
+            handles["original program, 1 seed"], = axes.plot(*original[label], color="black", linestyle="--",
+                                                             linewidth=1.4)
         for step, length in changes:
             axes.axvline(step, color="#666666", linestyle=":", linewidth=0.9)
             axes.annotate(f"{length}", (step, 1), xycoords=("data", "axes fraction"), xytext=(1.5, -2),

@@ -348,6 +348,35 @@ def _number(text: str) -> float:
         return math.nan
 
 
+_ORIGINAL = {"iwae_per_frame": "elbo_iwae", "vae_per_frame": "elbo_vae", "data_ll": "data_ll", "kl": "kl",
+             "num_steps": "num_steps", "num_disc_steps": "num_disc", "num_prop_steps": "num_prop", "raw_mse": "raw_mse"}
+
+
+def read_original_curves(path: pathlib.Path, n_frames: int, quantities: Iterable[str]) -> dict[str, Curve]:
+    """The original program's learning curves, recorded as a JSON list of {"itr": step, "elbo_iwae": ..., ...}.
+
+    Args:
+      path: the file.
+      n_frames: frames of its sequences, over which it sums bounds.
+      quantities: our columns.
+
+    Returns:
+      quantity -> `Curve`, for those that it has.
+
+    Raises:
+      UserError: the file is not of that form.
+    """
+    points = read_json(path, "expected the original's recorded learning curve")
+    try:
+        steps = np.array([point["itr"] for point in points], int)
+        found = {name: np.array([point[_ORIGINAL[name]] for point in points], float) for name in quantities
+                 if name in _ORIGINAL and all(_ORIGINAL[name] in point for point in points)}
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f'{path}: expected a list of {{"itr": step, "elbo_iwae": nats, ...}}') from None
+    return {name: Curve(steps, values / n_frames if name.endswith("_per_frame") else values)
+            for name, values in found.items()}
+
+
 _SHOWN = {"validation": "validation set", "training": "training set", "batch": "batches of training",
           "machine": "use of the machine"}
 _LEARNING, _MACHINE = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy"), (*health.SPEED, *health.RESOURCES)
@@ -368,32 +397,42 @@ class Curves:
     """Columns of metrics.csv (of machine: of resources.csv); left out: bound, likelihood, KL and count accuracy (of
     machine: seconds a step gone by and computed, memory and open files)."""
 
+    beside: Optional[pathlib.Path] = None
+    """Learning curve of the original program (JSON) to draw beside runs of one fixed length."""
+
     def write(self) -> list[pathlib.Path]:
         """Writes the figure; returns the files."""
         check_pictures(self.out)
         panels: dict[str, dict[str, list[Curve]]] = {}
-        curricula, last = set(), 0
+        trained, last = [], 0
         quantities = self.quantities or (_MACHINE if self.of == "machine" else _LEARNING)
         for folder in self.runs:
             config, _ = load_flags(folder / "flags.json")
             model = _model_name(config.model.relation)
-            curricula.add((config.train.seq_len, config.train.stage_itr, config.train.max_seq_len))
+            trained.append(config.train)
             for name, curve in read_curves(folder, self.of, quantities).items():
                 panels.setdefault(LABELS.get(name, name), {}).setdefault(model, []).append(curve)
                 last = max(last, int(curve.steps[-1]))
         changes = []
-        if len(curricula) == 1:             # one that all share
-            train = config.train
+        if len({(train.seq_len, train.stage_itr, train.max_seq_len) for train in trained}) == 1:    # all share one
+            train = trained[0]
             steps = range(train.stage_itr, last + 1, train.stage_itr) if train.stage_itr else ()
             changes = [(step, sequence_length(train, step)) for step in steps
                        if sequence_length(train, step) != sequence_length(train, step - 1)]
+        original = {}
+        if self.beside:
+            lengths = {(sequence_length(train, 0), sequence_length(train, last)) for train in trained}
+            if len(lengths) != 1 or len(set(*lengths)) != 1:
+                raise UserError(f"--beside {self.beside}: the original's curve is of one length, that of --runs is not")
+            found = read_original_curves(self.beside, *set(*lengths), quantities)
+            original = {LABELS.get(name, name): curve for name, curve in found.items()}
         said = []
         for label, models in panels.items():
             ends = ", ".join(f"{MODELS[model]} {np.mean([c.values[-1] for c in curves]):.3g}"
                              for model, curves in models.items())
             said.append(f"{label}: at the end {ends}")
         title = f"Learning curves: {_SHOWN[self.of]}"
-        save(draw_curves(title, panels, changes), self.out, title,
+        save(draw_curves(title, panels, changes, original), self.out, title,
              f"Learning curves over training steps of {len(self.runs)} runs, mean and range of the seeds; "
              f"{_SHOWN[self.of]}. {'; '.join(said)}.")
         return list(self.out)

@@ -314,13 +314,37 @@ def test_curves(folder, command, monkeypatch):
     out = folder / "curves.png"
     assert command("curves", "--runs", *runs, "--quantities", "iwae_per_frame", "kl", "--out", out)[0] == 0
     assert "2 runs" in description(out) and "SQAIR -698" in description(out)
-    _, panels, changes = drawn[0]
-    assert changes == [(120, 4), (240, 5)]
+    _, panels, changes, original = drawn[0]
+    assert changes == [(120, 4), (240, 5)] and not original
     curves = panels[figures.LABELS["iwae_per_frame"]]["sqair"]
     np.testing.assert_array_equal(curves[1].values, [-896, -796, -696])
     figure = drawing.draw_curves(*drawn[0])
     mean = max(figure.axes[0].lines, key=lambda line: line.get_linewidth())
     np.testing.assert_array_equal(mean.get_ydata(), [-898, -798, -698])
+
+
+def test_curves_beside_the_originals(folder, command, monkeypatch):
+    runs = [curve_run(folder / f"beside_{seed}", seed, seq_len=3, max_seq_len=3) for seed in (0, 4)]
+    recorded = folder / "original.json"
+    recorded.write_text(json.dumps([{"itr": 0, "elbo_iwae": -3600.0, "data_ll": -1.0},
+                                    {"itr": 100, "elbo_iwae": -2400.0, "data_ll": -2.0}]))
+    drawn = []
+    monkeypatch.setattr(figures, "draw_curves", lambda *a: drawn.append(a) or drawing.draw_curves(*a))
+    out = folder / "beside.png"
+    options = ["--quantities", "iwae_per_frame", "kl", "--beside", recorded, "--out", out]
+    assert command("curves", "--runs", *runs, *options)[0] == 0
+    original = drawn[0][3]
+    assert set(original) == {figures.LABELS["iwae_per_frame"]}         # the file has no KL
+    np.testing.assert_array_equal(original[figures.LABELS["iwae_per_frame"]].values, [-1200, -800])   # a frame of 3
+    dashed, = (line for line in drawing.draw_curves(*drawn[0]).axes[0].lines if line.get_linestyle() == "--")
+    np.testing.assert_array_equal(dashed.get_xdata(), [0, 100])
+
+    growing = curve_run(folder / "growing", 0, seq_len=2, stage_itr=120, max_seq_len=5)
+    code, error = command("curves", "--runs", growing, *options)
+    assert code == 1 and "of one length" in error
+    recorded.write_text('{"itr": 0}')
+    code, error = command("curves", "--runs", *runs, *options)
+    assert code == 1 and 'expected a list of {"itr"' in error
 
 
 @pytest.mark.parametrize("arguments, message", [
