@@ -73,12 +73,12 @@ _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_SEQUENCE_BYTES = 512 * 2**20
 _BLOCK_BYTES = 128 * 2**20     # of the images read at once, about
 _MAX_RATIO = 2000     # gzip reaches 1030
+_SAMPLE_PIXELS = 2**22         # of the frames that `Split.describe` compares
 _SILENT_BYTES = 2**30          # reading through more is shown
-_TRUSTED_BYTES = 2**18         # a compressed chunk below this size cannot become too large
 _IMPORT = "`python -m data_gen.import_videos` makes a file of such frames"
 _AS_STATED = "the file's attribute white says so, correct it"
 # HDF5's other filters are rare, and those that come as plug-ins unpack without bounds.
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
 class Encoded(NamedTuple):
@@ -362,6 +362,41 @@ class Split:
             hint = f"positions are in units of the box, whose side is {self.box:g} here; state another as attribute box"
         check_range(values, f"{self.path}: {self.name}/{name}", low, high, whole, hint)
 
+    def describe(self, n_sequences: int | None = None) -> list[str]:
+        """Returns a line on what the split holds, and another one if its axes seem to be swapped.
+
+        Args:
+          n_sequences: no more than this many are read for the latter.
+
+        Raises:
+          UserError: see `read`.
+        """
+        size = " x ".join(map(str, self.image_shape if self.image_shape[2] > 1 else self.image_shape[:2]))
+        stored = self.members["features"].dtype
+        lines = [f"{self.path}: {self.name} holds {self.n_sequences:,} sequence{'s' * (self.n_sequences > 1)} of "
+                 f"{self.n_frames} frame{'s' * (self.n_frames > 1)}, {size}, {stored}"
+                 + (f" with white {self.white}" if stored.kind in "iu" else "")]
+        if self._seems_swapped(min(n_sequences or self.n_sequences, self.n_sequences)):
+            lines.append(f"warning: {self.path}: {self.name}: frames that follow each other differ as much as those of "
+                         "different sequences. Features are (T, S, H, W, C): are frames and sequences swapped? "
+                         "`python -m data_gen.import_videos --axes STHWC` puts them in order")
+        return lines
+
+    def _seems_swapped(self, n_sequences: int) -> bool:
+        """Whether a sequence changes from frame to frame more than frames differ from sequence to sequence.
+
+        Nearly as much is enough where there are fewer sequences than frames: digits may be that quick.
+        """
+        most = max(_SAMPLE_PIXELS // math.prod(self.image_shape), 4)        # frames to look at
+        n_sequences = min(n_sequences, 16, most // 2)
+        n_frames = min(self.n_frames, most // n_sequences)
+        if n_sequences < 2 or n_frames < 2:
+            return False
+        images = self.read(slice(0, n_sequences), n_frames, ["features"])["features"].astype(np.float32)
+        in_time, between = (float(np.abs(np.diff(images, axis=axis)).mean()) for axis in (0, 1))
+        fewer = self.n_sequences < self.n_frames
+        return in_time > (0.8 if fewer else 1.25) * between
+
     def intensities(self, features: np.ndarray) -> np.ndarray:
         """Returns what `read` gave for features, of any shape, as float32 in [0, 1]."""
         features = features.astype(np.float32)
@@ -485,8 +520,9 @@ def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: s
         if size != known:
             raise UserError(f"{where}: shape {data.shape}, expected ({expected}) with {axis} = {known}")
         if size > _LIMITS.get(axis, size) or (axis == "C" and size == 2):
+            swapped = ": are frames and sequences swapped?" if axis == "T" else ""
             raise UserError(f"{where}: shape {data.shape}, of which {axis} = {size} is not supported "
-                            f"(at most {_LIMITS[axis]}; 1 or 3 channels)")
+                            f"(at most {_LIMITS[axis]}; 1 or 3 channels){swapped}")
     check_storage(data, where)
 
 
@@ -514,19 +550,49 @@ def check_storage(data: h5py.Dataset, where: str) -> None:
                         "unfinished or damaged, make it again")
     packing = data.id.get_create_plist()
     filters = [packing.get_filter(number)[0] for number in range(packing.get_nfilters())]
-    if not _FILTERS.issuperset(filters) or len(set(filters)) < len(filters):
-        raise UserError(f"{where}: packed by other filters than gzip, shuffle and fletcher32, or twice by one; store "
+    packers = [number for number in filters if number in _PACKERS]
+    if not _FILTERS.issuperset(filters) or len(set(filters)) < len(filters) or len(packers) > 1:
+        raise UserError(f"{where}: packed by other filters than gzip or lzf, shuffle and fletcher32, or twice; store "
                         "it anew, for instance with h5repack -f GZIP=1")
-    if h5py.h5z.FILTER_DEFLATE in filters:
+    if packers:
+        unpacks_to_more, trusted = _PACKERS[packers[0]]
+        left_out = 1 << filters.index(packers[0])       # marks chunks that are stored as they are
         chunks: list[Any] = []
         data.id.chunk_iter(chunks.append)
         for chunk in chunks:
             # HDF5 unpacks a chunk to its end, however far beyond the declared size that is.
-            if chunk.size > _TRUSTED_BYTES and (chunk.byte_offset + chunk.size > file_bytes or len(
-                    zlib.decompressobj().decompress(data.id.read_direct_chunk(chunk.chunk_offset)[1], chunk_bytes + 1)
-                    ) > chunk_bytes):
+            if chunk.size > trusted and not chunk.filter_mask & left_out and (
+                    chunk.byte_offset + chunk.size > file_bytes
+                    or unpacks_to_more(data.id.read_direct_chunk(chunk.chunk_offset)[1], chunk_bytes)):
                 raise UserError(f"{where}: a compressed chunk holds more than the {chunk_bytes} bytes it declares; the "
                                 "file is damaged, make or copy it again")
+
+
+def _inflates_to_more(data: bytes, size: int) -> bool:
+    return len(zlib.decompressobj().decompress(data, size + 1)) > size
+
+
+def _lzf_unpacks_to_more(data: bytes, size: int) -> bool:
+    """Follows the lengths in LZF's stream: runs of up to 32 bytes as they are, and references to earlier ones."""
+    at = 0
+    while at + 1 < len(data) and size >= -_LZF_SURPLUS:
+        control = data[at]
+        length = control >> 5
+        if length == 0:
+            size -= control + 1
+            at += control + 2
+        elif length < 7:
+            size -= length + 2
+            at += 2
+        else:
+            size -= data[at + 1] + 9
+            at += 3
+    return size < -_LZF_SURPLUS
+
+
+# Filters that compress: whether a chunk unpacks to more than a size, and the compressed bytes that cannot become much.
+_PACKERS = {h5py.h5z.FILTER_DEFLATE: (_inflates_to_more, 2**18), h5py.h5z.FILTER_LZF: (_lzf_unpacks_to_more, 2**17)}
+_LZF_SURPLUS = 3 * 264      # what the four bytes of a checksum behind the stream can be taken for
 
 
 def _number(file: h5py.File, path: str, name: str, expected: str, low: float, high: float) -> float | None:
@@ -555,8 +621,8 @@ def _white(file: h5py.File, path: str, features: h5py.Dataset) -> int:
         raise UserError(f"{path}: attribute white is {stated}, expected {expected}")
     if features.dtype.kind not in "iu":
         if stated == 255:
-            raise UserError(f"{path}: attribute white is 255 and {features.name[1:]} holds {features.dtype}, in which a "
-                            "lit pixel is 1; correct the attribute or the data")
+            raise UserError(f"{path}: attribute white is 255 and {features.name[1:]} holds {features.dtype}, in which "
+                            "a lit pixel is 1; correct the attribute or the data")
         return 1
     if stated is not None:
         return int(stated)

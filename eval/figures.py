@@ -190,6 +190,8 @@ class Sequences:
         name = MODELS[_model_name(loaded.config.model.relation)]
         for path in self.data:
             with Source(path, self.split, loaded.model.config.image_size, self.n_frames, self.n_sequences) as source:
+                for line in source.describe():
+                    print(line, file=sys.stderr)
                 kinds = {k: scenes_from_run(loaded, source, k, self.seed)
                          for k in {after + 1} | ({self.n_frames, rollout_after + 1} if self.gif else set())}
             columns = list(zip(*(kinds[k] for k in sorted(kinds, reverse=True)))) if self.gif else []

@@ -9,6 +9,7 @@ All frames are inferred. Many particles are computed in chunks: only their numbe
 import json
 import math
 import pathlib
+import sys
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import attrs
@@ -224,6 +225,8 @@ def results(arguments: Arguments) -> Iterator[Tuple[Dict[str, Any], List[str]]]:
         with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
                     arguments.n_sequences) as source, \
                 progress(source.n_sequences, f"step {loaded.step}") as advance:
+            for line in source.describe() if which == chosen[0] else ():
+                print(line, file=sys.stderr)
             figures = evaluate(model, source, arguments.k_particles, arguments.batch_size, arguments.seed, advance)
             yield {"run": arguments.run, "checkpoint": loaded.source, "step": loaded.step, "data": arguments.data,
                    "split": arguments.split, "n_sequences": source.n_sequences, "n_frames": arguments.n_frames,

@@ -11,6 +11,7 @@ One more pass infers all frames, for the bounds. The file's members are listed i
 
 import os
 import pathlib
+import sys
 from typing import Iterator, NamedTuple, Optional
 
 import attrs
@@ -279,6 +280,8 @@ def write(arguments: Arguments) -> list[str]:
     with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
                 arguments.n_sequences) as source, new_file(
             arguments.out, PREDICTIONS, (arguments.data,)) as file:
+        for line in source.describe():
+            print(line, file=sys.stderr)
         about = About(
             run=loaded.folder, checkpoint=loaded.source, step=loaded.step, flags=to_flags(loaded.config),
             trained_slots=loaded.trained.model.n_steps_per_image, data=os.fspath(arguments.data), split=arguments.split,

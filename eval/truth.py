@@ -82,6 +82,10 @@ class Source:
     def __exit__(self, *_) -> None:
         self._data.close()
 
+    def describe(self) -> list[str]:
+        """Lines that say what was opened; see `hdf5.Split.describe`."""
+        return self._data.describe(self.n_sequences)
+
     def _missing(self) -> list[str]:
         members = self._data.members
         notes = []

@@ -258,11 +258,12 @@ class Trainer:
 
     def _check_data(self) -> None:
         train, model = self.config.train, self.config.model
-        self.n_sequences = {}
+        self.n_sequences, self.data_lines = {}, []
         for split in ("training", "validation"):
             with hdf5.open_split(train.train_data, split) as data:
                 data.read(slice(0, 1), train.max_seq_len)
                 self.n_sequences[split] = data.n_sequences
+                self.data_lines += data.describe()
                 height, width, channels = data.image_shape
             rows, columns = pipeline.crop_slices(height, width, train.crop or None)
             seen = (rows.stop - rows.start, columns.stop - columns.start, channels)
@@ -332,6 +333,8 @@ class Trainer:
         if self.replicas.n_replicas > 1:
             self.say(f"{self.replicas.n_replicas} replicas, {train.batch_size // self.replicas.n_replicas} sequences "
                      "each")
+        for line in self.data_lines:
+            self.say(line)
         self.say(f"{self.folder}: {sum(int(np.prod(v.shape)) for v in self.model.trainable_variables):,} parameters, "
                  f"{self.n_sequences['training']:,} training sequences, step {self.step:,} of {train.train_itr:,}")
         bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,

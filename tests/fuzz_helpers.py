@@ -319,7 +319,8 @@ def make_hdf5(folder):
                 for name, data in {"features": features, "groups": features * 2, "collisions": features,
                                    "positions": np.float32(rng.random((4, 5, 3, 2)) * 15)}.items():
                     file.create_dataset(f"{split}/{name}", data=data,
-                                        compression="gzip" if split == "training" else None)
+                                        compression="gzip" if split == "training" else
+                                        "lzf" if path == "integers.h5" else None)
 
 
 def damage_one_hdf5(rng, folder):

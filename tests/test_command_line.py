@@ -124,7 +124,7 @@ def test_no_command_writes_over_anything_but_its_own_kind(sound, monkeypatch, ca
 
 
 def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
-    lines = [f"{PREDICT}/predictions.h5".replace("--out {0}", f"--canvases --out {tmp_path}"),
+    lines = [f"{SEQUENCES}/g.png".replace("--out {0}", f"--out {tmp_path}"), f"{PREDICT}/predictions.h5".replace("--out {0}", f"--canvases --out {tmp_path}"),
              f"{LIKELIHOOD}/l.json".replace("--out {0}", f"--out {tmp_path}"),
              f"eval.figures --predictions {tmp_path}/predictions.h5 --n_sequences 1 --n_frames 3 --gif --out "
              f"{tmp_path}/f.png {tmp_path}/f.pdf",
@@ -138,6 +138,7 @@ def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
             module, *arguments = line.format(sound).split()
             code, err = call(monkeypatch, capsys, module, arguments)
             assert not code, err
+            assert ("data.h5: test holds 4 sequences of 3 frames, 64 x 64, bool" in err) == ("--data" in line)
         for path in tmp_path.rglob("*"):
             if path.is_file():
                 os.utime(path, (0, 0))

@@ -167,6 +167,74 @@ def test_a_video_that_begins_black_is_not_taken_for_zeros_and_ones(split):
     assert 0.5 < images.max() <= 1 and not images[:10].any()
 
 
+def moving(n_sequences=20, n_frames=12, digits=False):
+    """Squares [T, S, 16, 16, 1] of random places that move on by a pixel a frame, or jump anywhere as digits may."""
+    rng = np.random.default_rng(0)
+    places = rng.integers(16, size=(n_frames, n_sequences, 2)) if digits else (
+        rng.integers(16, size=(n_sequences, 2)) + np.arange(n_frames)[:, None, None])
+    features = np.zeros((n_frames, n_sequences, 16, 16, 1), bool)
+    for t, s in np.ndindex(n_frames, n_sequences):
+        rows, columns = ((place + np.arange(4)) % 16 for place in places[t, s])
+        features[t, s, rows[:, None], columns] = True
+    return features
+
+
+@pytest.mark.parametrize("features, n_sequences, swapped", [
+    (moving(), 20, False), (moving(12, 20), 12, False), (moving(200, 4), 200, False), (moving(20, 12, True), 20, False),
+    (moving().swapaxes(0, 1), 12, True), (moving(12, 20).swapaxes(0, 1), 20, True),
+    (moving(200, 4).swapaxes(0, 1), 4, True), (moving(20, 12, True).swapaxes(0, 1), 12, True),
+    (np.tile(moving(20, 1), (12, 1, 1, 1, 1)), 20, False),                      # nothing moves
+    (np.tile(moving(20, 1), (12, 1, 1, 1, 1)).swapaxes(0, 1), 12, True),
+    (np.zeros((12, 20, 16, 16, 1)), 20, False), (moving(1, 12), 1, False), (moving(20, 1), 20, False),
+])
+def test_what_was_read_is_said_and_a_warning_if_the_axes_seem_swapped(tmp_path, features, n_sequences, swapped):
+    path = rnem_file(tmp_path / "r.h5", features)
+    with hdf5.open_split(path, "training") as split:
+        said, *warnings = split.describe()
+    plural = (f"{n_sequences} sequence{'s' * (n_sequences > 1)} of {len(features)} frame{'s' * (len(features) > 1)}")
+    assert said == f"{path}: training holds {plural}, 16 x 16, {features.dtype}"
+    assert len(warnings) == swapped and all("are frames and sequences swapped?" in line for line in warnings)
+
+
+def test_the_scale_and_the_channels_are_said_too(tmp_path):
+    path = rnem_file(tmp_path / "r.h5", np.full((3, 4, 8, 6, 3), 9, np.uint8))
+    with hdf5.open_split(path, "training") as split:
+        assert split.describe() == [f"{path}: training holds 4 sequences of 3 frames, 8 x 6 x 3, uint8 with white 255"]
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no shared cases here")
+def test_the_swapped_file_is_noticed():
+    for split in hdf5.SPLITS:
+        with hdf5.open_split(CASES / "sthw_swapped" / "swapped.h5", split) as data:
+            said, warning = data.describe()
+        assert "10 sequences of 40 frames, 64 x 64, bool" in said and "swapped" in warning
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"fletcher32": True}])
+@pytest.mark.parametrize("chunks", [True, (3, 40, 64, 64, 1)])
+def test_lzf_is_read(tmp_path, options, chunks):
+    """h5py's own filter, in small chunks and in chunks that are followed to their end."""
+    rng = np.random.default_rng(0)
+    features = rng.random((3, 40, 64, 64, 1)) < 0.3
+    with h5py.File(tmp_path / "r.h5", "w") as file:
+        data = file.create_dataset("training/features", data=features.astype(np.uint8), chunks=chunks,
+                                   compression="lzf", **options)
+        size = data.id.get_storage_size()
+        assert data.compression == "lzf" and (chunks is True or 2**17 < size < features.size)
+    with hdf5.open_split(tmp_path / "r.h5", "training") as split:
+        np.testing.assert_array_equal(split.read(slice(None))["features"], features)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no shared cases here")
+def test_the_lzf_file_is_read():
+    path = CASES / "lzf" / "lzf.h5"
+    with hdf5.open_split(path, "training", members=("groups", "collisions", "positions", "n")) as data:
+        read = data.read(slice(None))
+    with h5py.File(path) as file:
+        for name, values in read.items():
+            np.testing.assert_array_equal(values, file["training"][name][...])
+
+
 GOOD = np.zeros((3, 4, 8, 8, 1), np.float32)
 
 
@@ -249,6 +317,28 @@ def nothing_stored(file, folder):
                                                  chunks=(10, 50, 64, 64, 1), compression="gzip")
 
 
+def lzf_bomb(file, folder):
+    """512 KiB that would become 44 MiB, in a chunk of 2 MiB."""
+    data = file.create_group("training").create_dataset("features", (1, 512, 64, 64, 1), np.uint8, compression="lzf",
+                                                        chunks=(1, 512, 64, 64, 1))
+    data.id.write_direct_chunk((0,) * 5, b"\0a" + b"\xe0\xff\0" * (2**19 // 3))
+
+
+def packed_twice(file, folder):
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((3, 4, 8, 8, 1))
+    plist.set_deflate(1)
+    plist.set_filter(h5py.h5z.FILTER_LZF)
+    group = file.create_group("training").id
+    space = h5py.h5s.create_simple(GOOD.shape)
+    data = h5py.h5d.create(group, b"features", h5py.h5t.IEEE_F32LE, space, plist)
+    data.write(h5py.h5s.ALL, h5py.h5s.ALL, GOOD)
+
+
+def many_frames(file, folder):
+    file.create_group("training").create_dataset("features", data=np.zeros((10_001, 2, 4, 4, 1), bool))
+
+
 def bad_box(file, folder):
     file["training/features"] = GOOD
     file.attrs["box"] = -1.0
@@ -258,7 +348,9 @@ def bad_box(file, folder):
     (outside_link, "is a link to another place"), (soft_link, "is a link to another place"),
     (outside_data, "lie in another file"), (virtual_data, "lie in another file"),
     (not_a_group, "is not a group"), (huge_chunks, "chunks of 391 MiB"), (nothing_stored, "unfinished or damaged"),
-    (bad_box, "attribute box"), (lambda file, folder: file.create_group("test"), "no split 'training'; it has test"),
+    (lzf_bomb, "holds more than the 2097152 bytes"), (packed_twice, "or twice"),
+    (many_frames, "T = 10001 is not supported.*are frames and sequences swapped"), (bad_box, "attribute box"),
+    (lambda file, folder: file.create_group("test"), "no split 'training'; it has test"),
 ])
 def test_unsafe_structures_are_refused_before_any_data_are_read(tmp_path, build, message):
     path = tmp_path / "wrong.h5"

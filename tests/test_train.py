@@ -43,6 +43,9 @@ def test_a_run_leaves_what_it_promises(finished, data):
     versions = json.loads((finished / "versions.json").read_text())
     assert versions["tensorflow"] == tf.__version__ and "git_commit" in versions
     assert json.loads((finished / "finished.json").read_text())["step"] == STEPS
+    log = (finished / "train.log").read_text()
+    for split, n in (("training", 40), ("validation", 16)):
+        assert f"{data}: {split} holds {n} sequences of 4 frames, 64 x 64, bool\n" in log
     batches = [row for row in rows(finished) if row["data"] == "batch"]
     assert [int(row["step"]) for row in batches] == list(range(1, STEPS + 1))
     assert [int(row["length"]) for row in batches] == [2] * 8 + [3] * 4
