@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -74,6 +75,11 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         _fail(quoted.group(1))
     sys.exit(code)
+
+
+def n_cores() -> int:
+    """The cores that this process may use; where the system does not say (macOS), all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def within(low: float, high: float) -> Callable[[Any, Any, float], None]:
@@ -178,6 +184,19 @@ def read_json(path: str | os.PathLike, hint: str) -> Any:
         raise UserError(f"{path}: no such file; {hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error}); {hint}") from None
+
+
+def to_json(content: Any) -> str:
+    """Returns content as indented JSON, in which numbers that are not finite are null: JSON has no others."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, dict):
+            return {key: finite(x) for key, x in value.items()}
+        return [finite(x) for x in value] if isinstance(value, (list, tuple)) else value
+
+    return json.dumps(finite(content), indent=1, allow_nan=False, default=list) + "\n"
 
 
 class Kind(NamedTuple):

@@ -11,10 +11,12 @@ of the box of positions and velocities. Without `white` all integer features of 
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import io
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ import attrs
 import h5py
 import numpy as np
 
-from data_gen.command_line import Kind, UserError, output_path, progress
+from data_gen.command_line import Kind, UserError, n_cores, output_path, progress
 
 SPLITS = ("training", "validation", "test")
 
@@ -155,11 +157,62 @@ class NewFile(h5py.File):
             raise self._disc.error
 
 
+class Damaged(UserError):
+    """A file that is not HDF5, or not all of it."""
+
+
+def open_file(path: str | os.PathLike, hint: str = "") -> h5py.File:
+    """Opens an HDF5 file for reading.
+
+    Args:
+      path: of the file.
+      hint: what it should be and what to do if it is damaged, the end of an error's line.
+
+    Raises:
+      UserError: it is held by a program that writes it, cannot be read from the disc, or may not; `Damaged`.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise unreadable(path, error, f"cannot be read as HDF5 ({error})", hint) from None
+
+
+def unreadable(where: str | os.PathLike, error: Exception, what: str, hint: str) -> UserError:
+    """Tells apart why a file cannot be read.
+
+    Args:
+      where: file and, if known, member.
+      error: of h5py.
+      what: what to say of damage.
+      hint: what to do then.
+
+    Returns:
+      A `UserError`; of damage a `Damaged`.
+    """
+    text = str(error)
+    found = re.search(r"errno = (\d+)", text)
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    if "unable to lock file" in text:
+        if number in (errno.EAGAIN, errno.EACCES):
+            return UserError(f"{where}: another program has it open for writing; wait until it is closed")
+        return UserError(f"{where}: cannot be locked on this file system ({os.strerror(number or 0)}); if nothing "
+                         "writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment")
+    if "already open for write" in text:
+        return UserError(f"{where}: it is marked as open for writing: wait until its writer is done, or, if that was "
+                         "killed, remove the mark with h5clear -s")
+    if isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM):
+        return UserError(f"{where}: no permission to read it")
+    if number:
+        return UserError(f"{where}: cannot be read ({os.strerror(number)}); this is the disc or the network, not the "
+                         "file")
+    return Damaged(f"{where}: {what}; {hint}")
+
+
 def _is_data_set(path: str | os.PathLike) -> bool:
     try:
-        with h5py.File(path, "r") as file:
+        with open_file(path) as file:
             return any(isinstance(file.get(split), h5py.Group) and "features" in file[split] for split in SPLITS)
-    except (OSError, RuntimeError, KeyError, ValueError):
+    except (Damaged, RuntimeError, KeyError, ValueError):
         return False
 
 
@@ -225,7 +278,7 @@ def _generated_blocks(make_block: Callable[[str, int, np.random.Generator], Mapp
         return size, {name: encode(name, array, n_sequences, level) for name, array in block.items()}
 
     # NumPy and zlib let go of Python's lock, so threads are enough.
-    n_threads = len(os.sched_getaffinity(0))
+    n_threads = n_cores()
     pool = concurrent.futures.ThreadPoolExecutor(n_threads)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
@@ -312,14 +365,14 @@ class Split:
         n_frames = self.n_frames if n_frames is None else n_frames
         if not 1 <= n_frames <= self.n_frames:
             raise UserError(f"{self.path}: {self.name} has {self.n_frames} frames a sequence, {n_frames} were asked "
-                            "for; ask for fewer or make longer sequences")
+                            "for; ask for fewer (--n_frames; in training --max_seq_len) or make longer sequences")
         if isinstance(sequences, slice):
             sequences = range(*sequences.indices(self.n_sequences))
         sequence_bytes = n_frames * math.prod(self.image_shape) * self.members["features"].dtype.itemsize
         if sequence_bytes > _MAX_SEQUENCE_BYTES:
             raise UserError(f"{self.path}: {self.name}: {n_frames} frames of a sequence take "
                             f"{sequence_bytes / 2**20:.0f} MiB, at most {_MAX_SEQUENCE_BYTES // 2**20} are read; ask "
-                            "for fewer")
+                            "for fewer (--n_frames; in training --max_seq_len)")
         wanted = np.asarray(sequences, np.int64)
         if wanted.size and not (0 <= wanted.min() and wanted.max() < self.n_sequences):
             raise IndexError(f"{self.path}: {self.name} has {self.n_sequences} sequences")
@@ -342,8 +395,8 @@ class Split:
             try:
                 part = data[(*lead, slice(low, high))]
             except (OSError, RuntimeError) as error:
-                raise UserError(f"{self.path}: {self.name}/{name}: sequences {low}..{high - 1} cannot be read "
-                                f"({error}); the file is damaged, make or copy it again") from None
+                raise unreadable(f"{self.path}: {self.name}/{name}", error, f"sequences {low}..{high - 1} cannot be "
+                                 f"read ({error})", "the file is damaged, make or copy it again") from None
             self._check_values(part, name)
             result[(*(slice(None) for _ in lead), where)] = part[
                 (*(slice(None) for _ in lead), wanted[where] - low)]
@@ -450,13 +503,7 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
     path = os.path.abspath(path)
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; make it with `python -m data_gen.bouncing_balls --out {path}`")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise UserError(f"{path}: no permission to read it") from None
-        raise UserError(f"{path}: cannot be read as HDF5 ({error}); expected a whole file of sequences, make or copy "
-                        "it again") from None
+    file = open_file(path, "expected a whole file of sequences, make or copy it again")
     try:
         return _open_split(file, path, split, {"features", *members}, optional)
     except UserError:
@@ -465,8 +512,8 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, zlib.error) as error:
         # What h5py says of a damaged or unusual structure depends on where it stumbles.
         file.close()
-        raise UserError(f"{path}: {split} cannot be read ({error}); the file is damaged, make or copy it again"
-                        ) from None
+        raise unreadable(path, error, f"{split} cannot be read ({error})",
+                         "the file is damaged, make or copy it again") from None
 
 
 def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str], optional: Iterable[str]) -> Split:
@@ -661,8 +708,8 @@ def _exceeds_one(features: h5py.Dataset, where: str) -> bool:
                 try:
                     part = features[start:start + frames, first:first + step]
                 except (OSError, RuntimeError) as error:
-                    raise UserError(f"{where}: sequences {first}.. cannot be read ({error}); the file is damaged, make "
-                                    "or copy it again") from None
+                    raise unreadable(where, error, f"sequences from {first} on cannot be read ({error})",
+                                     "the file is damaged, make or copy it again") from None
                 if part.max(initial=0) > 1:
                     return True
             advance(min(step, n_sequences - first))

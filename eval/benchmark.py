@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_gen import bouncing_balls, pipeline
-from data_gen.command_line import UserError, begins, check_output, output_path, parse, run, within
+from data_gen.command_line import UserError, begins, check_output, output_path, parse, run, to_json, within
 from sqair.config import PRESETS, Config, ModelConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
@@ -319,8 +319,8 @@ def main() -> int:
         print(f"\ndata pipeline alone, {length} frames: {rate:.0f} batches/s")
     if arguments.json:
         with output_path(arguments.json, KIND) as temporary:
-            temporary.write_text(json.dumps({"cases": rows, "scaling": scales, "pipeline_batches_per_s": rates,
-                                             "versions": versions()}, indent=1) + "\n")
+            temporary.write_text(to_json({"cases": rows, "scaling": scales, "pipeline_batches_per_s": rates,
+                                          "versions": versions()}))
     return 0
 
 

@@ -6,7 +6,6 @@
 All frames are inferred. Many particles are computed in chunks: only their numbers are kept, not their pictures.
 """
 
-import json
 import math
 import pathlib
 import sys
@@ -17,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import softmax
 
-from data_gen.command_line import UserError, begins, check_output, output_path, parse, progress, run, within
+from data_gen.command_line import UserError, begins, check_output, output_path, parse, progress, run, to_json, within
 from eval import metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
@@ -292,7 +291,7 @@ def main() -> None:
         content = {"results": rows, "settings": attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
                    "notes": notes, "versions": versions()}
         with output_path(arguments.out, _KIND, (arguments.data,)) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(to_json(content))
         print(f"wrote {arguments.out}")
 
 

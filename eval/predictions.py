@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from data_gen.command_line import Kind, UserError
-from data_gen.hdf5 import NewFile, check_storage
+from data_gen.hdf5 import Damaged, NewFile, check_storage, open_file, unreadable
 from sqair.config import from_flags, to_flags
 
 FORMAT = "r-sqair predictions 2"
@@ -28,9 +28,9 @@ FORMAT = "r-sqair predictions 2"
 
 def _is_predictions(path: str | os.PathLike) -> bool:
     try:
-        with h5py.File(path, "r") as file:
+        with open_file(path) as file:
             return _text(file, "format").startswith(FORMAT.rstrip("0123456789"))
-    except (OSError, RuntimeError, KeyError, ValueError):
+    except (Damaged, RuntimeError, KeyError, ValueError):
         return False
 
 
@@ -185,7 +185,8 @@ class Stored:
         try:
             values = self._data[where]
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{self._where} cannot be read ({error}); make it again with eval.predict") from None
+            raise unreadable(self._where, error, f"cannot be read ({error})", "make it again with eval.predict"
+                             ) from None
         if np.size(values) and np.max(values) > self._member.highest:
             raise UserError(f"{self._where} has values up to {np.max(values)}, at most {self._member.highest} are "
                             "possible; make it again with eval.predict")
@@ -210,10 +211,7 @@ class Predictions:
         self.path = os.fspath(path)
         if not os.path.isfile(path):
             raise UserError(f"{path}: no such file; make it with `python -m eval.predict --out {path} ...`")
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read as HDF5 ({error}); make it again with eval.predict") from None
+        self._file = open_file(path, "make it again with eval.predict")
         try:
             self.about, self.sizes = self._about(), {}
             for name, member in MEMBERS.items():

@@ -99,6 +99,8 @@ def _check_index(prefix: str) -> None:
             raise ValueError(f"{name} is of a kind that is not supported")
         if not data.exists():
             raise ValueError(f"{data.name} is missing")
+        with open(data, "rb"):      # a lack of permission is no damage
+            pass
         fits = 0 <= count <= entry.size if is_text else count >= 0 and count * dtype.size == entry.size
         if not fits or len(shape) > 8 or entry.offset < 0 or entry.offset + entry.size > data.stat().st_size:
             raise ValueError(f"{name} of shape {shape} does not lie in {data.name}")

@@ -49,10 +49,10 @@ class TrainingState(tf.Module):
 def _prefixes(folder: pathlib.Path) -> List[str]:
     """Checkpoints in a folder, newest first, whether or not TensorFlow's index file knows them."""
     found = {}
-    for path in folder.glob("step-*.index"):
-        number = path.name[len("step-"):-len(".index")]
-        if number.isdecimal():
-            found[int(number)] = str(path)[:-len(".index")]
+    for name in os.listdir(folder) if folder.is_dir() else ():       # not glob, which takes no permission for no files
+        number = name[len("step-"):-len(".index")]
+        if name == f"step-{number}.index" and number.isdecimal():
+            found[int(number)] = str(folder / name)[:-len(".index")]
     return [found[number] for number in sorted(found, reverse=True)]
 
 
@@ -177,6 +177,7 @@ def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple
         return path, str(path / safetensors_folder.WEIGHTS), False
     if path.is_dir():
         folder = path
+        os.listdir(folder)      # without the permission to, it would seem empty
         choices = {str(k): v for k, v in original.original_checkpoints(str(folder)).items()}
         if choices:
             if which in ("best", "newest"):
@@ -189,7 +190,8 @@ def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple
         if not choices:
             raise UserError(f"{folder}: no checkpoint in it; expected a run folder of sqair.train or of the original")
         if which not in choices:
-            raise UserError(f"{folder}: no checkpoint of iteration {which}; there are {', '.join(choices)}")
+            raise UserError(f"{folder}: no checkpoint {which}; choose best, newest, or one of the iterations "
+                            f"{', '.join(choices)} (eval.likelihood: or all)")
         return folder, choices[which], bool(original.original_checkpoints(str(folder)))
     if pathlib.Path(f"{path}.index").exists():
         is_original = path.name.startswith("model.ckpt")

@@ -48,8 +48,11 @@ class RunLock:
         holder = self._file.read().strip()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             self._file.close()
+            if not isinstance(error, BlockingIOError):
+                raise UserError(f"{self._path}: cannot be locked ({error.strerror}), which keeps two processes out of "
+                                "one folder; choose a --run_dir on a file system that has locks") from None
             raise UserError(f"{self._path.parent}: in use by {holder or 'another process'}; stop that run or choose "
                             "another --run_dir") from None
         self._file.truncate(0)

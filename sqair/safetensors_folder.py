@@ -62,6 +62,8 @@ def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int]:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder / CONFIG}: no such file; it says which model {WEIGHTS} is of")
     config, _ = load_flags(folder / CONFIG)
+    with open(path, "rb"):          # a lack of permission is no damage
+        pass
     try:
         with safetensors.safe_open(path, framework="np") as file:
             names = sorted(file.keys())

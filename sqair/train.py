@@ -25,7 +25,7 @@ import tyro
 from tqdm import tqdm
 
 from data_gen import command_line, hdf5, pipeline
-from data_gen.command_line import UserError, atomic_path, run
+from data_gen.command_line import UserError, atomic_path, n_cores, run, to_json
 from sqair import checkpoints, distribution, health, spatial_transformer, xla_cache
 from sqair.config import PRESETS, RECIPES, Config, load_flags, to_flags, with_recipe
 from sqair.model import SQAIR, Report, report, resample
@@ -49,13 +49,9 @@ class StepResult(NamedTuple):
     report: Report
 
 
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def n_shards(train) -> int:
     """Into how many parts batches are split: what --shards says, or else what is quickest on this machine."""
-    halves = (_n_cores() > 1 and train.batch_size % 2 == 0 and not train.xla and train.distribute == "none"
+    halves = (n_cores() > 1 and train.batch_size % 2 == 0 and not train.xla and train.distribute == "none"
               and not tf.config.list_physical_devices("GPU"))
     return train.shards or (2 if halves else 1)
 
@@ -175,10 +171,14 @@ def versions() -> dict:
             return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10,
                                   check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
-            return "unknown"
+            return None
 
+    top = git("rev-parse", "--show-toplevel")
+    ours = bool(top) and pathlib.Path(top).resolve() == root       # not a repository that this code is a copy in
+    changes = git("status", "--porcelain", "-uno") if ours else None
     return {**{package: metadata.version(package) for package in packages}, "python": sys.version.split()[0],
-            "git_commit": git("rev-parse", "HEAD"), "uncommitted_changes": bool(git("status", "--porcelain", "-uno")),
+            "git_commit": (git("rev-parse", "HEAD") if ours else None) or "unknown",
+            "uncommitted_changes": None if changes is None else bool(changes),
             "machine": os.uname().machine, "command": sys.argv}
 
 
@@ -488,7 +488,7 @@ class Trainer:
         path = self.folder / "non_finite.json"
         if self.replicas.is_chief:
             with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1) + "\n")
+                temporary.write_text(to_json(found))
         where = (found["terms"] + found["variables"] + found["gradients"] or ["the compiled step alone"])[0]
         raise UserError(f"step {step}: the loss ({float(result.loss)}) or its gradient (norm "
                         f"{float(result.gradient_norm)}) is not finite, first seen in {where} (all of it: {path}); "
@@ -548,7 +548,7 @@ def use_machine(train) -> None:
     shards = n_shards(train)
     if shards > 1:
         tf.config.threading.set_inter_op_parallelism_threads(shards)
-        tf.config.threading.set_intra_op_parallelism_threads(max(_n_cores() // shards, 1))
+        tf.config.threading.set_intra_op_parallelism_threads(max(n_cores() // shards, 1))
     # To rewrite graphs takes longer than it saves (docs/performance.md), but that is how bfloat16 comes in. Arithmetic
     # stays as it is in any case: rewritten, sums would lose their order (`sqair.gradient_sums`).
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not train.bfloat16,

@@ -1,15 +1,20 @@
 """Options as users write them, and outputs: no command writes over what it reads, a run, or another kind of file."""
 
+import errno
 import importlib
+import json
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 
 import attrs
 import h5py
 import numpy as np
 import pytest
-from data_helpers import run_command
-from eval_helpers import save_original, save_run
+from data_helpers import ROOT, run_command
+from eval_helpers import TINY, save_original, save_run
 from test_moving_mnist import release_data
 
 from data_gen import bouncing_balls, command_line
@@ -89,7 +94,7 @@ TRAIN = "sqair.train --preset sqair_balls --train_data {0}/data.h5 --batch_size 
     ("eval.figures --predictions {0}/predictions.h5 --out {0}/run/new.png", "lies in the run folder"),
     ("eval.figures curves --runs {0}/run --out {0}/run/new.png", "lies in the run folder"),
     ("eval.figures figure4 --metrics {0}/none --out {0}/mine/notes.png", "is not a PNG"),
-    ("eval.tables --predictions {0}/predictions.h5 --out {0}/mine", "table.md: is there already and is not a result of"),
+    ("eval.tables --predictions {0}/predictions.h5 --out {0}/mine", "table.md: is there already and is not a result"),
     ("eval.tables --predictions {0}/predictions.h5 --out {0}/run", "lies in the run folder"),
     ("eval.page --results {0}/mine", "index.html: is there already and is not a page"),
     ("eval.page --results {0}/run", "lies in the run folder"),
@@ -124,8 +129,8 @@ def test_no_command_writes_over_anything_but_its_own_kind(sound, monkeypatch, ca
 
 
 def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
-    lines = [f"{SEQUENCES}/g.png".replace("--out {0}", f"--out {tmp_path}"), f"{PREDICT}/predictions.h5".replace("--out {0}", f"--canvases --out {tmp_path}"),
-             f"{LIKELIHOOD}/l.json".replace("--out {0}", f"--out {tmp_path}"),
+    lines = [*(line.replace("--out {0}", f"--out {tmp_path}") for line in (
+                 f"{SEQUENCES}/g.png", f"{PREDICT}/predictions.h5 --canvases", f"{LIKELIHOOD}/l.json")),
              f"eval.figures --predictions {tmp_path}/predictions.h5 --n_sequences 1 --n_frames 3 --gif --out "
              f"{tmp_path}/f.png {tmp_path}/f.pdf",
              f"eval.tables --predictions {tmp_path}/predictions.h5 --out {tmp_path}",
@@ -152,7 +157,8 @@ def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
 def test_a_data_set_survives_a_command_that_names_it_twice(sound):
     """The real command, in a process of its own."""
     before = (sound / "data.h5").read_bytes()
-    result = run_command("eval.predict", "--run", sound / "run", "--data", sound / "data.h5", "--out", sound / "data.h5")
+    data = sound / "data.h5"
+    result = run_command("eval.predict", "--run", sound / "run", "--data", data, "--out", data)
     assert result.returncode == 1 and "is read by this command" in result.stderr
     assert (sound / "data.h5").read_bytes() == before
     with h5py.File(sound / "data.h5") as file:
@@ -190,10 +196,12 @@ def test_an_empty_run_folder_is_refused_whoever_asks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words, expected", [
     ("--xla=True", {"xla": True}), ("--xla true --seed 3", {"xla": True, "seed": 3}), ("--xla=False", {"xla": False}),
-    ("--eval_on_train=False", {"eval_on_train": False}), ("--eval_on_train False --xla", {"eval_on_train": False, "xla": True}),
+    ("--eval_on_train=False", {"eval_on_train": False}),
+    ("--eval_on_train False --xla", {"eval_on_train": False, "xla": True}),
     ("--noeval_on_train", {"eval_on_train": False}), ("--no-eval_on_train", {"eval_on_train": False}),
     ("--no_eval_on_train", {"eval_on_train": False}), ("--eval-on-train=no", {"eval_on_train": False}),
-    ("--masked_glimpse=false", {"masked_glimpse": False}), ("--nomean_image --n_what 7", {"mean_image": False, "n_what": 7}),
+    ("--masked_glimpse=false", {"masked_glimpse": False}),
+    ("--nomean_image --n_what 7", {"mean_image": False, "n_what": 7}),
     ("--xla", {"xla": True}), ("--schedule=", {"schedule": ""}),
 ])
 def test_booleans_as_the_originals_users_write_them(words, expected):
@@ -207,6 +215,68 @@ def test_what_is_no_boolean_is_one_line_and_values_of_other_options_stay():
         train.parse(["--run_dir", "x", "--xla=maybe"])
     assert train.parse(["--run_dir", "True"]).run_dir == "True"
     assert train.parse(["--run_dir=no", "--xla"]).run_dir == "no"
+
+
+@pytest.mark.parametrize("name", ["run/checkpoints/step-7.data-00000-of-00001", "run/checkpoints", "run",
+                                  "shared/model.safetensors"])
+def test_what_may_not_be_read_is_neither_damaged_nor_absent(sound, monkeypatch, name):
+    """The file or folder, as if it were another user's (root may read all)."""
+    hidden, opened, listed = str(sound / name), open, os.listdir
+
+    def refuse(function):
+        def call(path, *arguments, **options):
+            if str(path) == hidden:
+                raise PermissionError(errno.EACCES, "Permission denied", hidden)
+            return function(path, *arguments, **options)
+        return call
+
+    monkeypatch.setattr("builtins.open", refuse(opened))
+    monkeypatch.setattr("os.listdir", refuse(listed))
+    with pytest.raises(PermissionError):
+        checkpoints.load_run(sound / name.split("/")[0])
+    if name.startswith("run/"):
+        state = checkpoints.TrainingState(checkpoints.SQAIR(TINY), None)
+        with pytest.raises(PermissionError):        # and a run does not start anew, or from an older checkpoint
+            checkpoints.RunCheckpoints(sound / "run", state, 3).restore()
+
+
+def test_a_checkpoint_that_is_not_there_names_those_that_are(sound):
+    with pytest.raises(UserError, match="no checkpoint latest; choose best, newest, or one of the iterations 7"):
+        checkpoints.find_checkpoint(sound / "run", "latest")
+
+
+def test_a_file_system_without_locks_is_not_a_run_in_use(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match="cannot be locked .No locks available.*file system that has locks"):
+        with RunLock(tmp_path):
+            pass
+
+
+def test_json_has_no_numbers_that_are_not_finite():
+    text = command_line.to_json({"a": [1.5, float("nan")], "b": {"c": (float("inf"), True, None, "x", 2)}})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [1.5, None], "b": {"c": [None, True, None, "x", 2]}}
+    assert text.startswith('{\n "a"') and text.endswith("}\n")
+
+
+def test_cores_where_the_system_does_not_say_which(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert command_line.n_cores() == 6
+
+
+def test_versions_of_a_copy_in_somebodys_repository_do_not_report_that(tmp_path):
+    for name in ("sqair", "relational", "data_gen"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+    script = "import json; from sqair.train import versions; print(json.dumps(versions()))"
+    for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m",
+                                     "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    said = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "copy", capture_output=True, text=True)
+    found = json.loads(said.stdout)
+    assert found["git_commit"] == "unknown" and found["uncommitted_changes"] is None
 
 
 def test_unknown_options_name_a_command_that_works(tmp_path):

@@ -1,7 +1,11 @@
 """The HDF5 layout: what is written is read back, R-NEM's own files are read, everything else is refused in a line."""
 
+import ctypes
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import attrs
 import h5py
@@ -11,6 +15,7 @@ import pytest
 from data_gen import hdf5
 from data_gen.bouncing_balls import BouncingBalls, make_block, write
 from data_gen.command_line import UserError, atomic_path
+from eval.predictions import Predictions
 
 T, S = 23, 120
 CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
@@ -147,12 +152,13 @@ def test_the_scale_that_a_file_states_holds_and_a_value_beyond_it_is_refused(tmp
     wrong = stating(tmp_path / "wrong.h5", 1, late_objects())
     with hdf5.open_split(wrong, "training") as split:
         split.read(slice(0, 129))
-        with pytest.raises(UserError, match="wrong.h5: training/features: values from 0 to 255, expected 0 to 1.*white"):
+        with pytest.raises(UserError, match="wrong.h5: training/features.*values from 0 to 255, expected 0 to 1;.*white"):
             split.read([129])
 
 
 @pytest.mark.parametrize("white, dtype, message", [(7, np.uint8, "white is 7"), (255, np.float32, "holds float32"),
-                                                   ("255", np.uint8, "white is no number"), ([1, 1], np.uint8, "no number")])
+                                                   ("255", np.uint8, "white is no number"),
+                                                   ([1, 1], np.uint8, "no number")])
 def test_impossible_scales_are_one_line(tmp_path, white, dtype, message):
     path = stating(tmp_path / "r.h5", white, np.zeros((3, 4, 4, 4, 1), dtype))
     with pytest.raises(UserError, match=message):
@@ -371,6 +377,57 @@ def test_files_that_are_not_whole_hdf5_are_one_line(tmp_path, balls):
     for missing in (tmp_path / "missing.h5", tmp_path):
         with pytest.raises(UserError, match="no such file; make it with"):
             hdf5.open_split(missing, "training")
+
+
+WRITER = """
+import h5py, sys
+with h5py.File(sys.argv[1], "w", libver=sys.argv[2]) as file:
+    file["training/features"] = [[[[[0.0]]]]]
+    if sys.argv[2] == "latest":
+        file.swmr_mode = True
+    file.flush()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("version, message", [("earliest", "another program has it open for writing"),
+                                              ("latest", "is marked as open for writing.*h5clear")])
+def test_a_file_that_another_program_holds_is_not_called_damaged(tmp_path, version, message):
+    path = tmp_path / "held.h5"
+    with subprocess.Popen([sys.executable, "-c", WRITER, path, version], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                          ) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        for open_it in (lambda: hdf5.open_split(path, "training"), lambda: Predictions(path),
+                        lambda: hdf5.new_file(path).__enter__()):
+            with pytest.raises(UserError, match=message) as error:
+                open_it()
+            assert "damage" not in str(error.value) and "again" not in str(error.value)
+        writer.communicate(b"")
+    with hdf5.open_split(path, "training") as split:
+        assert split.n_frames == 1
+
+
+def test_missing_permission_disc_and_damage_are_told_apart(tmp_path):
+    path = rnem_file(tmp_path / "r.h5", GOOD)
+    path.chmod(0)
+    script = ("import sys\nfrom data_gen import hdf5\ntry: hdf5.open_split(sys.argv[1], 'training')\n"
+              "except hdf5.UserError as error: print(error)")
+
+    def without_privileges():           # of root to read everything: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        for capability in (1, 2):
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+    said = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True,
+                          cwd=pathlib.Path(__file__).parents[1], preexec_fn=without_privileges)
+    assert said.stdout == f"{path}: no permission to read it\n", said.stderr
+    for error, message in (
+            (OSError("unable to lock file, errno = 37, error message"), "HDF5_USE_FILE_LOCKING=FALSE"),
+            (OSError("file read failed: errno = 5, error message"), "Input/output error.*the disc"),
+            (OSError("file read failed: errno = 116, error message"), "the disc or the network"),
+            (OSError("inflate() failed"), "x: broken; mend it")):
+        found = hdf5.unreadable("x", error, "broken", "mend it")
+        assert re.search(message, str(found)) and isinstance(found, hdf5.Damaged) == ("broken" in message)
 
 
 def test_damage_inside_the_data_is_one_line(tmp_path, balls):

@@ -300,7 +300,7 @@ def test_presets_are_defaults_that_options_override():
 
 def test_batches_are_halved_where_that_is_quicker(monkeypatch):
     def shards(cores, **training):
-        monkeypatch.setattr(train, "_n_cores", lambda: cores)
+        monkeypatch.setattr(train, "n_cores", lambda: cores)
         return train.n_shards(TrainConfig(**training))
 
     assert [shards(2), shards(16), shards(2, shards=4), shards(1, shards=2)] == [2, 2, 4, 2]
