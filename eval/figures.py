@@ -33,6 +33,7 @@ from sqair.train import sequence_length
 
 LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bound, nats a frame",
           "data_ll": "log p(x|z), nats a frame", "kl": "KL, nats a frame", "num_steps": "objects a frame",
+          "gradient_norm": "gradient norm", "clipped": "share of updates clipped",
           "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size",
           "seconds_per_step": "seconds a training step", "cpu_seconds_per_step": "seconds of all cores a step",
           "memory_mb": "memory, MB", "open_files": "open files"}

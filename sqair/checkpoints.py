@@ -44,6 +44,8 @@ class TrainingState(tf.Module):
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.best_bound = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best_bound")
         self.best_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="best_step")
+        # Of the updates since the last report: how many had their gradient clipped, and how many there were.
+        self.clipped = tf.Variable([0, 0], dtype=tf.int64, trainable=False, name="clipped")
 
 
 def _prefixes(folder: pathlib.Path) -> List[str]:
@@ -111,8 +113,13 @@ class RunCheckpoints:
         notes = []
         for prefix in _prefixes(self._folder / CHECKPOINTS):
             try:
-                _read_ours(prefix)
-                self._checkpoint.read(prefix).assert_consumed()
+                checkpoint, values = self._checkpoint, _read_ours(prefix)
+                if "state/clipped/.ATTRIBUTES/VARIABLE_VALUE" not in values:        # made before it was counted
+                    older = tf.Module()
+                    for name in ("model", "optimizer", "step", "best_bound", "best_step"):
+                        setattr(older, name, getattr(self._state, name))
+                    checkpoint = tf.train.Checkpoint(state=older)
+                checkpoint.read(prefix).assert_consumed()
                 return prefix, notes
             except (UserError, *DAMAGE) as error:
                 notes.append(f"{prefix}: damaged checkpoint passed over ({first_line(error)})")

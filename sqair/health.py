@@ -1,8 +1,10 @@
-"""What a user should hear about a run that goes wrong: collapse, useless particles, overfitting, non-finite numbers."""
+"""What a user should hear about a run that goes wrong: collapse, a bound that swings, useless particles, overfitting,
+non-finite numbers."""
 
+import collections
 import os
 import time
-from typing import Dict, List, Sequence, Tuple
+from typing import Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +12,7 @@ import tensorflow as tf
 from sqair.model import SQAIR, Forward, Report
 
 PATIENCE = 5  # reports in a row that must agree before a warning
+WINDOW, LOWS = 8, 3  # reports looked back on, and how many of them are far too low where a bound swings
 SPEED = ("seconds_per_step", "cpu_seconds_per_step")
 RESOURCES = ("memory_mb", "open_files")
 
@@ -30,11 +33,54 @@ def resources() -> Tuple[float, int]:
         return 0.0, 0
 
 
+class Swings:
+    """Whether the bound swings instead of rising: `LOWS` of the last `WINDOW` reports lie far below what was reached.
+
+    What was reached is the greatest median of three reports in a row, so that one lucky batch does not count, and far
+    is a quarter of it but at least 50 nats a frame: batches of a run that rises differ by less. Bounds of another
+    length do not compare.
+    """
+
+    def __init__(self, clip_norm: float):
+        """Args: clip_norm: gradients are clipped to this norm; 0: they are not."""
+        self._clip_norm, self._length = clip_norm, -1
+
+    def check(self, bound: float, length: int, gradient_norm: float, clipped: Optional[float]) -> List[str]:
+        """The warning that is due after a report of a training batch.
+
+        Args:
+          bound: nats a frame.
+          length: of the sequences, in frames.
+          gradient_norm: of the batch, before clipping.
+          clipped: share of the updates since the last report that were clipped; None if none can be.
+        """
+        if length != self._length:
+            self._length, self._reached, self._warned = length, -np.inf, False
+            self._recent: Deque[Tuple[float, bool, float]] = collections.deque(maxlen=WINDOW)
+        far = max(0.25 * abs(self._reached), 50.0)
+        self._recent.append((bound, bound < self._reached - far, gradient_norm))
+        bounds, low, norms = zip(*self._recent)
+        if len(bounds) >= 3:
+            self._reached = max(self._reached, float(np.median(bounds[-3:])))
+        if not any(low):
+            self._warned = False
+        if sum(low) < LOWS or self._warned:
+            return []
+        self._warned = True
+        norm = float(np.median(norms))
+        clipping = (f"--clip_norm, now {self._clip_norm:g} ({clipped:.0%} of the updates since the last report were "
+                    "clipped)" if self._clip_norm else "--clip_norm, which is off")
+        return [f"warning: the bound swings: {sum(low)} of the last {len(low)} reports lie {far:.0f} nats a frame or "
+                f"more below the {self._reached:.0f} reached before (lowest {min(bounds):.0f}, median gradient norm "
+                f"{norm:.0f}): look at --learning_rate, which may be too high, and {clipping}"]
+
+
 class Monitor:
     """Watches the reports of training batches and warns once for every spell of trouble."""
 
-    def __init__(self, n_slots: int, k_particles: int):
-        """Args: n_slots: N. k_particles: K."""
+    def __init__(self, n_slots: int, k_particles: int, clip_norm: float = 0.0):
+        """Args: n_slots: N. k_particles: K. clip_norm: see `Swings`."""
+        self._swings = Swings(clip_norm)
         self._checks = {
             "nothing is discovered (on average {num_steps:.2f} objects a frame): look at --disc_step_bias, "
             "--prop_step_bias and --output_std": lambda r: r.num_steps < 0.05,
@@ -46,10 +92,11 @@ class Monitor:
         }
         self._spell: Dict[str, int] = {}
 
-    def check(self, report: Report) -> List[str]:
-        """Warnings that are due after this report of a training batch."""
+    def check(self, report: Report, length: int = 0, gradient_norm: float = 0.0,
+              clipped: Optional[float] = None) -> List[str]:
+        """Warnings that are due after this report of a training batch; for the arguments see `Swings.check`."""
         values = Report(*(float(x) for x in report))
-        due = []
+        due = self._swings.check(values.iwae_per_frame, length, gradient_norm, clipped)
         for text, trouble in self._checks.items():
             self._spell[text] = self._spell.get(text, 0) + 1 if trouble(values) else 0
             if self._spell[text] == PATIENCE:

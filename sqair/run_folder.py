@@ -132,12 +132,19 @@ class MetricsFile:
     """
 
     def __init__(self, path: Union[str, os.PathLike], columns: Sequence[str], step: int):
-        """Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step."""
+        """Opens the file; cells of columns that it did not have yet are empty.
+
+        Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step.
+        """
         self._path = pathlib.Path(path)
-        rows = read_rows(self._path) if self._path.exists() else ()
+        rows = read_rows(self._path) if self._path.exists() else iter(())
+        header = next(rows, [])
+        if not set(columns[:1]) <= set(header) <= set(columns):     # damaged
+            header = list(columns)
         with atomic_path(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            kept = (row for row in rows if len(row) == len(columns) and 0 <= step_of(row[0]) <= step)
-            file.writelines(",".join(row) + "\n" for row in itertools.chain([columns], kept))
+            kept = (dict(zip(header, row)) for row in rows if len(row) == len(header) and 0 <= step_of(row[0]) <= step)
+            file.writelines(",".join(row) + "\n" for row in itertools.chain(
+                [columns], ([cells.get(name, "") for name in columns] for cells in kept)))
 
     def append(self, row: Sequence) -> None:
         """Appends a row; numbers are written so that they read back exactly."""

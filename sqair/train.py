@@ -212,7 +212,7 @@ class Trainer:
         self.state = checkpoints.TrainingState(self.model, self.optimizer)
         self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr, train.final_learning_rate,
                                  train.decay_itr)
-        self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles)
+        self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles, train.clip_norm)
         self._stop_signal = 0
 
         if self.replicas.is_chief:
@@ -240,7 +240,7 @@ class Trainer:
         reported = -1 if self.is_new else self.step     # what was reported up to the checkpoint stays
         self.metrics = MetricsFile(self.folder / "metrics.csv",
                                    ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
-                                    *Report._fields], reported)
+                                    "clipped", *Report._fields], reported)
         self.resources = MetricsFile(self.folder / "resources.csv",
                                      ["step", "data", "length", *health.SPEED, *health.RESOURCES], reported)
 
@@ -359,6 +359,8 @@ class Trainer:
                 if clock is None:       # the first step of a length is compiled
                     clock, clock_step = health.clock(), step + 1
                 self.state.step.assign_add(1)
+                if train.clip_norm:
+                    self.state.clipped.assign_add([int(result.gradient_norm > train.clip_norm), 1])
                 step += 1
                 bar.update()
                 if step % 10 == 0:
@@ -416,14 +418,20 @@ class Trainer:
             return
         for name, value in zip(Report._fields, values):
             tf.summary.scalar(f"{data}/{name}", float(value), step)
-        row = [step, data, length, *([float(result.loss), rate, float(result.gradient_norm)] if result else [""] * 3)]
-        self.metrics.append(row + [float(x) for x in values])
+        update, clipped = [""] * 4, None
+        if result:
+            if self.config.train.clip_norm:
+                n_clipped, n_updates = self.state.clipped.numpy().tolist()
+                clipped = n_clipped / n_updates
+                self.state.clipped.assign([0, 0])
+            update = [float(result.loss), rate, float(result.gradient_norm), "" if clipped is None else clipped]
+        self.metrics.append([step, data, length, *update, *(float(x) for x in values)])
         line = (f"step {step:,}  {data:10}  length {length}  IWAE {float(values.iwae_per_frame):9.2f}  "
                 f"log p(x|z) {float(values.data_ll):9.2f}  KL {float(values.kl):7.2f} nats a frame  "
                 f"objects {float(values.num_steps):.2f}  count accuracy {float(values.num_step_accuracy):.3f}  "
                 f"ESS {float(values.ess):.2f}")
         if data == "batch":
-            for warning in self.monitor.check(values):
+            for warning in self.monitor.check(values, length, float(result.gradient_norm), clipped):
                 self.say(warning)
         if speed:
             left = (self.config.train.train_itr - step) / speed

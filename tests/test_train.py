@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -325,3 +326,78 @@ def test_shards_change_nothing_but_rounding(data):
         results.append([*tf.nest.flatten(taken), *report, *model.trainable_variables])
     for whole, parts in zip(*results):
         np.testing.assert_allclose(parts, whole, rtol=2e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def clipped(data, tmp_path_factory):
+    """A run of which some updates are clipped, its settings, and the norms of all its gradients."""
+    folder, norms = tmp_path_factory.mktemp("clipped"), []
+
+    def run(name, **changes):
+        settings = config(data, stage_itr=0, max_seq_len=2, eval_on_train=False, report_loss_every=5, **changes)
+        trainer = train.Trainer(settings, str(folder / name))
+        step = trainer.train_step
+
+        def recorded(*arguments):
+            result = step(*arguments)
+            norms.append(float(result.gradient_norm))
+            return result
+
+        trainer.train_step = recorded
+        norms.clear()
+        trainer.run()
+        return settings
+
+    run("off")
+    settings = run("on", clip_norm=float(np.median(norms)))
+    return folder, settings, np.array(norms)
+
+
+def batch_rows(folder):
+    return [row for row in rows(folder) if row["data"] == "batch"]
+
+
+def test_the_share_of_clipped_updates_is_reported(clipped):
+    folder, settings, norms = clipped
+    is_clipped = norms > settings.train.clip_norm
+    assert len(norms) == STEPS and is_clipped.any() and not is_clipped.all()
+    assert {int(row["step"]): float(row["clipped"]) for row in batch_rows(folder / "on")} == {
+        5: is_clipped[:5].mean(), 10: is_clipped[5:10].mean(), 12: is_clipped[10:].mean()}
+    assert {row["clipped"] for row in rows(folder / "on") if row["data"] == "validation"} == {""}
+    assert {row["clipped"] for row in rows(folder / "off")} == {""}
+
+
+@pytest.fixture(scope="module")
+def stopped(clipped, tmp_path_factory):
+    """The same run, stopped between two reports; and its trainer."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train.Trainer, "_told_to_stop", lambda self: self.step == 7)
+        trainer = train.Trainer(clipped[1], str(folder))
+        trainer.run()
+    return folder, trainer
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_run_stopped_between_reports_goes_on_counting(clipped, stopped, tmp_path, older):
+    """And one of a program that did not count yet goes on; cells that its metrics.csv had not are empty."""
+    folder, settings, norms = clipped
+    run = shutil.copytree(stopped[0], tmp_path / "run")
+    assert len(batch_rows(run)) == 1 and len(batch_rows(folder / "on")) == 3
+    if older:
+        state = tf.Module()
+        for name in ("model", "optimizer", "step", "best_bound", "best_step"):
+            setattr(state, name, getattr(stopped[1].state, name))
+        tf.train.Checkpoint(state=state).write(str(run / "checkpoints" / "step-7"))
+        table = [[value for name, value in row.items() if name != "clipped"] for row in rows(run)]
+        header = [name for name in rows(run)[0] if name != "clipped"]
+        (run / "metrics.csv").write_text("".join(",".join(row) + "\n" for row in [header, *table]))
+    train.Trainer(settings, str(run)).run()
+    found, expected = rows(run), rows(folder / "on")
+    if older:
+        is_clipped = norms > settings.train.clip_norm
+        counted = {5: "", 10: repr(float(is_clipped[7:10].mean())), 12: repr(float(is_clipped[10:].mean()))}
+        expected = [row | {"clipped": counted[int(row["step"])] if row["data"] == "batch" else ""} for row in expected]
+    assert found == expected
+    for name, value in newest(folder / "on").items():
+        np.testing.assert_array_equal(newest(run)[name], value, err_msg=name)
