@@ -1,6 +1,9 @@
 """What every command line of the project shares: options, errors as one line, files that appear whole, progress."""
 
 import contextlib
+import ctypes
+import functools
+import hashlib
 import json
 import math
 import os
@@ -20,6 +23,8 @@ from tqdm import tqdm
 LOG_SECONDS = 10.0
 LONGEST_MESSAGE = 500       # characters
 MAX_JSON_BYTES = 16 * 2**20
+PARENT = "R_SQAIR_PARENT"   # environment variable: the process that started this one and wants it to end with it
+_PR_SET_PDEATHSIG = 1
 
 
 class UserError(Exception):
@@ -45,14 +50,15 @@ def run(main: Callable[[], int | None]) -> None:
     """Runs a command line and exits; what the user can put right ends in one line on standard error.
 
     Exit codes: 0, or what `main` returns; 1 after a `UserError`, an `OSError` (disc full, no permission) or a lack
-    of memory; 130 after Ctrl-C; 143 after SIGTERM. Any other exception is a fault of the program and keeps its
-    traceback.
+    of memory; 130 after Ctrl-C; 143 after SIGTERM, 129 after SIGHUP (the terminal has gone; under nohup the command
+    goes on). Any other exception is a fault of the program and keeps its traceback.
 
     Args:
       main: the command, without arguments.
     """
     # As an exception, a polite kill runs the same clean-ups as any other failure.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    on_signals(lambda number, _: sys.exit(128 + number), (signal.SIGTERM, signal.SIGHUP))
+    _end_with_parent()
     try:
         code = main()
     except KeyboardInterrupt:
@@ -80,6 +86,54 @@ def run(main: Callable[[], int | None]) -> None:
 def n_cores() -> int:
     """The cores that this process may use; where the system does not say (macOS), all of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def on_signals(handler: Callable[[int, Any], Any],
+               numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) -> None:
+    """Handles signals that ask a process to end, but SIGHUP where nohup has it ignored."""
+    for number in numbers:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """Asks Linux for SIGTERM at the end of the process named by `PARENT`, however it ends."""
+    parent = os.environ.pop(PARENT, "")
+    if not parent.isdecimal() or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        os.kill(int(parent), 0)
+    except ProcessLookupError:
+        sys.exit(128 + signal.SIGTERM)       # it ended before that
+    except PermissionError:
+        pass
+
+
+def fingerprint(*paths: str | os.PathLike) -> str:
+    """SHA-256 of what files hold, as 64 hexadecimal digits; of one file, what `sha256sum` prints.
+
+    Of several it is that of their own fingerprints. A file is read once a process, unless its size or time has changed.
+
+    Raises:
+      OSError: one of them cannot be read.
+    """
+    digests = [_digest(os.path.realpath(path), *_state(path)) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _state(path: str | os.PathLike) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=None)
+def _digest(path: str, _size: int, _time: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def within(low: float, high: float) -> Callable[[Any, Any, float], None]:

@@ -16,12 +16,14 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import softmax
 
-from data_gen.command_line import UserError, begins, check_output, output_path, parse, progress, run, to_json, within
+from data_gen.command_line import (UserError, begins, check_output, fingerprint, output_path, parse, progress, run,
+                                   to_json, within)
 from eval import metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
 from sqair import original, spatial_transformer
-from sqair.checkpoints import BEST, CHECKPOINTS, fill
+from sqair.checkpoints import BEST, CHECKPOINTS, checkpoint_fingerprint, fill
+from sqair.config import to_flags
 from sqair.model import SQAIR
 from sqair.train import versions
 
@@ -230,7 +232,9 @@ def results(arguments: Arguments) -> Iterator[Tuple[Dict[str, Any], List[str]]]:
             yield {"run": arguments.run, "checkpoint": loaded.source, "step": loaded.step, "data": arguments.data,
                    "split": arguments.split, "n_sequences": source.n_sequences, "n_frames": arguments.n_frames,
                    "k_particles": arguments.k_particles, "n_slots": model.config.n_steps_per_image,
-                   "seed": arguments.seed, **figures}, source.notes
+                   "seed": arguments.seed, **figures,
+                   "checkpoint_fingerprint": checkpoint_fingerprint(loaded.source),
+                   "data_fingerprint": fingerprint(arguments.data), "flags": to_flags(loaded.config)}, source.notes
 
 
 def _number(value: Optional[float], digits: int) -> str:

@@ -194,8 +194,11 @@ def likelihood_table(path: pathlib.Path) -> str:
 
 
 def sources(folder: pathlib.Path, runs: Iterable[pathlib.Path]) -> list[Source]:
-    """The flags and versions of run folders, those below the folder among them, and of files of predictions."""
-    found = {}
+    """The flags and versions of run folders, those below the folder among them, and of files of predictions.
+
+    Where runs are named, of their predictions alone.
+    """
+    found, runs = {}, list(runs)
     for flags in [*(run_ / "flags.json" for run_ in runs), *_files(folder, "flags.json")]:
         if not flags.is_file():
             raise UserError(f"{flags}: no such file; --runs takes run folders")
@@ -208,6 +211,8 @@ def sources(folder: pathlib.Path, runs: Iterable[pathlib.Path]) -> list[Source]:
                 about = predictions.about
         except UserError:
             continue                    # a data set
+        if runs and pathlib.Path(about.run).resolve() not in found:
+            continue                    # left by another comparison
         found[path.resolve()] = Source(path.stem, about.flags, about.versions)
         found.setdefault(pathlib.Path(about.run).resolve(), found[path.resolve()])
     return list({id(source): source for source in found.values()}.values())

@@ -1,191 +1,572 @@
 """The paper's comparison from nothing: data, training of every model and seed, evaluation, tables, figures, a page.
 
-    python -m eval.paper [--dry_run] [--scale small] [--models sqair in rmc] [--seeds 0 1 2 3 4] [--jobs 1]
+    python -m eval.paper [--dry_run] [--scale short] [--models sqair in rmc] [--seeds 0 1 2 3 4] [--jobs 1]
 
-Prints every command it will run, skips those whose result is there, lets sqair.train go on where it was interrupted,
-and goes on when a run fails. Every command stands for itself, so a cluster can run them in jobs of its own.
+Works like make, by what results say of themselves instead of their age: a command runs if its result is missing or was
+made from other data, another checkpoint or with other options, and says so; sqair.train goes on where it was
+interrupted; a run whose flags or data are not those asked for is named, and nothing starts. A run that fails does not
+stop the others. Every command stands for itself, so a cluster can run them in jobs of its own.
+
+All seeds' first come before any's second: each model's first seed, then each one's next. When a run is finished its
+predictions are made and the tables are made anew from all finished ones.
 """
 
-import concurrent.futures
+import collections
+import functools
+import json
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from typing import List, Literal, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Tuple
 
 import attrs
+import h5py
 
-from data_gen.command_line import UserError, parse, run
-from sqair.config import PRESETS
-from sqair.train import FINISHED
+from data_gen import bouncing_balls, hdf5
+from data_gen.command_line import PARENT, UserError, fingerprint, on_signals, parse, run
+from eval import predict
+from eval.predictions import Predictions, data_set_name
+from eval.tables import metrics_name
+from sqair import train
+from sqair.checkpoints import checkpoint_fingerprint, find_checkpoint
+from sqair.config import PRESETS, load_flags, to_flags
 
 PRESET_OF = {"sqair": "sqair_balls", "in": "rsqair_in", "rmc": "rsqair_rmc", "rmc_slots": "rsqair_rmc_slots"}
-
-# What differs from the paper's size so that the whole pipeline runs in half an hour on two cores.
-SMALL_DATA = ["--n_frames", "10"]
-SMALL_TRAINING = ["--train_itr", "40", "--seq_len", "3", "--stage_itr", "0", "--max_seq_len", "3", "--log_itr", "20",
-                  "--report_loss_every", "10", "--save_itr", "20", "--fig_itr", "1000", "--no-eval_on_train",
-                  "--learning_rate", "3e-5"]
-SMALL_PREDICTION = ["--n_sequences", "32"]
+TRAIN_ON, TEST_ON = "balls4mass64", "balls678mass64"
 
 
-class Command(NamedTuple):
-    """One process: what to run, the file that shows it is finished, its log; `run` names a training run or is ''."""
+class Scale(NamedTuple):
+    """What differs from the paper's size: settings of the two data sets, options of training and of predictions."""
 
-    arguments: List[str]
-    result: pathlib.Path
-    log: pathlib.Path
-    run: str = ""
+    data: Dict[str, Dict[str, int]] = {TRAIN_ON: {}, TEST_ON: {}}
+    training: List[str] = []
+    prediction: List[str] = []
 
-    def __str__(self) -> str:
-        return shlex.join(["python", *self.arguments])
+
+SCALES = {
+    "paper": Scale(),
+    "short": Scale({TRAIN_ON: dict(n_frames=10, training=20_000, validation=2000, test=2000),
+                    TEST_ON: dict(n_frames=10, test=2000)}, ["--recipe", "short"]),
+    "small": Scale({TRAIN_ON: dict(n_frames=10, training=1000, validation=64, test=128),
+                    TEST_ON: dict(n_frames=10, test=128)},
+                   ["--train_itr", "40", "--seq_len", "3", "--stage_itr", "0", "--max_seq_len", "3", "--log_itr", "20",
+                    "--report_loss_every", "10", "--save_itr", "20", "--fig_itr", "1000", "--no-eval_on_train",
+                    "--learning_rate", "3e-5"],
+                   ["--n_sequences", "32", "--canvases"]),
+}
+
+
+def _unique(settings: Any, attribute: attrs.Attribute, values: Tuple) -> None:
+    if not values:
+        raise UserError(f"--{attribute.name} must name at least one")
+    repeated = [value for value, count in collections.Counter(values).items() if count > 1]
+    if repeated:
+        raise UserError(f"--{attribute.name}: {repeated[0]} is there twice; name each once")
+
+
+def _seeds(settings: Any, attribute: attrs.Attribute, values: Tuple[int, ...]) -> None:
+    for value in values:
+        if not 0 <= value < 2**31:
+            raise UserError(f"--seeds: {value} is no seed; expected whole numbers from 0 to 2,147,483,647")
+
+
+def _positive(settings: Any, attribute: attrs.Attribute, value: Optional[int]) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"--{attribute.name} {value}: expected at least 1")
 
 
 @attrs.frozen
 class Arguments:
     """Reproduces the paper's tables and figures."""
 
-    models: Tuple[Literal["sqair", "in", "rmc", "rmc_slots"], ...] = ("sqair", "in", "rmc")
+    models: Tuple[Literal["sqair", "in", "rmc", "rmc_slots"], ...] = attrs.field(default=("sqair", "in", "rmc"),
+                                                                                 validator=_unique)
     """Models to compare."""
-    seeds: Tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: Tuple[int, ...] = attrs.field(default=(0, 1, 2, 3, 4), validator=[_unique, _seeds])
     """One training run each and model."""
-    scale: Literal["paper", "small"] = "paper"
-    """paper, or small: little data and short training, to try the whole pipeline in half an hour."""
-    jobs: Optional[int] = None
-    """Commands at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
+    scale: Literal["paper", "short", "small"] = "paper"
+    """paper; short: the paper's protocol with less data and the short recipe of training, about an hour a run on two
+    cores; or small: little data and hardly any training, to try the whole pipeline in 20 minutes."""
+    jobs: Optional[int] = attrs.field(default=None, validator=_positive)
+    """Runs at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
     xla: bool = False
     """Train with --xla, which is slower on a processor of two cores and was not measured on GPUs."""
     dry_run: bool = False
-    """Print the commands and stop."""
+    """Print the commands, say of each why it would run or not, and stop."""
+    report: bool = False
+    """Make the tables and figures from what is finished, and nothing else; another process may be training."""
     data_4: Optional[pathlib.Path] = None
-    """Data file with 4 balls, ours or R-NEM's, to train and test on; made if left out."""
+    """Data file with 4 balls, ours or R-NEM's, to train and test on; made in data_dir if left out."""
     data_678: Optional[pathlib.Path] = None
-    """Data file with 6 to 8 balls to test on; made if left out."""
+    """Data file with 6 to 8 balls to test on; made in data_dir if left out."""
+    n_sequences: Optional[int] = attrs.field(default=None, validator=_positive)
+    """Test sequences to predict, from the first on; all if left out (small: 32)."""
     name: Optional[str] = None
     """Name of the folders in runs and results; the scale if left out."""
+    runs: Optional[pathlib.Path] = None
+    """Folder of the run folders; runs/NAME if left out."""
+    results: Optional[pathlib.Path] = None
+    """Folder of predictions, logs, tables and figures; results/NAME if left out."""
+    data_dir: Optional[pathlib.Path] = None
+    """Folder of the data that are made; data, data/short or data/small if left out."""
 
     def __attrs_post_init__(self):
-        if (self.jobs is not None and self.jobs < 1) or not self.models or not self.seeds:
-            raise UserError("--jobs must be at least 1, and --models and --seeds must name at least one each")
+        for name in ("data_4", "data_678", "name", "runs", "results", "data_dir"):
+            if getattr(self, name) is not None and str(getattr(self, name)) in ("", "."):
+                raise UserError(f"--{name} is empty; leave it out or name something")
+        if self.name and pathlib.PurePath(self.name).name != self.name:
+            raise UserError(f"--name {self.name}: expected the name of a folder, without /; --runs and --results take "
+                            "whole paths")
+        if self.dry_run and self.report:
+            raise UserError("--dry_run and --report: give one of them")
+
+    @property
+    def results_folder(self) -> pathlib.Path:
+        return self.results or pathlib.Path("results", self.name or self.scale)
+
+
+def _always() -> str:
+    return "made anew every time"
+
+
+class Command(NamedTuple):
+    """One process.
+
+    Attributes:
+      arguments: of Python.
+      log: where its output goes.
+      reason: says why it has to run, "" if its result is what it would make. Raises UserError if it must not run.
+      result: the file or folder it makes.
+      run: the run folder that it trains or uses.
+      figures: what eval.tables makes of its result.
+    """
+
+    arguments: List[str]
+    log: pathlib.Path
+    reason: Callable[[], str] = _always
+    result: pathlib.Path = pathlib.Path()
+    run: str = ""
+    figures: pathlib.Path = pathlib.Path()
+
+    def __str__(self) -> str:
+        return shlex.join(["python", *self.arguments])
 
 
 class Plan(NamedTuple):
-    """The commands in stages; a stage needs what the one before has made."""
+    """The commands that make data, then of every run its training and its predictions; and the two data files."""
 
     data: List[Command]
-    training: List[Command]
-    prediction: List[Command]
-    report: List[Command]
+    runs: List[Tuple[Command, List[Command]]]
+    files: List[pathlib.Path]
+
+    @property
+    def training(self) -> List[Command]:
+        return [training for training, _ in self.runs]
+
+    @property
+    def prediction(self) -> List[Command]:
+        return [command for _, predictions in self.runs for command in predictions]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Why a command has to run
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def data_reason(path: pathlib.Path, settings: bouncing_balls.BouncingBalls) -> str:
+    """Of making a data file. A file of R-NEM, which does not say how it was made, is taken as it is.
+
+    Raises:
+      UserError: the file is of other settings.
+    """
+    if not path.exists():
+        return f"{path} is missing"
+    try:
+        with h5py.File(path, "r") as file:
+            found = json.loads(file.attrs.get("settings", "{}"))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a data file ({error}); remove it or choose another --data_dir"
+                        ) from None
+    wanted = json.loads(json.dumps(attrs.asdict(settings)))
+    differ = [name for name in wanted if found and found.get(name) != wanted[name]]
+    if differ:
+        raise UserError(f"{path} was made with {differ[0]} {found.get(differ[0])}, asked is {wanted[differ[0]]}: "
+                        "choose another --data_dir, move the file away, or name it with --data_4 or --data_678 to use it")
+    return ""
+
+
+def training_reason(command: Command, data: pathlib.Path) -> str:
+    """Of training a run.
+
+    Raises:
+      UserError: the folder holds a run of other flags or data.
+    """
+    folder = pathlib.Path(command.run)
+    if not (folder / "flags.json").exists():
+        return f"{folder} is not begun"
+    advice = "choose another --runs or --name, or move that folder away"
+    asked = train.parse(command.arguments[2:]).config
+    found, began_with = load_flags(folder / "flags.json")[0], train.train_data_fingerprint(folder)
+    differ = _differ(to_flags(found), to_flags(asked))
+    if differ:
+        raise UserError(f"{folder} holds a run with {differ}: {advice}")
+    if not data.exists():
+        same_data = True        # as far as can be told: it is to be made
+    elif began_with:
+        same_data = fingerprint(data) == began_with
+    else:                       # a run from before fingerprints
+        same_data = os.path.realpath(found.train.train_data) == os.path.realpath(data)
+    if not same_data:
+        raise UserError(f"{folder} was trained on other data than {data} (its own were {found.train.train_data}): "
+                        f"{advice}")
+    return "" if (folder / train.FINISHED).exists() else f"{folder} is not finished and goes on"
+
+
+def prediction_reason(command: Command, training: Command, data: pathlib.Path) -> str:
+    """Of making predictions."""
+    if training.reason() or not data.exists():
+        return f"{command.run if data.exists() else data} is to be made first"
+    if not command.result.exists():
+        return f"{command.result} is missing"
+    asked = parse(predict.Arguments, "eval.predict", command.arguments[2:])
+    try:
+        with Predictions(command.result) as predictions:
+            about = predictions.about
+        folder, prefix, _ = find_checkpoint(asked.run, asked.checkpoint)
+    except UserError as error:
+        return str(error)
+    if about.checkpoint_fingerprint != checkpoint_fingerprint(prefix):
+        return f"{command.result} was made from another checkpoint than {prefix}"
+    if about.data_fingerprint != fingerprint(data):
+        return f"{command.result} was made from other data than {data}"
+    trained = load_flags(folder / "flags.json")[0]
+    slots = asked.n_slots or trained.model.n_steps_per_image
+    config = attrs.evolve(trained, model=attrs.evolve(trained.model, k_particles=asked.k_particles,
+                                                      n_steps_per_image=slots))
+    differ = (_differ(dict(about.flags), to_flags(config))
+              or _differ(dict(about.settings), predict.settings(asked), ("run", "data", "out")))
+    return f"{command.result} was made with {differ}" if differ else ""
+
+
+def _differ(found: Dict[str, Any], asked: Dict[str, Any], but: Tuple[str, ...] = train.CHANGEABLE) -> str:
+    """Says which values differ, "" if none does."""
+    found, asked = (json.loads(json.dumps(values, default=list)) for values in (found, asked))
+    names = [name for name in asked if name not in but and found.get(name) != asked[name]]
+    return ", ".join(f"{name} {found.get(name)} (asked: {asked[name]})" for name in names[:3]) + (
+        f" and {len(names) - 3} more" if names[3:] else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The commands
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def plan(arguments: Arguments) -> Plan:
     """Expands models, seeds and data sets into commands. Args: arguments: see there. Returns: `Plan`."""
-    small = arguments.scale == "small"
-    name = arguments.name or arguments.scale
-    results, runs = pathlib.Path("results") / name, pathlib.Path("runs") / name
-    folder = pathlib.Path("data") / ("small" if small else "")
-    files = {"balls4mass64": arguments.data_4, "balls678mass64": arguments.data_678}
-    sizes = {"balls4mass64": ["--training", "1000", "--validation", "64", "--test", "128"],
-             "balls678mass64": ["--test", "128"]}
-    data, paths = [], {}
-    for preset, given in files.items():
-        paths[preset] = given or folder / f"{preset}.h5"
-        if not given:
-            extra = [*sizes[preset], *SMALL_DATA] if small else []
-            data.append(Command(["-m", "data_gen.bouncing_balls", "--preset", preset, *extra, "--out",
-                                 str(paths[preset])], paths[preset], results / "logs" / f"{preset}.log"))
+    scale, results = SCALES[arguments.scale], arguments.results_folder
+    runs = arguments.runs or pathlib.Path("runs", arguments.name or arguments.scale)
+    folder = arguments.data_dir or pathlib.Path("data", "" if arguments.scale == "paper" else arguments.scale)
+    given = {TRAIN_ON: arguments.data_4, TEST_ON: arguments.data_678}
+    paths = {preset: path or folder / f"{preset}.h5" for preset, path in given.items()}
+    data = []
+    for preset, changes in scale.data.items():
+        path, settings = paths[preset], attrs.evolve(bouncing_balls.PRESETS[preset], **changes)
+        if not given[preset]:
+            options = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
+            words = ["-m", "data_gen.bouncing_balls", "--preset", preset, *options, "--out", str(path)]
+            data.append(Command(words, results / "logs" / f"{preset}.log",
+                                functools.partial(data_reason, path, settings), path))
 
-    training, prediction = [], []
+    def training(model: str, seed: int) -> Command:
+        run_ = runs / f"{PRESET_OF[model]}_{seed}"
+        words = ["-m", "sqair.train", "--preset", PRESET_OF[model], *scale.training, "--run_dir", str(run_), "--seed",
+                 str(seed), "--train_data", str(paths[TRAIN_ON]), *(["--xla"] if arguments.xla else [])]
+        command = Command(words, results / "logs" / f"train_{model}_{seed}.log", result=run_, run=str(run_))
+        return command._replace(reason=functools.partial(training_reason, command, paths[TRAIN_ON]))
+
+    def predictions(model: str, seed: int, trained: Command) -> Iterator[Command]:
+        slots = PRESETS[PRESET_OF[model]].model.n_steps_per_image
+        few = ["--n_sequences", str(arguments.n_sequences)] if arguments.n_sequences else []
+        for data_set, n_slots in ((TRAIN_ON, slots), (TEST_ON, slots), (TEST_ON, 8)):
+            if n_slots != slots and model == "rmc":
+                continue      # its weights bind the number of slots
+            out = results / "predictions" / f"{model}_{seed}_{data_set}_{n_slots}.h5"
+            words = ["-m", "eval.predict", "--run", trained.run, "--data", str(paths[data_set]), "--out", str(out),
+                     "--n_slots", str(n_slots), *_without(scale.prediction, few), *few]
+            name = metrics_name(PRESET_OF[model].removesuffix("_balls"), seed,
+                                data_set_name(paths[data_set], n_slots, slots))
+            command = Command(words, results / "logs" / f"predict_{out.stem}.log", result=out, run=trained.run,
+                              figures=results / "metrics" / name)
+            yield command._replace(reason=functools.partial(prediction_reason, command, trained, paths[data_set]))
+
+    chains = []
     for seed in arguments.seeds:
         for model in arguments.models:
-            folder = runs / f"{PRESET_OF[model]}_{seed}"
-            training.append(Command(
-                ["-m", "sqair.train", "--preset", PRESET_OF[model], "--run_dir", str(folder), "--seed", str(seed),
-                 "--train_data", str(paths["balls4mass64"]), *(SMALL_TRAINING if small else []),
-                 *(["--xla"] if arguments.xla else [])],
-                folder / FINISHED, results / "logs" / f"train_{model}_{seed}.log", str(folder)))
-            slots = PRESETS[PRESET_OF[model]].model.n_steps_per_image
-            for data_set, n_slots in (("balls4mass64", slots), ("balls678mass64", slots), ("balls678mass64", 8)):
-                if n_slots != slots and model == "rmc":
-                    continue      # its weights bind the number of slots
-                out = results / "predictions" / f"{model}_{seed}_{data_set}_{n_slots}.h5"
-                pictures = ["--canvases"] if small else []
-                prediction.append(Command(
-                    ["-m", "eval.predict", "--run", str(folder), "--data", str(paths[data_set]), "--out", str(out),
-                     "--n_slots", str(n_slots), *(SMALL_PREDICTION if small else []), *pictures],
-                    out, results / "logs" / f"predict_{out.stem}.log", str(folder)))
+            trained = training(model, seed)
+            chains.append((trained, list(predictions(model, seed, trained))))
+    return Plan(data, chains, list(paths.values()))
 
+
+def _without(options: List[str], replaced: List[str]) -> List[str]:
+    """Options less the one, with its value, that others replace."""
+    if not replaced or replaced[0] not in options:
+        return options
+    at = options.index(replaced[0])
+    return options[:at] + options[at + 2:]
+
+
+def _tables(arguments: Arguments, predictions: List[Command]) -> Command:
+    """Makes the tables of what was asked for from those predictions that there are."""
+    results = arguments.results_folder
     names = [PRESET_OF[model].removesuffix("_balls") for model in arguments.models]      # as eval.tables has them
-    best, seed = arguments.models[-1], arguments.seeds[0]
-    shown = str(runs / f"{PRESET_OF[best]}_{seed}")
-    folders = [str(runs / f"{PRESET_OF[model]}_{seed}") for model in arguments.models for seed in arguments.seeds]
-    report = [
-        Command(["-m", "eval.tables", "--predictions", str(results / "predictions"), "--out", str(results),
-                 "--expected_models", *names, "--expected_seeds", *map(str, arguments.seeds)],
-                results / "never", results / "logs" / "tables.log"),
-        Command(["-m", "eval.figures", "--run", shown, "--data", *map(str, paths.values()), "--n_sequences", "1",
-                 "--generate_after", "8", "--out", str(results / "figure3.png"), str(results / "figure3.pdf"),
-                 "--gif"], results / "never", results / "logs" / "figure3.log"),
-        Command(["-m", "eval.figures", "figure4", "--metrics", str(results / "metrics"), "--out",
-                 str(results / "figure4.png"), str(results / "figure4.pdf")], results / "never", results / "logs" / "figure4.log"),
-        Command(["-m", "eval.figures", "curves", "--runs", *folders, "--out", str(results / "curves.png"),
-                 str(results / "curves.pdf")], results / "never", results / "logs" / "curves.log"),
-        Command(["-m", "eval.page", "--results", str(results), "--runs", *folders, "--command",
-                 shlex.join(["python", "-m", "eval.paper", *sys.argv[1:]])],
-                results / "never", results / "logs" / "page.log"),
-    ]
-    return Plan(data, training, prediction, report)
+    return Command(["-m", "eval.tables", "--predictions", *(str(c.result) for c in predictions), "--out", str(results),
+                    "--expected_models", *names, "--expected_seeds", *map(str, arguments.seeds)],
+                   results / "logs" / "tables.log")
 
 
-def execute(command: Command) -> bool:
-    """Runs a command, its output going to its log; says how it ended. Returns: whether it succeeded."""
-    if command.result.exists():
-        print(f"there already: {command.result}", flush=True)
+def report_commands(arguments: Arguments, steps: Plan, runs: List[str], predictions: List[Command]) -> List[Command]:
+    """Tables, figures and the page, in the order in which they need each other.
+
+    Args: runs: finished run folders. predictions: the commands whose predictions are there.
+    """
+    results, commands = arguments.results_folder, []
+    if predictions:
+        commands.append(_tables(arguments, predictions))
+    if runs:
+        of_last = [f"{PRESET_OF[arguments.models[-1]]}_{seed}" for seed in arguments.seeds]
+        shown = next((run_ for run_ in runs if pathlib.Path(run_).name in of_last), runs[-1])
+        commands.append(Command(
+            ["-m", "eval.figures", "--run", shown, "--data", *map(str, steps.files), "--n_sequences", "1",
+             "--generate_after", "8", "--out", str(results / "figure3.png"), str(results / "figure3.pdf"), "--gif"],
+            results / "logs" / "figure3.log"))
+    if predictions:
+        commands.append(Command(
+            ["-m", "eval.figures", "figure4", "--metrics", *(str(c.figures) for c in predictions), "--out",
+             str(results / "figure4.png"), str(results / "figure4.pdf")], results / "logs" / "figure4.log"))
+    if runs:
+        commands.append(Command(["-m", "eval.figures", "curves", "--runs", *runs, "--out", str(results / "curves.png"),
+                                 str(results / "curves.pdf")], results / "logs" / "curves.log"))
+        commands.append(Command(["-m", "eval.page", "--results", str(results), "--runs", *runs, "--command",
+                                 shlex.join(["python", "-m", "eval.paper", *sys.argv[1:]])],
+                                results / "logs" / "page.log"))
+    return commands
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Running them
+# ---------------------------------------------------------------------------------------------------------------
+
+
+class _Child(NamedTuple):
+    command: Command
+    process: subprocess.Popen
+    started: float
+
+
+class Processes:
+    """Runs commands as child processes. None of them outlives this process, however it ends.
+
+    Each child leads a process group. A signal that asks us to end is passed on to all of them as SIGTERM, so that they
+    save and stop, and nothing new starts; a second one kills them.
+
+    Attributes:
+      signal: the number of the signal that has come, 0 if none.
+      failed: the commands that have failed.
+      started: how many have been started.
+    """
+
+    def __init__(self):
+        self.signal, self.failed, self.started = 0, [], 0
+        self._children: List[_Child] = []
+
+    def __enter__(self) -> "Processes":
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        on_signals(self._on_signal)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for child in self._children:
+            self._tell(child, signal.SIGTERM)
+        while self._children:
+            self.wait()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        again, self.signal = bool(self.signal), self.signal or number
+        if self._children:
+            print("stopping at once" if again else
+                  f"signal {number}: waiting for {len(self._children)} commands to save and stop; once more kills them",
+                  flush=True)
+        for child in self._children:
+            self._tell(child, signal.SIGKILL if again else signal.SIGTERM)
+
+    @staticmethod
+    def _tell(child: _Child, number: int) -> None:
+        try:
+            os.killpg(child.process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def start(self, command: Command) -> bool:
+        """Starts a command, unless its result is there or a signal has come. Returns: whether it runs."""
+        if self.signal:
+            return False
+        try:
+            reason = command.reason()
+        except UserError as error:
+            self.failed.append(command)
+            print(f"FAILED: {command}: {error}", flush=True)
+            return False
+        if not reason:
+            print(f"up to date: {command.result}", flush=True)
+            return False
+        print(f"running ({reason}): {command}", flush=True)
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(command.log, "a", encoding="utf-8") as log:
+            log.write(f"$ {command}\n")
+            log.flush()
+            process = subprocess.Popen([sys.executable, *command.arguments], stdout=log, stderr=subprocess.STDOUT,
+                                       stdin=subprocess.DEVNULL, start_new_session=True,
+                                       env=os.environ | {PARENT: str(os.getpid())})
+        child = _Child(command, process, time.monotonic())
+        self._children.append(child)
+        self.started += 1
+        if self.signal:             # it came meanwhile
+            self._tell(child, signal.SIGTERM)
         return True
-    command.log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    with open(command.log, "a", encoding="utf-8") as log:
-        log.write(f"$ {command}\n")
-        log.flush()
-        code = subprocess.run([sys.executable, *command.arguments], stdout=log, stderr=subprocess.STDOUT,
-                              stdin=subprocess.DEVNULL, check=False).returncode
-    took = f"{time.monotonic() - started:.0f} s"
-    if code:
-        print(f"FAILED ({took}, exit code {code}): {command}; see {command.log}", flush=True)
-    else:
-        print(f"done ({took}): {command}", flush=True)
-    return code == 0
+
+    def wait(self, command: Optional[Command] = None) -> Command:
+        """Waits until a command, or any, has ended, and says how. Returns: that command."""
+        while True:
+            for child in self._children:
+                if (command is None or child.command is command) and child.process.poll() is not None:
+                    return self._ended(child)
+            time.sleep(0.05)
+
+    def _ended(self, child: _Child) -> Command:
+        self._children.remove(child)
+        self._tell(child, signal.SIGKILL)       # what it may have left of its group
+        command, code, took = child.command, child.process.returncode, f"{time.monotonic() - child.started:.0f} s"
+        if not code:
+            print(f"done ({took}): {command.log.stem}", flush=True)
+        elif self.signal:
+            print(f"stopped ({took}): {command.log.stem}", flush=True)
+        else:
+            self.failed.append(command)
+            print(f"FAILED ({took}, exit code {code}): {command}; see {command.log}", flush=True)
+        return command
+
+    def run(self, command: Command) -> None:
+        """Runs a command if need be and waits for it; others may go on beside it."""
+        if self.start(command):
+            self.wait(command)
+
+    def run_chains(self, chains: List[Iterator[Command]], jobs: int) -> None:
+        """Runs chains, `jobs` at a time, the commands of each one after the other."""
+        waiting, active = collections.deque(chains), {}
+        while active or (waiting and not self.signal):
+            if waiting and len(active) < jobs:
+                chain = waiting.popleft()
+            else:
+                chain = active.pop(self.wait().log)
+            command = next(filter(self.start, chain), None)
+            if command:
+                active[command.log] = chain
 
 
-def run_stage(commands: List[Command], jobs: int) -> List[Command]:
-    """Runs commands, `jobs` at a time. Returns: those that failed."""
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(execute, commands))
-    return [command for command, success in zip(commands, done) if not success]
+def _chain(processes: Processes, arguments: Arguments, steps: Plan, training: Command,
+           predictions: List[Command]) -> Iterator[Command]:
+    """A run's training, then its predictions; then makes the tables of all finished runs."""
+    before = processes.started
+    yield training
+    if training in processes.failed:
+        return
+    yield from predictions
+    there = _there(steps.prediction)
+    if there and processes.started > before:
+        processes.run(_tables(arguments, there))
+
+
+def _is_there(command: Command) -> bool:
+    try:
+        return not command.reason()
+    except UserError:
+        return False
+
+
+def _there(commands: List[Command]) -> List[Command]:
+    return [command for command in commands if _is_there(command)]
+
+
+def check(arguments: Arguments, steps: Plan) -> None:
+    """Looks at data files and runs before anything starts.
+
+    Raises:
+      UserError: a data file is missing or of another kind, or a run folder holds another run; all are printed.
+    """
+    found = []
+    for path, splits in ((arguments.data_4, hdf5.SPLITS), (arguments.data_678, ("test",))):
+        for split in splits if path else ():
+            try:
+                with hdf5.open_split(path, split):
+                    pass
+            except UserError as error:
+                found.append(str(error))
+                break
+    for command in steps.data + steps.training:
+        try:
+            command.reason()
+        except UserError as error:
+            found.append(str(error))
+    if found:
+        for line in found[:-1]:
+            print(f"error: {line}", file=sys.stderr)
+        raise UserError(found[-1])
+
+
+def explain(command: Command) -> str:
+    """A command and why it would run or not."""
+    reason = command.reason()
+    return f"{command}\n  # {reason}" if reason else f"# {command}\n  # is not run: {command.result} is up to date"
 
 
 def main() -> int:
     arguments = parse(Arguments, "eval.paper")
     steps = plan(arguments)
-    jobs = arguments.jobs or (2 if arguments.scale == "small" else 1)
-    for command in (c for stage in steps for c in stage):
-        print(command)
+    check(arguments, steps)
     if arguments.dry_run:
+        every = [command for training, predictions in steps.runs for command in (training, *predictions)]
+        for command in steps.data + every + report_commands(arguments, steps, [c.run for c in steps.training],
+                                                            steps.prediction):
+            print(explain(command))
         return 0
-    failed = run_stage(steps.data, 1)
-    if failed:
-        raise UserError(f"the data could not be made; see {failed[0].log}")
-    failed = run_stage(steps.training, jobs)
-    lost = {command.run for command in failed}
-    failed += run_stage([c for c in steps.prediction if c.run not in lost], jobs)
-    for command in steps.report:      # in order: figures and page read the tables
-        failed += run_stage([command], 1)
+    with Processes() as processes:
+        if not arguments.report:
+            for command in steps.data:
+                processes.run(command)
+            if processes.failed:
+                raise UserError(f"the data could not be made; see {processes.failed[0].log}")
+            chains = [_chain(processes, arguments, steps, *chain) for chain in steps.runs]
+            processes.run_chains(chains, arguments.jobs or (2 if arguments.scale == "small" else 1))
+        runs, predictions = [c.run for c in _there(steps.training)], _there(steps.prediction)
+        for command in report_commands(arguments, steps, runs, predictions):
+            processes.run(command)
+        if processes.signal:
+            print(f"stopped by signal {processes.signal}; the same command goes on from here")
+            return 128 + processes.signal
+    results, failed = arguments.results_folder, processes.failed
     for command in failed:
         print(f"failed: {command} (log: {command.log})")
-    results = pathlib.Path("results") / (arguments.name or arguments.scale)
-    print(f"{len(failed)} commands failed; the results are in {results}" if failed
-          else f"all done; open {results}/index.html")
+    if not runs:
+        raise UserError(f"no run is finished yet, nothing can be shown; look at {results / 'logs'}")
+    whole = f"{len(runs)} of {len(steps.runs)} runs"
+    print(f"{len(failed)} commands failed; the results ({whole}) are in {results}" if failed
+          else f"all done ({whole}); open {results}/index.html")
     return 1 if failed else 0
 
 

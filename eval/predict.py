@@ -12,19 +12,19 @@ One more pass infers all frames, for the bounds. The file's members are listed i
 import os
 import pathlib
 import sys
-from typing import Iterator, NamedTuple, Optional
+from typing import Any, Iterator, NamedTuple, Optional
 
 import attrs
 import numpy as np
 import tensorflow as tf
 
-from data_gen.command_line import UserError, check_output, parse, progress, run, within
+from data_gen.command_line import UserError, check_output, fingerprint, parse, progress, run, within
 from data_gen.hdf5 import new_file
 from eval import metrics
 from eval.predictions import PREDICTIONS, About, Writer
 from eval.truth import Source, Truth
 from sqair import spatial_transformer
-from sqair.checkpoints import Run, load_run
+from sqair.checkpoints import Run, checkpoint_fingerprint, load_run
 from sqair.config import to_flags
 from sqair.model import SQAIR, Forward, resample
 from sqair.train import versions
@@ -265,6 +265,11 @@ class Arguments:
                             "be inferred")
 
 
+def settings(arguments: Arguments) -> dict[str, Any]:
+    """The options as JSON values."""
+    return attrs.asdict(attrs.evolve(arguments, out=str(arguments.out)))
+
+
 def write(arguments: Arguments) -> list[str]:
     """Writes the file of predictions.
 
@@ -285,8 +290,9 @@ def write(arguments: Arguments) -> list[str]:
         about = About(
             run=loaded.folder, checkpoint=loaded.source, step=loaded.step, flags=to_flags(loaded.config),
             trained_slots=loaded.trained.model.n_steps_per_image, data=os.fspath(arguments.data), split=arguments.split,
-            first_generated=first_generated, settings=attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
-            notes=source.notes, versions=versions())
+            first_generated=first_generated, settings=settings(arguments),
+            notes=source.notes, versions=versions(), checkpoint_fingerprint=checkpoint_fingerprint(loaded.source),
+            data_fingerprint=fingerprint(arguments.data))
         writer = Writer(file, about, source.n_sequences, arguments.batch_size)
         with progress(source.n_sequences, "predicting") as advance:
             for members in predict(model, source, first_generated, arguments.n_samples, arguments.batch_size,

@@ -88,6 +88,12 @@ _BY_SEQUENCE = frozenset("HDA")
 _MAX_BYTES = {True: 64 * 2**20, False: 256 * 2**20}
 
 
+def data_set_name(data: str | os.PathLike, slots: int, trained_slots: int) -> str:
+    """A data file's name, with the number of slots where it is not that of training."""
+    name = pathlib.Path(data).stem
+    return name if slots == trained_slots else f"{name}, {slots} slots"
+
+
 @attrs.frozen(kw_only=True)
 class About:
     """Where predictions come from.
@@ -97,6 +103,7 @@ class About:
       flags: all flags of the run, as in its flags.json but with the slots and particles used here.
       trained_slots: N in training.
       data, split: data file and its split.
+      checkpoint_fingerprint, data_fingerprint: SHA-256 of the checkpoint's files and the data file; "" in older files.
       first_generated: index of the first frame that is predicted; T if none is.
       settings: the command's options.
       notes: what is missing, and why.
@@ -114,6 +121,8 @@ class About:
     settings: Mapping[str, Any]
     notes: list[str]
     versions: Mapping[str, Any]
+    checkpoint_fingerprint: str = ""
+    data_fingerprint: str = ""
 
     @property
     def model(self) -> str:
@@ -133,9 +142,8 @@ class About:
 
     @property
     def data_set(self) -> str:
-        """The data file's name, with the number of slots where it is not that of training."""
-        name = pathlib.Path(self.data).stem
-        return name if self.slots == self.trained_slots else f"{name}, {self.slots} slots"
+        """See `data_set_name`."""
+        return data_set_name(self.data, self.slots, self.trained_slots)
 
 
 class Writer:

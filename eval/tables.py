@@ -4,7 +4,8 @@
 
 Each file is one run on one data set (`eval.predict`); runs are grouped by model and seed, which the file itself names.
 Writes metrics/<model>_seed<seed>_<data set>.json for every file, and table.md, table.tex, table.csv, differences.csv.
-Metrics are numpy over the files: neither the model nor the data file is needed.
+Metrics are numpy over the files: neither the model nor the data file is needed. Those of a file that has not changed
+since this code last read it are taken from its JSON.
 """
 
 import csv
@@ -21,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 import attrs
 import numpy as np
 
-from data_gen.command_line import Kind, UserError, begins, check_output, output_path, parse, progress, run
+from data_gen.command_line import (Kind, UserError, begins, check_output, fingerprint, output_path, parse, progress,
+                                   read_json, run)
 from eval import metrics, tracking
 from eval.predictions import Predictions
 from eval.statistics import Difference, Summary, bootstrap_difference, summarise
@@ -134,6 +136,7 @@ def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
         "file": predictions.path, "run": about.run, "checkpoint": about.checkpoint, "step": about.step,
         "model": about.model, "seed": about.seed, "data_set": about.data_set, "slots": about.slots,
         "trained_slots": about.trained_slots, "balls": _balls(predictions), "data_check": _data_check(predictions),
+        "checkpoint_fingerprint": about.checkpoint_fingerprint, "data_fingerprint": about.data_fingerprint,
         "comparable": {"n_sequences": sizes["S"], "n_frames": sizes["T"], "n_generated": sizes["T"] - first,
                        "n_samples": sizes["M"], "k_particles": sizes["K"], "split": about.split},
         "boxes": boxes, "flags": about.flags, "notes": about.notes, "versions": about.versions,
@@ -657,21 +660,40 @@ def _write(path: pathlib.Path, content: str | list[list[Any]]) -> None:
             csv.writer(file).writerows(content)
 
 
+def metrics_name(model: str, seed: int, data_set: str) -> str:
+    """The name that the figures of a run on a data set have in the folder metrics/."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", data_set).strip("_")
+    return f"{model}_seed{seed}_{slug}.json"
+
+
+def _known(path: pathlib.Path, made_from: str) -> dict[str, Any] | None:
+    """Figures that `evaluate` made before, if they were made from the same."""
+    try:
+        figures = read_json(path, "")
+        check_figures(figures)
+        return figures if figures["made_from"] == made_from else None
+    except (UserError, ValueError, KeyError, TypeError):
+        return None
+
+
 def main() -> None:
     arguments = parse(Arguments, "eval.tables")
     names, runs = find(arguments.predictions), []
     for name in _BEGINNINGS:
         check_output(arguments.out / name, _kind(arguments.out / name))
+    code = sorted(pathlib.Path(__file__).parent.glob("*.py"))
     with progress(len(names), "metrics", "files") as advance:
         for name in names:
             with Predictions(name) as predictions:
-                runs.append(evaluate(predictions, arguments.boxes))
+                about, made_from = predictions.about, f"{fingerprint(name, *code)} {arguments.boxes}"
+                path = arguments.out / "metrics" / metrics_name(about.model, about.seed, about.data_set)
+                figures = _known(path, made_from) or evaluate(predictions, arguments.boxes)
+            runs.append(figures | {"file": name, "made_from": made_from})
             advance(1)
     data_sets = collect(runs, arguments.expected_models, arguments.expected_seeds)
     for figures in runs:
-        slug = re.sub(r"[^A-Za-z0-9]+", "_", figures["data_set"]).strip("_")
-        path = arguments.out / "metrics" / f"{figures['model']}_seed{figures['seed']}_{slug}.json"
-        _write(path, json.dumps(figures, indent=1) + "\n")
+        name = metrics_name(figures["model"], figures["seed"], figures["data_set"])
+        _write(arguments.out / "metrics" / name, json.dumps(figures, indent=1) + "\n")
     text = markdown(data_sets)
     _write(arguments.out / "table.md", text)
     _write(arguments.out / "table.tex", latex(data_sets))

@@ -9,6 +9,7 @@ of the original's holds flags.json and model.ckpt-<itr>.*; a model to share, mod
 """
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 import tyro
 
-from data_gen.command_line import UserError, parse, run, run_folder_of, to_disc
+from data_gen.command_line import UserError, fingerprint, parse, run, run_folder_of, to_disc
 from sqair import original, safetensors_folder
 from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
 from sqair.config import Config, load_flags
@@ -204,6 +205,12 @@ def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple
         is_original = path.name.startswith("model.ckpt")
         return (path.parent if is_original else path.parent.parent), str(path), is_original
     raise UserError(f"{path}: no such run folder or checkpoint")
+
+
+def checkpoint_fingerprint(prefix: str) -> str:
+    """The `fingerprint` of a checkpoint's files. Args: prefix: from `find_checkpoint`."""
+    path = pathlib.Path(prefix)
+    return fingerprint(*([path] if path.is_file() else sorted(path.parent.glob(glob.escape(path.name) + ".*"))))
 
 
 def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> Run:

@@ -25,7 +25,8 @@ import tyro
 from tqdm import tqdm
 
 from data_gen import command_line, hdf5, pipeline
-from data_gen.command_line import UserError, atomic_path, n_cores, run, to_json
+from data_gen.command_line import (UserError, atomic_path, fingerprint, n_cores, on_signals, read_json, run,
+                                   to_json)
 from sqair import checkpoints, distribution, health, spatial_transformer, xla_cache
 from sqair.config import PRESETS, RECIPES, Config, load_flags, to_flags, with_recipe
 from sqair.model import SQAIR, Report, report, resample
@@ -37,6 +38,7 @@ from sqair.run_folder import MetricsFile, RunLock, append, tensorboard
 CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train",
               "distribute", "shards")
 
+TRAIN_DATA = "train_data_fingerprint"       # in versions.json
 FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
 
 
@@ -182,6 +184,13 @@ def versions() -> dict:
             "machine": os.uname().machine, "command": sys.argv}
 
 
+def train_data_fingerprint(folder: pathlib.Path) -> str:
+    """The `fingerprint` of the data that a run began with, "" if its folder does not tell."""
+    path = folder / "versions.json"
+    found = read_json(path, "remove it if the run's data are the same") if path.exists() else {}
+    return str(found.get(TRAIN_DATA, "")) if isinstance(found, dict) else ""
+
+
 class Trainer:
     """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
 
@@ -291,9 +300,18 @@ class Trainer:
                 raise UserError(f"{self.folder} holds a run with {key} {old[key]}, asked was {flags[key]}"
                                 + (f" ({len(differ) - 1} more flags differ)" if differ[1:] else "")
                                 + ": use another --run_dir, or the run's own flags to go on with it")
-        for name, content in (("flags.json", flags), ("versions.json", versions())):
+        made_from = versions() | {TRAIN_DATA: self._data_fingerprint()}
+        for name, content in (("flags.json", flags), ("versions.json", made_from)):
             with atomic_path(self.folder / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=1, default=list) + "\n")
+
+    def _data_fingerprint(self) -> str:
+        """That of the training data, which must be those that the run began with."""
+        found, began_with = fingerprint(self.config.train.train_data), train_data_fingerprint(self.folder)
+        if began_with and found != began_with:
+            raise UserError(f"{self.config.train.train_data} (SHA-256 {found[:12]}...) is not the data that "
+                            f"{self.folder} was trained on ({began_with[:12]}...): use another --run_dir, or those data")
+        return found
 
     def _init_from(self, source: str) -> List[str]:
         """Takes the weights of a run; returns the names of the variables that are the run's."""
@@ -328,8 +346,7 @@ class Trainer:
             if is_chief:
                 self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}")
             return 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        on_signals(self._on_signal)
         if self.replicas.n_replicas > 1:
             self.say(f"{self.replicas.n_replicas} replicas, {train.batch_size // self.replicas.n_replicas} sequences "
                      "each")
