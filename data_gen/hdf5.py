@@ -77,7 +77,7 @@ _BLOCK_BYTES = 128 * 2**20     # of the images read at once, about
 _MAX_RATIO = 2000     # gzip reaches 1030
 _SAMPLE_PIXELS = 2**22         # of the frames that `Split.describe` compares
 _SILENT_BYTES = 2**30          # reading through more is shown
-_IMPORT = "`python -m data_gen.import_videos` makes a file of such frames"
+_IMPORT = "`python -m data_gen.import_videos` converts such files"
 _AS_STATED = "the file's attribute white says so, correct it"
 # HDF5's other filters are rare, and those that come as plug-ins unpack without bounds.
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
@@ -502,7 +502,8 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; make it with `python -m data_gen.bouncing_balls --out {path}`")
+        raise UserError(f"{path}: no such file; make it with `python -m data_gen.bouncing_balls --out {path}`, or of "
+                        "videos with `python -m data_gen.import_videos`")
     file = open_file(path, "expected a whole file of sequences, make or copy it again")
     try:
         return _open_split(file, path, split, {"features", *members}, optional)
@@ -519,7 +520,7 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
 def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str], optional: Iterable[str]) -> Split:
     if split not in file:
         present = ", ".join(file) or "nothing"
-        raise UserError(f"{path}: no split {split!r}; it has {present}")
+        raise UserError(f"{path}: no split {split!r}; it has {present}{'' if set(SPLITS) & set(file) else f'; {_IMPORT}'}")
     group = _own(file, split, h5py.Group, path)
     data = {}
     sizes: dict[str, int] = {}  # of every axis, as the first member that has it says
@@ -559,7 +560,7 @@ def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: s
     axes = MEMBERS[name].axes
     expected = ", ".join(axes)
     if data.ndim != len(axes):
-        raise UserError(f"{where}: shape {data.shape}, expected ({expected})")
+        raise UserError(f"{where}: shape {data.shape}, expected ({expected}); {_IMPORT}")
     for axis, size in zip(axes, data.shape):
         if size == 0:
             raise UserError(f"{where}: shape {data.shape} holds nothing, expected ({expected}) with at least one each")
@@ -569,7 +570,7 @@ def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: s
         if size > _LIMITS.get(axis, size) or (axis == "C" and size == 2):
             swapped = ": are frames and sequences swapped?" if axis == "T" else ""
             raise UserError(f"{where}: shape {data.shape}, of which {axis} = {size} is not supported "
-                            f"(at most {_LIMITS[axis]}; 1 or 3 channels){swapped}")
+                            f"(at most {_LIMITS[axis]}; 1 or 3 channels){swapped}; {_IMPORT}")
     check_storage(data, where)
 
 

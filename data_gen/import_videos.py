@@ -43,7 +43,7 @@ class Intensities:
     def __init__(self, black: float, white: float | None, clip: bool):
         self._black, self._white, self._clip = black, white, clip
         self._seen: dict[str, tuple[float, float]] = {}     # type -> smallest and largest value
-        self._clipped = 0
+        self._clipped = self._values = 0
 
     def __call__(self, frame: np.ndarray, where: str) -> np.ndarray:
         """Returns a frame of any type of numbers as float32 in [0, 1].
@@ -59,6 +59,7 @@ class Intensities:
         low, high = float(frame.min()), float(frame.max())      # NaN if there is one
         if not math.isfinite(low + high):
             raise UserError(f"{where}: pixels that are not finite numbers; replace them first")
+        self._values += frame.size
         known = self._seen.get(kind, (low, high))
         self._seen[kind] = min(low, known[0]), max(high, known[1])
         bottom, top = min(self._black, white), max(self._black, white)
@@ -89,7 +90,8 @@ class Intensities:
             if self._white is None and kind == "uint16" and high <= white / 4:
                 lines.append(f"intensities: {high:g} is dark on a scale to {white}; if it is white, say --white {high:g}")
         if self._clipped:
-            lines.append(f"intensities: {self._clipped} values beyond black and white were cut off")
+            lines.append(f"intensities: {self._clipped / self._values:.2g} of the values lay beyond black or white and "
+                         "were cut off")
         return lines
 
 

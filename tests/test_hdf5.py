@@ -254,7 +254,7 @@ def with_value(value, dtype=np.float32):
     ({"features": None, "groups": GOOD}, "no member 'features'; it has groups"),
     ({"features": GOOD.astype("S1")}, "type"),
     ({"features": GOOD.astype(complex)}, "type complex128"),
-    ({"features": GOOD[..., 0]}, r"expected \(T, S, H, W, C\)"),
+    ({"features": GOOD[..., 0]}, r"expected \(T, S, H, W, C\); `python -m data_gen.import_videos`"),
     ({"features": np.zeros((3, 4, 8, 8, 2))}, "1 or 3 channels"),
     ({"features": np.zeros((3, 0, 8, 8, 1))}, "holds nothing"),
     ({"features": np.zeros((0, 4, 8, 8, 1))}, "holds nothing"),
@@ -356,7 +356,8 @@ def bad_box(file, folder):
     (not_a_group, "is not a group"), (huge_chunks, "chunks of 391 MiB"), (nothing_stored, "unfinished or damaged"),
     (lzf_bomb, "holds more than the 2097152 bytes"), (packed_twice, "or twice"),
     (many_frames, "T = 10001 is not supported.*are frames and sequences swapped"), (bad_box, "attribute box"),
-    (lambda file, folder: file.create_group("test"), "no split 'training'; it has test"),
+    (lambda file, folder: file.create_group("test"), "no split 'training'; it has test$"),
+    (lambda file, folder: file.create_group("train"), "it has train; `python -m data_gen.import_videos` converts"),
 ])
 def test_unsafe_structures_are_refused_before_any_data_are_read(tmp_path, build, message):
     path = tmp_path / "wrong.h5"

@@ -4,9 +4,11 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tracemalloc
 
 import h5py
+import example_film
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -261,14 +263,14 @@ def test_a_split_without_a_name_gets_a_share_of_the_training_videos(tmp_path):
 @pytest.mark.parametrize("make, options, line", [
     (lambda x: x > 100, {}, "bool, from 0 to 1; 0 became black (0) and 1 white"),
     (lambda x: (x / 255).astype(np.float32), {}, "float32, from 0.156863 to 0.980392"),
-    (lambda x: np.where(x == 250, np.float32(1.0000002), x / np.float32(255)), {}, "values beyond black and white were"),
+    (lambda x: np.where(x == 250, np.float32(1.0000002), x / np.float32(255)), {}, "of the values lay beyond black or white"),
     (lambda x: x.astype(np.uint16) * 257, {}, "65535 white"),
     (lambda x: x.astype(np.uint16) * 16, {"white": 4080}, "uint16, from 640 to 4000; 0 became black (0) and 4080 white"),
     (lambda x: x.astype(np.int64), {"white": 255}, "int64"),
     (lambda x: (x > 100).astype(np.uint8), {"white": 1}, "1 white"),
     (lambda x: x / 127.5 - 1, {"black": -1}, "-1 became black"),
     (lambda x: 255 - x, {"black": 255, "white": 0}, "255 became black (0) and 0 white"),
-    (lambda x: x * 2.0 - 100, {"black": 0, "white": 255, "clip": True}, "values beyond black and white were cut off"),
+    (lambda x: x * 2.0 - 100, {"black": 0, "white": 255, "clip": True}, "of the values lay beyond black or white"),
 ])
 def test_intensities_of_every_type(tmp_path, make, options, line):
     frames = discs()[0]
@@ -525,7 +527,8 @@ def test_what_cannot_be_read_is_one_line_that_names_it(bad, tmp_path, name):
 
 
 @pytest.mark.parametrize("options, message", [
-    (("--axes", ""), "say which axis is which, .* --axes STHW"),
+    ((), "say which axis is which, .* --axes STHW"),
+    (("--axes", ""), "an argument is empty"),
     (("--axes", "STHWC"), "shape .3, 12, 24, 32., but --axes STHWC means 5 axes"),
     (("--axes", "SHWC"), "--axes SHWC: expected"), (("--axes", "TTHW"), "--axes TTHW: expected"),
     (("--axes", "THWC"), "32 channels; .*is --axes THWC right"),
@@ -620,3 +623,62 @@ def test_the_cases_that_people_ran_into(tmp_path):
             split: (10, n, 64, 64, 1) for split, n in splits.items()}
         assert f"read: {sum(splits.values())} videos of 10 frames of 64 x 64 x 1, bool" in said
         assert set(np.unique(got["training"]["intensities"])) == {0, 1}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# docs/data.md
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def code_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+
+
+def test_the_ten_lines_of_h5py_make_a_file_that_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    code, = code_blocks("python")
+    assert len(code.splitlines()) <= 10
+    exec(compile(code, "docs/data.md", "exec"), {})
+    with hdf5.open_split("data/mine.h5", "validation") as split:
+        assert (split.n_frames, split.n_sequences, split.image_shape, split.stated) == (10, 32, (50, 50, 1), True)
+        images = split.intensities(split.read(slice(None))["features"])
+    assert set(np.unique(images)) == {0, 1} and images.mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_table_of_members_is_complete():
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([TSHWCNK0-9, ]+) \|", (ROOT / "docs" / "data.md").read_text(), re.M)
+    axes = {name: cells.replace(", ", "") for names, cells in rows for name in re.findall(r"`(\w+)`", names)}
+    assert axes == {name: member.axes for name, member in hdf5.MEMBERS.items()}
+
+
+def test_the_example_from_film_to_figure(tmp_path):
+    """The commands of docs/data.md as they stand, on a shorter film and with a smaller model."""
+    folder, film, *commands = code_blocks("bash")[-1].replace("\\\n", " ").splitlines()
+    assert folder == "mkdir -p data" and film == ".venv/bin/python tests/example_film.py data/example.mp4"
+    assert len(commands) == 3
+    (tmp_path / "data").mkdir()
+    groups = example_film.write(tmp_path / "data" / "example.mp4", n_frames=410)
+    tiny = {"sqair.train": "--train_itr 2 --log_itr 2 --report_loss_every 1 --fig_itr 2 --save_itr 1 --n_units 1 "
+                           "--glimpse_size 6 --k_particles 2 --n_what 2 --n_steps_per_image 2 --batch_size 4 --shards 1"}
+    for command in commands:
+        python, *words = command.split()
+        assert python == ".venv/bin/python" and words[0] == "-m"
+        result = subprocess.run([sys.executable, *words, *tiny.get(words[1], "").split()], cwd=tmp_path, text=True,
+                                capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+        if words[1] == "data_gen.import_videos":
+            check_example(read(tmp_path / "data" / "example.h5"), groups)
+    with Image.open(tmp_path / "docs" / "example.png") as figure:
+        assert min(figure.size) > 200
+    assert (tmp_path / "runs" / "example" / "finished.json").is_file()
+
+
+def check_example(got, groups):
+    """The room is black and the balls are bright, where they are in the film."""
+    assert {split: members["features"].shape for split, members in got.items()} == {
+        split: (10, n, 50, 50, 1) for split, n in (("training", 33), ("validation", 4), ("test", 4))}
+    centres = (np.arange(50) * 2.4 + 1.2).astype(int)       # of the square of 120 in the middle
+    balls = groups[:330, centres[:, None], centres + 20].reshape(33, 10, 50, 50).swapaxes(0, 1) > 0
+    images = got["training"]["intensities"][..., 0]
+    assert images[balls].mean() > 0.5 and images[~balls].mean() < 0.02 and 0.1 < balls.mean() < 0.25
