@@ -520,7 +520,8 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
 def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str], optional: Iterable[str]) -> Split:
     if split not in file:
         present = ", ".join(file) or "nothing"
-        raise UserError(f"{path}: no split {split!r}; it has {present}{'' if set(SPLITS) & set(file) else f'; {_IMPORT}'}")
+        hint = "" if set(SPLITS) & set(file) else f"; {_IMPORT}"
+        raise UserError(f"{path}: no split {split!r}; it has {present}{hint}")
     group = _own(file, split, h5py.Group, path)
     data = {}
     sizes: dict[str, int] = {}  # of every axis, as the first member that has it says

@@ -83,12 +83,13 @@ class Intensities:
             white = _WHITE[kind] if self._white is None else self._white
             seen = f"{kind}, from {low:g} to {high:g}"
             if low == high:
-                raise UserError(f"every pixel of type {kind} is {low:g}; is this the right array, are these the right frames?")
+                raise UserError(f"every pixel of type {kind} is {low:g}; are these the right frames?")
             if self._white is None and kind in ("uint8", "uint16") and low >= 0 and high <= 1:
                 raise UserError(f"pixels are {seen}: say whether white is 1 (--white 1) or {white} (--white {white})")
             lines.append(f"intensities: {seen}; {self._black:g} became black (0) and {white:g} white (255)")
             if self._white is None and kind == "uint16" and high <= white / 4:
-                lines.append(f"intensities: {high:g} is dark on a scale to {white}; if it is white, say --white {high:g}")
+                lines.append(f"intensities: {high:g} is dark on a scale to {white}; if it is white, say --white "
+                             f"{high:g}")
         if self._clipped:
             lines.append(f"intensities: {self._clipped / self._values:.2g} of the values lay beyond black or white and "
                          "were cut off")
@@ -169,8 +170,8 @@ def place(height: int, width: int, crop: Sequence[int], size: Sequence[int], fit
     else:
         top, left, h, w = 0, 0, height, width
     if top < 0 or left < 0 or top + h > height or left + w > width:
-        raise UserError(f"{where}: frames of {height} x {width}, from which --crop {' '.join(map(str, crop))} cannot be "
-                        "cut; choose a smaller one")
+        raise UserError(f"{where}: frames of {height} x {width}, from which --crop {' '.join(map(str, crop))} cannot "
+                        "be cut; choose a smaller one")
     if not size:
         return Placement((left, top, left + w, top + h), (h, w), (0, 0), (h, w))
     outer = (size[0], size[-1])
@@ -315,7 +316,8 @@ class SplitWriter:
 def _numbers(*lengths: int) -> Callable[["CommandLine", attrs.Attribute, tuple[int, ...]], None]:
     def check(settings: "CommandLine", attribute: attrs.Attribute, value: tuple[int, ...]) -> None:
         if len(value) not in lengths or any(x < 0 for x in value) or any(x < 1 for x in value[-2:]):
-            raise UserError(f"--{attribute.name} {' '.join(map(str, value))}: expected {attribute.metadata['expected']}")
+            words = " ".join(map(str, value))
+            raise UserError(f"--{attribute.name} {words}: expected {attribute.metadata['expected']}")
 
     return check
 
@@ -358,8 +360,8 @@ class CommandLine:
     black: float = attrs.field(default=0.0, validator=within(-1e9, 1e9))
     """The value that becomes 0."""
     white: Optional[float] = attrs.field(default=None, validator=attrs.validators.optional(within(-1e9, 1e9)))
-    """The value that becomes 1; left out: 1 of bool and floats, 255 of uint8, 65535 of uint16. Below --black it inverts:
-    the model adds bright objects to a background."""
+    """The value that becomes 1; left out: 1 of bool and floats, 255 of uint8, 65535 of uint16. Below --black it
+    inverts: the model adds bright objects to black."""
     clip: bool = False
     """Cut off values beyond --black and --white instead of refusing them."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
@@ -385,7 +387,7 @@ class CommandLine:
         if self.split_by == "time" and not self.cut:
             raise UserError("--split_by time divides the sequences of each video; add --cut")
         if self.validation + self.test >= 1:
-            raise UserError(f"--validation {self.validation:g} --test {self.test:g} leave nothing for training; give less")
+            raise UserError(f"--validation {self.validation:g} --test {self.test:g} leave nothing to train on")
         if self.size and max(self.size) > _MOST_PIXELS:
             raise UserError(f"--size {max(self.size)}: expected at most {_MOST_PIXELS} pixels a side")
 
@@ -445,9 +447,10 @@ class _Importer:
     def _check_boxes(self) -> None:
         boxes = {self._options.box or video.box for video in self._videos}
         if None in boxes or (len(boxes) > 1 and not self.moved):
-            known = f"differ ({', '.join(map(str, sorted(b for b in boxes if b)))})" if None not in boxes else "not stated"
-            raise UserError(f"{', '.join(name for name in _BOX_UNITS if name in self._names)}: their units are {known}; "
-                            "say the frame's width in them with --box (its width in pixels, if they are pixels)")
+            known = "not stated" if None in boxes else f"different ({', '.join(map(str, sorted(boxes)))})"
+            names = ", ".join(name for name in _BOX_UNITS if name in self._names)
+            raise UserError(f"{names}: their units are {known}; say the frame's width in them with --box (in "
+                            "pixels, if they are pixels)")
 
     @property
     def box(self) -> float | None:
@@ -530,8 +533,8 @@ class _Importer:
             if name == COUNTS:
                 n = np.unique(values)
                 if n.size > 1:
-                    raise UserError(f"{where}: they change from {n[0]:g} to {n[-1]:g} within a sequence, for which there "
-                                    "is one number only; give groups, which tell each frame's, or leave counts out")
+                    raise UserError(f"{where}: they change from {n[0]:g} to {n[-1]:g} within a sequence, for which "
+                                    "there is one number only; give groups, which tell each frame's, or no counts")
                 members["n"] = np.asarray(n[0], np.uint8)
                 members["nums"] = (np.arange(self._most) < n[0])[None].astype(np.uint8)
                 continue
@@ -539,8 +542,8 @@ class _Importer:
             expected = {"T": self._options.n_frames, "H": source[0], "W": source[1]}
             for axis, size in zip(axes, values.shape):
                 if expected.get(axis, size) != size:
-                    raise UserError(f"{where}: {axis} = {size} where the frames have {expected[axis]}; expected truth of "
-                                    "all the frames, at their size")
+                    raise UserError(f"{where}: {axis} = {size} where the frames have {expected[axis]}; expected truth "
+                                    "of all the frames, at their size")
             low, high, whole, _ = hdf5.KINDS[hdf5.MEMBERS[name].kind]
             hdf5.check_range(values, where, low, high, whole, "correct it in the source")
             unit = source[1] / (self._options.box or video.box or 1)

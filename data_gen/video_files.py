@@ -125,8 +125,8 @@ class Finder:
         if images:
             others = [child for child in children if child.is_dir() or child.suffix.lower() in KNOWN]
             if others:
-                raise UserError(f"{path}: holds both frames ({images[0].name}) and {others[0].name}; expected one video "
-                                "as images, or videos and folders: move the one or the other")
+                raise UserError(f"{path}: holds both frames ({images[0].name}) and {others[0].name}; expected one "
+                                "video as images, or videos and folders: move the one or the other")
             self.ignored += [child for child in children if child not in set(images)]
             return [_image_video(path, images, split)]
         videos = []
@@ -178,8 +178,8 @@ class Finder:
         """Unpacks an array of an .npz to the disc, where any part of it can be read."""
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(".part", ".unpacked.", self._scratch))
         if entry.file_size > shutil.disk_usage(folder).free:
-            raise UserError(f"{path}: {entry.filename} takes {entry.file_size / 2**20:.0f} MiB when unpacked, more than "
-                            f"is free where --out lies; make room, or write to another disc")
+            raise UserError(f"{path}: {entry.filename} takes {entry.file_size / 2**20:.0f} MiB when unpacked, more "
+                            f"than is free where --out lies; make room, or write to another disc")
         with archive.open(entry) as packed, open(os.path.join(folder, "array.npy"), "wb") as file:
             shutil.copyfileobj(packed, file, 2**20)
         return np.load(file.name, mmap_mode="r", allow_pickle=False)
@@ -216,8 +216,8 @@ class Finder:
         if len(chosen) != 1:
             wanted = f"{self._frames_name!r}" if self._frames_name else "which holds the frames is not clear"
             names = ", ".join(name for name, _ in members.values()) or "nothing"
-            raise UserError(f"{path}: {'no array ' * bool(self._frames_name)}{wanted}; it has {names}: name the frames' "
-                            "with --frames_name")
+            raise UserError(f"{path}: {'no array ' * bool(self._frames_name)}{wanted}; it has {names}: name the "
+                            "frames' with --frames_name")
         return chosen[0]
 
     def truth(self, paths: Iterable[pathlib.Path], n_videos: int) -> list[dict[str, Callable[[slice], np.ndarray]]]:
@@ -280,8 +280,8 @@ class _Array:
             if isinstance(data, h5py.Dataset):
                 hdf5.check_storage(data, self._where)
         if not axes:
-            raise UserError(f"{self._where}: shape {data.shape}: say which axis is which, S videos, T frames, H height, "
-                            f"W width, C channels, for instance --axes {_LIKELY.get(data.ndim, 'STHWC')}")
+            raise UserError(f"{self._where}: shape {data.shape}: say which axis is which, S videos, T frames, H "
+                            f"height, W width, C channels, for instance --axes {_LIKELY.get(data.ndim, 'STHWC')}")
         self._data, self.axes = data, axes
         stored = _stored_axes(member, axes, data.ndim)
         if len(stored) != data.ndim:
@@ -438,8 +438,8 @@ def _film(path: pathlib.Path) -> Iterator[np.ndarray]:
             errors.seek(0)
             said = errors.read(1000).decode(errors="replace").strip()
             if process.returncode or said:
-                raise UserError(f"{path}: ffmpeg cannot decode all of it ({said or process.returncode}); it is damaged, "
-                                "copy it again or convert it")
+                raise UserError(f"{path}: ffmpeg cannot decode all of it ({said or process.returncode}); it is "
+                                "damaged, copy it again or convert it")
         finally:
             process.stdout.close()
             process.kill()

@@ -28,8 +28,8 @@ def write(path, n_frames=N_FRAMES, seed=0):
     groups = np.zeros((n_frames, HEIGHT, WIDTH), np.uint8)
     margin = (WIDTH - HEIGHT) // 2
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s",
-               f"{WIDTH}x{HEIGHT}", "-r", "25", "-i", "pipe:0", "-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p",
-               str(path)]
+               f"{WIDTH}x{HEIGHT}", "-r", "25", "-i", "pipe:0", "-c:v", "libx264", "-preset", "veryfast", "-crf", "20",
+               "-pix_fmt", "yuv420p", str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as ffmpeg:
         for t, positions in enumerate(motion.positions):
             groups[t, :, margin:margin + HEIGHT] = rendering.render_groups(positions, radii, box, HEIGHT)

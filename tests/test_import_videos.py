@@ -1,4 +1,4 @@
-"""Videos of one's own: every format, one or many, becomes sequences that the pipeline reads, with what is known of them."""
+"""Videos of one's own: every format, one or many, becomes sequences that the pipeline reads, with what is known."""
 
 import json
 import os
@@ -263,9 +263,11 @@ def test_a_split_without_a_name_gets_a_share_of_the_training_videos(tmp_path):
 @pytest.mark.parametrize("make, options, line", [
     (lambda x: x > 100, {}, "bool, from 0 to 1; 0 became black (0) and 1 white"),
     (lambda x: (x / 255).astype(np.float32), {}, "float32, from 0.156863 to 0.980392"),
-    (lambda x: np.where(x == 250, np.float32(1.0000002), x / np.float32(255)), {}, "of the values lay beyond black or white"),
+    (lambda x: np.where(x == 250, np.float32(1.0000002), x / np.float32(255)), {},
+     "of the values lay beyond black or white"),
     (lambda x: x.astype(np.uint16) * 257, {}, "65535 white"),
-    (lambda x: x.astype(np.uint16) * 16, {"white": 4080}, "uint16, from 640 to 4000; 0 became black (0) and 4080 white"),
+    (lambda x: x.astype(np.uint16) * 16, {"white": 4080},
+     "uint16, from 640 to 4000; 0 became black (0) and 4080 white"),
     (lambda x: x.astype(np.int64), {"white": 255}, "int64"),
     (lambda x: (x > 100).astype(np.uint8), {"white": 1}, "1 white"),
     (lambda x: x / 127.5 - 1, {"black": -1}, "-1 became black"),
@@ -506,8 +508,8 @@ BAD = {
     "two.npz": "a, b: name the frames' with --frames_name", "none.npz": "holds no arrays", "objects.npy": "ValueError",
     "text.npy": "type <U1", "cut.npy": "cannot be read as arrays", "cut.npz": "cannot be read as arrays",
     "lie.h5": "cannot be read as arrays", "lie.gif": "cannot be read as a GIF", "lie.mp4": "ffmpeg cannot decode",
-    "cut.mp4": "ffmpeg cannot decode", "cut.gif": "cannot be read as a GIF", "cut": "frame_3.png: cannot be read as an im",
-    "mixed": "holds both frames", "sizes": "10 x 32 pixels, but .* has 24 x 32; .*--size", "empty": "no frames and no vid",
+    "cut.mp4": "ffmpeg cannot decode", "cut.gif": "cannot be read as a GIF", "cut": "frame_3.png: cannot be read as an",
+    "mixed": "holds both frames", "sizes": "10 x 32 pixels, but .* has 24 x 32; .*--size", "empty": "no frames and no",
     "text.txt": "expected .npz, .npy", "gone.mp4": "no such file or folder", "link.h5": "holds no arrays",
 }
 
@@ -537,7 +539,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(bad, tmp_path, name):
     (("--axes", "STHW", "--size", "2000"), "--size 2000: expected at most 1024"),
     (("--axes", "STHW", "--size", "1", "2", "3"), "--size 1 2 3: expected the side"),
     (("--axes", "STHW", "--crop", "0"), "--crop 0: expected the side"),
-    (("--axes", "STHW", "--validation", "0.5", "--test", "0.5"), "leave nothing for training"),
+    (("--axes", "STHW", "--validation", "0.5", "--test", "0.5"), "leave nothing to train on"),
     (("--axes", "STHW", "--frames_name", "x"), "no array 'x'"),
     (("--axes", "STHW", "--truth", "nowhere.npz"), "nowhere.npz: no such file"),
 ])
@@ -596,7 +598,7 @@ def test_a_full_disc_is_one_line_and_leaves_what_was_there(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_videos(tmp_path):
-    """220 MB of a film and an array each; what is held at a time are the sequences that wait, 64 MB, and a block of them."""
+    """Of 108 MB each, those sequences are held that wait to be written, at most 64 MB, and once more as a block."""
     frames = discs(2, 50, 256, 384)[0]
     np.savez_compressed(tmp_path / "in.npz", np.concatenate([frames] * 11))
     write_film(tmp_path / "in.avi", np.concatenate(list(frames) * 11), "-c:v", "mjpeg")
@@ -660,7 +662,8 @@ def test_the_example_from_film_to_figure(tmp_path):
     (tmp_path / "data").mkdir()
     groups = example_film.write(tmp_path / "data" / "example.mp4", n_frames=410)
     tiny = {"sqair.train": "--train_itr 2 --log_itr 2 --report_loss_every 1 --fig_itr 2 --save_itr 1 --n_units 1 "
-                           "--glimpse_size 6 --k_particles 2 --n_what 2 --n_steps_per_image 2 --batch_size 4 --shards 1"}
+                           "--glimpse_size 6 --k_particles 2 --n_what 2 --n_steps_per_image 2 --batch_size 4 "
+                           "--shards 1"}
     for command in commands:
         python, *words = command.split()
         assert python == ".venv/bin/python" and words[0] == "-m"
