@@ -207,6 +207,24 @@ def test_one_long_video_is_cut_and_divided_by_time(tmp_path, name):
     assert "from 1 video" in said
 
 
+def test_films_with_gaps_in_time_give_each_frame_once(tmp_path):
+    frames = discs(1, 20)[0][0]
+    write_film(tmp_path / "in.mkv", frames, "-vf", "setpts='N+10*gt(N,6)+5*gt(N,12)'", "-fps_mode", "passthrough",
+               "-c:v", "ffv1")
+    got, _ = imported(tmp_path, tmp_path / "in.mkv", n_frames=20, validation=0, test=0)
+    assert np.abs(got["training"]["features"][:, 0, ..., 0].astype(int) - frames).max() <= 1
+
+
+def test_rotated_films_are_turned_upright(tmp_path):
+    frames = discs(1)[0][0]
+    write_film(tmp_path / "lying.mp4", frames)
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i",
+                    str(tmp_path / "lying.mp4"), "-c", "copy", str(tmp_path / "in.mp4")], check=True, timeout=60)
+    got, _ = imported(tmp_path, tmp_path / "in.mp4", n_frames=T, validation=0, test=0)
+    turned = np.rot90(frames, 1, (1, 2)).astype(int)
+    assert np.abs(got["training"]["features"][:, 0, ..., 0] - turned).max() <= 2
+
+
 def test_all_pieces_of_a_video_are_in_one_split(tmp_path):
     frames = discs(6, 20)[0]
     np.save(tmp_path / "in.npy", frames)
@@ -530,7 +548,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(bad, tmp_path, name):
 
 @pytest.mark.parametrize("options, message", [
     ((), "say which axis is which, .* --axes STHW"),
-    (("--axes", ""), "an argument is empty"),
+    (("--axes", ""), "--axes: is empty"),
     (("--axes", "STHWC"), "shape .3, 12, 24, 32., but --axes STHWC means 5 axes"),
     (("--axes", "SHWC"), "--axes SHWC: expected"), (("--axes", "TTHW"), "--axes TTHW: expected"),
     (("--axes", "THWC"), "32 channels; .*is --axes THWC right"),
