@@ -608,11 +608,12 @@ def test_an_interrupted_import_leaves_nothing(tmp_path):
 def test_a_full_disc_is_one_line_and_leaves_what_was_there(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "in.npy", rng.integers(0, 256, (40, 10, 64, 64), np.uint8))
-    (tmp_path / "out.h5").write_text("before")
+    imported(tmp_path, tmp_path / "in.npy", axes="STHW", n_frames=1, size=(8,))
+    before = (tmp_path / "out.h5").read_bytes()
     result = run_command("data_gen.import_videos", "--inputs", tmp_path / "in.npy", "--axes", "STHW", "--out",
                          tmp_path / "out.h5", file_limit=500_000)
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"error: {tmp_path / 'out.h5'}: File too large"
-    assert (tmp_path / "out.h5").read_text() == "before" and sorted(os.listdir(tmp_path)) == ["in.npy", "out.h5"]
+    assert (tmp_path / "out.h5").read_bytes() == before and sorted(os.listdir(tmp_path)) == ["in.npy", "out.h5"]
 
 
 def test_memory_does_not_grow_with_the_videos(tmp_path):
