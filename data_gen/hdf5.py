@@ -161,18 +161,19 @@ class Damaged(UserError):
     """A file that is not HDF5, or not all of it."""
 
 
-def open_file(path: str | os.PathLike, hint: str = "") -> h5py.File:
+def open_file(path: str | os.PathLike, hint: str = "", **options: Any) -> h5py.File:
     """Opens an HDF5 file for reading.
 
     Args:
       path: of the file.
       hint: what it should be and what to do if it is damaged, the end of an error's line.
+      **options: for `h5py.File`.
 
     Raises:
       UserError: it is held by a program that writes it, cannot be read from the disc, or may not; `Damaged`.
     """
     try:
-        return h5py.File(path, "r")
+        return h5py.File(path, "r", **options)
     except OSError as error:
         raise unreadable(path, error, f"cannot be read as HDF5 ({error})", hint) from None
 

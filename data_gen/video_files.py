@@ -163,7 +163,8 @@ class Finder:
                            if entry.filename.endswith(".npy")}
                 return {name: functools.partial(self._unpack, path, archive, entry)
                         for name, entry in entries.items()}, None
-            file = self._stack.enter_context(h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=10_007))
+            file = self._stack.enter_context(hdf5.open_file(path, "it may be damaged or of another kind",
+                                                            rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=10_007))
             found: dict[str, Callable[[], Any]] = {}
 
             def note(name: str, item: Any) -> None:     # of what the file itself holds: links are not followed

@@ -525,7 +525,7 @@ def bad_inputs(folder):
 BAD = {
     "two.npz": "a, b: name the frames' with --frames_name", "none.npz": "holds no arrays", "objects.npy": "ValueError",
     "text.npy": "type <U1", "cut.npy": "cannot be read as arrays", "cut.npz": "cannot be read as arrays",
-    "lie.h5": "cannot be read as arrays", "lie.gif": "cannot be read as a GIF", "lie.mp4": "ffmpeg cannot decode",
+    "lie.h5": "cannot be read as HDF5", "lie.gif": "cannot be read as a GIF", "lie.mp4": "ffmpeg cannot decode",
     "cut.mp4": "ffmpeg cannot decode", "cut.gif": "cannot be read as a GIF", "cut": "frame_3.png: cannot be read as an",
     "mixed": "holds both frames", "sizes": "10 x 32 pixels, but .* has 24 x 32; .*--size", "empty": "no frames and no",
     "text.txt": "expected .npz, .npy", "gone.mp4": "no such file or folder", "link.h5": "holds no arrays",
