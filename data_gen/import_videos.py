@@ -597,13 +597,13 @@ class _Importer:
             lines.append(f"truth left out, because not every video has it or frames were skipped: "
                          f"{', '.join(sorted(self.left_out))}")
         height, width, channels = self._shape
-        truth = [name for name in self._members if name != "features"]
+        truth = ", ".join(name for name in self._members if name != "features")
         for split in hdf5.SPLITS:
             if self.sequences[split]:
                 n, m = self.sequences[split], len(self.sources[split])
                 lines.append(f"{split}: {n} sequence{'s' * (n > 1)} of {options.n_frames} frames, {height} x {width}, "
                              f"{'colour' if channels == 3 else 'grey'}, from {m} video{'s' * (m > 1)}"
-                             f"{f'; with {chr(44).join(truth)}' * bool(truth)}")
+                             f"{f'; with {truth}' * bool(truth)}")
         return lines
 
 

@@ -444,7 +444,7 @@ def test_truth_from_files_of_its_own(tmp_path):
         np.testing.assert_allclose(got[split]["positions"].swapaxes(0, 1), positions[videos, :10], rtol=1e-6)
         np.testing.assert_array_equal(got[split]["nums"][0].sum(-1), videos)
         assert got[split]["nums"].shape[2] == S - 1
-    assert "with n,nums,groups,positions" in said
+    assert "with n, nums, groups, positions" in said
 
 
 def test_our_own_layout_with_other_axes_keeps_every_member(tmp_path):
