@@ -135,9 +135,12 @@ main() {
 }
 
 evaluate() { # run, data, folder of results, options of eval.likelihood ...
-  mkdir -p "$3"
-  python -m eval.likelihood --run "$1" --data "$2" --out "$3/likelihood.json" "${@:4}" >"$3/likelihood.txt"
-  cat "$3/likelihood.txt"
+  local text code=0
+  text=$(mktemp)
+  python -m eval.likelihood --run "$1" --data "$2" --out "$3/likelihood.json" "${@:4}" >"$text" || code=$?
+  if [ "$code" = 0 ]; then mkdir -p "$3"; tee "$3/likelihood.txt" <"$text"; fi
+  rm "$text"
+  [ "$code" = 0 ] || return "$code"
   python -m eval.figures --run "$1" --data "$2" --out "$3/sequences.png"
 }
 

@@ -318,32 +318,61 @@ def output_path(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.P
 
 
 @contextlib.contextmanager
+def made_folder(path: str | os.PathLike) -> Iterator[None]:
+    """Makes a folder, and those above it, if it is missing; what was made and is still empty at the end is removed."""
+    path = pathlib.Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):      # not empty, and so are those above
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def made_folder(path: str | os.PathLike) -> Iterator[None]:
+    """Makes a folder, and those above it, if it is missing; what was made and is still empty at the end is removed."""
+    path = pathlib.Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):      # not empty, and so are those above
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary name beside `path`; the file written there takes the name `path` only once it is whole.
 
     A missing folder is made. On success the file is flushed to the disc and renamed, replacing what was there; on
-    any failure (Ctrl-C and, under `run`, SIGTERM too) it is removed and `path` is left as it was. For the files of a
-    run folder; results go through `output_path`.
+    any failure (Ctrl-C and, under `run`, SIGTERM too) it is removed, with the folder if that was made for it, and
+    `path` is left as it was. For the files of a run folder; results go through `output_path`.
 
     Args:
       path: the final name.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name the file to write")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        to_disc(temporary)
-        os.replace(temporary, path)
-        to_disc(path.parent)
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from None     # a failed write has no name
-    finally:
-        temporary.unlink(missing_ok=True)
+    with made_folder(path.parent):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name the file to write")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            yield temporary
+            to_disc(temporary)
+            os.replace(temporary, path)
+            to_disc(path.parent)
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            # A failed write has no name.
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def to_disc(path: str | os.PathLike) -> None:

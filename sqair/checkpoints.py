@@ -16,17 +16,17 @@ import pathlib
 import secrets
 import shutil
 import sys
-from typing import Annotated, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Annotated, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import attrs
 import numpy as np
 import tensorflow as tf
 import tyro
 
-from data_gen.command_line import UserError, fingerprint, parse, run, run_folder_of, to_disc
+from data_gen.command_line import UserError, fingerprint, made_folder, parse, run, run_folder_of, to_disc
 from sqair import original, safetensors_folder
 from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
-from sqair.config import Config, load_flags
+from sqair.config import Config, ModelConfig, load_flags
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 
@@ -85,10 +85,7 @@ class RunCheckpoints:
             to_disc(self._folder)
             with _appearing(folder) as stage:
                 self._checkpoint.write(str(stage / prefix.name))
-            for old in _prefixes(folder)[keep:]:
-                # The index first: it is what makes a checkpoint visible.
-                for path in sorted(folder.glob(f"{pathlib.Path(old).name}.*"), reverse=True):
-                    path.unlink(missing_ok=True)
+            self._remove(_prefixes(folder)[keep:])
         except (tf.errors.OpError, OSError) as error:
             raise UserError(f"{prefix}: the checkpoint could not be written ({first_line(error)}); any before it "
                             "is kept, free some space or check the folder and start the same command again") from None
@@ -102,14 +99,31 @@ class RunCheckpoints:
         """Saves the state as the best one so far."""
         return self._save(BEST, 1)
 
-    def restore(self) -> Tuple[Optional[str], List[str]]:
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, sound or not; -1 if there is none."""
+        return max((int(prefix.rsplit("-", 1)[-1]) for name in (CHECKPOINTS, BEST)
+                    for prefix in _prefixes(self._folder / name)), default=-1)
+
+    def clear(self) -> None:
+        """Removes all checkpoints."""
+        for name in (CHECKPOINTS, BEST):
+            self._remove(_prefixes(self._folder / name))
+
+    def _remove(self, prefixes: Sequence[str]) -> None:
+        for prefix in map(pathlib.Path, prefixes):
+            # The index first: it is what makes a checkpoint visible.
+            for path in sorted(prefix.parent.glob(f"{prefix.name}.*"), reverse=True):
+                path.unlink(missing_ok=True)
+
+    def restore(self) -> Tuple[str, List[str]]:
         """Restores the newest sound checkpoint.
 
         Returns:
-          Its prefix, None if the folder has none; and a line for every damaged one that was passed over.
+          Its prefix; and a line for every damaged one that was passed over.
 
         Raises:
-          UserError: there are checkpoints, but none is sound.
+          UserError: there is none that is sound.
         """
         notes = []
         for prefix in _prefixes(self._folder / CHECKPOINTS):
@@ -124,10 +138,8 @@ class RunCheckpoints:
                 return prefix, notes
             except (UserError, *DAMAGE) as error:
                 notes.append(f"{prefix}: damaged checkpoint passed over ({first_line(error)})")
-        if notes:
-            raise UserError(f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read ({notes[0]}); restore the "
-                            "files or start in a new folder")
-        return None, notes
+        raise UserError(f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read "
+                        f"({notes[0] if notes else 'it has none'}); restore the files or start in a new folder")
 
 
 class Run(NamedTuple):
@@ -142,6 +154,19 @@ class Run(NamedTuple):
     step: int
     folder: str
     trained: Config
+
+
+# Flags that only say where training starts, and the variables of a model that start there: in trained weights they are
+# what training has made of them.
+STARTS: Mapping[str, Callable[[SQAIR], List[tf.Variable]]] = {
+    "disc_step_bias": lambda model: [model.sequence.timestep.discover.core.steps_predictor.layers[-1].b],
+    "prop_step_bias": lambda model: [model.sequence.timestep.propagate.core.steps_predictor.layers[-1].b],
+    "transform_var_bias": lambda model: [part.core.where_head.scale_offset for part in (
+        model.sequence.timestep.discover, model.sequence.timestep.propagate)],
+    "output_scale": lambda model: [model.decoder.output_scale],
+    # Without the recurrent prior this is no start, but the prior itself.
+    "scale_prior": lambda model: [part.readout.b for part in [model.sequence.timestep.discover.where_prior] if part],
+}
 
 
 def _original_config(folder: pathlib.Path, prefix: str, values: Mapping[str, np.ndarray]) -> Config:
@@ -267,6 +292,24 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
     return Run(str(prefix), config, model, step, str(folder), trained)
 
 
+def load_config(path: Union[str, os.PathLike]) -> Tuple[Config, bool]:
+    """The configuration of a run to go on with, read without a model; and whether the run is the original's.
+
+    What the original's flags do not say is as it trains: on whole frames, without early stopping, and to the length of
+    its data, ten frames in the release. Its data are named by the user, and saved is as often as here.
+
+    Args: path: see `find_checkpoint`.
+    """
+    folder, prefix, is_original = find_checkpoint(path, "newest")
+    if not is_original:
+        is_shared = pathlib.Path(prefix).name == safetensors_folder.WEIGHTS
+        return load_flags(folder / (safetensors_folder.CONFIG if is_shared else "flags.json"))[0], False
+    config = _original_config(folder, prefix, read_values(prefix))
+    length = max(config.train.seq_len, config.train.max_seq_len)
+    return attrs.evolve(config, train=attrs.evolve(config.train, crop=0, patience=0, max_seq_len=length,
+                                                   save_itr=Config().train.save_itr)), True
+
+
 class Filled(NamedTuple):
     """What `fill` did, as names of variables: copied, started at zero beside copied ones, left as they were."""
 
@@ -275,7 +318,7 @@ class Filled(NamedTuple):
     left: List[str]
 
 
-def fill(model: SQAIR, source: SQAIR) -> Filled:
+def fill(model: SQAIR, source: SQAIR, leave: Sequence[tf.Variable] = ()) -> Filled:
     """Copies the variables that two models share by name and shape.
 
     Inputs that a relational module adds to layers of a model without one start at zero, so that the model computes
@@ -285,15 +328,19 @@ def fill(model: SQAIR, source: SQAIR) -> Filled:
     Args:
       model: to be filled.
       source: a model of a similar configuration.
+      leave: variables of `model` that stay as they are.
 
     Returns:
       `Filled`.
     """
+    names = {v.name for v in leave}
     values = {v.name: v for v in source.trainable_variables}
     filled, widened, left = [], [], []
     for variable in model.trainable_variables:
         name = variable.name
-        if name in values and values[name].shape == variable.shape:
+        if name in names:
+            left.append(name)
+        elif name in values and values[name].shape == variable.shape:
             variable.assign(values[name])
             filled.append(name)
         elif name in values and "step_prior" in name:
@@ -369,23 +416,19 @@ def _appearing(folder: pathlib.Path, names: Sequence[str] = ()) -> Iterator[path
       names: of the files, in the order in which they appear; left out, all of them in the order of the alphabet, in
         which a checkpoint's index, which makes it visible, comes after its data.
     """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    stage = folder / f".{secrets.token_hex(4)}.part"
-    try:
-        stage.mkdir()
-        yield stage
-        names = names or sorted(os.listdir(stage))
-        for name in names:
-            to_disc(stage / name)
-        for name in names:
-            os.replace(stage / name, folder / name)
-            to_disc(folder)      # after each: no name is on the disc before those ahead of it
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if made:
-            with contextlib.suppress(OSError):      # not empty: all is well
-                folder.rmdir()
+    with made_folder(folder):
+        stage = folder / f".{secrets.token_hex(4)}.part"
+        try:
+            stage.mkdir()
+            yield stage
+            names = names or sorted(os.listdir(stage))
+            for name in names:
+                to_disc(stage / name)
+            for name in names:
+                os.replace(stage / name, folder / name)
+                to_disc(folder)      # after each: no name is on the disc before those ahead of it
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _check_folder(out: pathlib.Path) -> None:
@@ -411,8 +454,19 @@ def _flags_beside(folder: pathlib.Path, flags: dict) -> bool:
     return True
 
 
-def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = False, overwrite: bool = False
-           ) -> List[str]:
+def _check_original_can_build(source: str, model: ModelConfig) -> None:
+    """Raises: UserError: the original program fails on a flag of the model."""
+    for flag, value, fails in (("n_what", model.n_what, model.n_what == 1),
+                               ("n_steps_per_image", model.n_steps_per_image, model.n_steps_per_image == 1),
+                               ("image_shape", " x ".join(map(str, model.image_shape)), model.image_size[2] > 1)):
+        if fails:
+            raise UserError(f"{source}: {flag} {value}: the original program cannot build such a model, which needs at "
+                            "least two latents of appearance (n_what) and two slots (n_steps_per_image), and grey "
+                            "frames (image_shape); there is nothing to export to")
+
+
+def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = False, overwrite: bool = False,
+           train_itr: Optional[int] = None) -> List[str]:
     """Writes a run as the original program does: model.ckpt-<step>.*, checkpoint, flags.json.
 
     Args:
@@ -420,6 +474,7 @@ def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = Fal
       out: the folder; checkpoints of other iterations of the same run may be there already.
       without_relation: leave a relational module and its inputs out, of which the original knows nothing.
       overwrite: replace a checkpoint of the same iteration.
+      train_itr: steps at most that the original goes on to; None: those of the run.
 
     Returns:
       Lines that say what was written and what the original will do otherwise.
@@ -427,7 +482,11 @@ def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = Fal
     Raises:
       UserError: the original has no place for the run, or the folder for the files.
     """
+    if train_itr is not None:
+        run_ = run_._replace(config=attrs.evolve(run_.config, train=attrs.evolve(run_.config.train,
+                                                                                 train_itr=train_itr)))
     out, train = pathlib.Path(out), run_.config.train
+    _check_original_can_build(run_.source, run_.config.model)
     unnamed = original.unnamed_variables(run_.model)
     if unnamed and not without_relation:
         raise UserError(f"{run_.source}: relation {run_.config.model.relation} has {len(unnamed)} variables that the "
@@ -445,6 +504,11 @@ def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = Fal
     if optimizer is None:
         optimizer = Optimizer(train.opt, run_.model.trainable_variables)
         notes.append(f"the run has no slots of its optimiser: {train.opt} starts anew")
+    if run_.step >= train.train_itr:
+        notes.append(f"warning: the run has come to its train_itr {train.train_itr}, at which the original stops at "
+                     "once: it takes its flags from flags.json, not from the command line; --train_itr N writes more")
+    if run_.config.model.k_particles == 1:
+        notes.append("warning: with k_particles 1 the original's target is not a number: it cannot train on this")
     if unnamed:
         notes.append(f"left out: {len(unnamed)} variables of relation {run_.config.model.relation}")
     if not run_.config.model.mean_image:
@@ -514,10 +578,13 @@ class Export:
     """Leave out a relational module and its inputs, of which the original knows nothing."""
     overwrite: bool = False
     """Replace a checkpoint of the same iteration."""
+    train_itr: Optional[int] = None
+    """Steps at most that the original goes on to, by which it divides its schedule too; left out: the run's. A
+    finished run needs more."""
 
     def write(self) -> List[str]:
         """Does it; see `export`."""
-        return export(load_run(self.run, self.which), self.out, self.without_relation, self.overwrite)
+        return export(load_run(self.run, self.which), self.out, self.without_relation, self.overwrite, self.train_itr)
 
 
 @attrs.frozen

@@ -82,13 +82,17 @@ class Monitor:
         """Args: n_slots: N. k_particles: K. clip_norm: see `Swings`."""
         self._swings = Swings(clip_norm)
         self._checks = {
-            "nothing is discovered (on average {num_steps:.2f} objects a frame): look at --disc_step_bias, "
-            "--prop_step_bias and --output_std": lambda r: r.num_steps < 0.05,
-            f"all {n_slots} slots are always used (on average {{num_steps:.2f}} objects a frame), which is right only "
-            "if there are that many: look at --disc_step_bias, --prop_step_bias and --n_steps_per_image":
-                lambda r: r.num_steps > 0.99 * n_slots and not r.num_step_accuracy > 0.5,
+            "nothing is discovered (on average {num_steps:.2f} objects a frame). A run keeps its flags; in a new "
+            "--run_dir try --init_from this run with a greater --disc_step_bias, which sets the bias of its weights "
+            "anew, or start afresh with that, a smaller --output_std or shorter sequences at first (--seq_len, "
+            "--stage_itr)": lambda r: r.num_steps < 0.05,
+            f"all {n_slots} slots are always used (on average {{num_steps:.2f}} objects a frame). A run keeps its "
+            "flags; in a new --run_dir try --init_from this run with more --n_steps_per_image if there are that many "
+            "objects, else with a smaller --disc_step_bias and --prop_step_bias, which set the biases of its weights "
+            "anew": lambda r: r.num_steps > 0.99 * n_slots and not r.num_step_accuracy > 0.5,
             f"the effective sample size is {{ess:.2f}} of {k_particles} particles: the bound is hardly tighter than "
-            "with one; look at --output_std": lambda r: k_particles > 1 and r.ess < 1.001,
+            "with one; in a new --run_dir, --continue_from this run with a greater --output_std makes particles more "
+            "alike": lambda r: k_particles > 1 and r.ess < 1.001,
         }
         self._spell: Dict[str, int] = {}
 
@@ -108,8 +112,8 @@ def validation_gap(training_bound: float, validation_bound: float) -> List[str]:
     """Warns of a validation bound far below training's, both in nats a frame."""
     gap = training_bound - validation_bound
     if gap > 0.1 * max(abs(training_bound), 100.0):
-        return [f"warning: the validation bound is {gap:.1f} nats a frame below training's: more training data "
-                "(--train_data) or --l2 would help"]
+        return [f"warning: the validation bound is {gap:.1f} nats a frame below training's: in a new "
+                "--run_dir, --continue_from this run with more training data (--train_data) or --l2 would help"]
     return []
 
 

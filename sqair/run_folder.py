@@ -12,17 +12,17 @@ from typing import Iterator, List, Optional, Sequence, Union
 
 import tensorflow as tf
 
-from data_gen.command_line import UserError, atomic_path, run_folder_of
+from data_gen.command_line import UserError, atomic_path, made_folder, run_folder_of
 
 
 # What a kill leaves of the files of a run folder (see `atomic_path`) and of checkpoints: all that is ever removed.
 _HALF_WRITTEN = re.compile(
-    r"(\.(flags|versions|finished|non_finite)\.json|\.(metrics|resources)\.csv)\.[0-9a-f]{8}\.part")
+    r"(\.(flags|versions|started_from|finished|non_finite)\.json|\.(metrics|resources)\.csv)\.[0-9a-f]{8}\.part")
 _HALF_CHECKPOINT = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
 class RunLock:
-    """One writer a run folder.
+    """One writer a run folder, which is made if it is missing, and removed again if nothing came into it.
 
     The lock is the operating system's (flock), which a dying process gives up by itself; the file only says who
     holds it. Entering removes what a killed holder left half-written, and returns a note if the last holder never gave
@@ -38,27 +38,31 @@ class RunLock:
     def __enter__(self) -> Optional[str]:
         """Raises: UserError: another process holds the folder, it cannot be written, or is not one of `sqair.train`."""
         self._check_place()
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{self._path.parent}: cannot be written ({error.strerror}); choose another --run_dir"
-                            ) from None
-        self._file.seek(0)
-        holder = self._file.read().strip()
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            if not isinstance(error, BlockingIOError):
-                raise UserError(f"{self._path}: cannot be locked ({error.strerror}), which keeps two processes out of "
-                                "one folder; choose a --run_dir on a file system that has locks") from None
-            raise UserError(f"{self._path.parent}: in use by {holder or 'another process'}; stop that run or choose "
-                            "another --run_dir") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-        self._clean()
+        with contextlib.ExitStack() as stack:
+            self._is_new = not self._path.parent.exists()
+            try:
+                stack.enter_context(made_folder(self._path.parent))
+                self._file = stack.enter_context(open(self._path, "a+", encoding="utf-8"))
+            except OSError as error:
+                raise UserError(f"{self._path.parent}: cannot be written ({error.strerror}); choose another --run_dir"
+                                ) from None
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    raise UserError(f"{self._path}: cannot be locked ({error.strerror}), which keeps two processes out "
+                                    "of one folder; choose a --run_dir on a file system that has locks") from None
+                raise UserError(f"{self._path.parent}: in use by {holder or 'another process'}; stop that run or "
+                                "choose another --run_dir") from None
+            if not self._path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                raise UserError(f"{self._path.parent}: was given up by another process just now; start again")
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._file.flush()
+            self._clean()
+            self._stack = stack.pop_all()
         return f"took over the lock of {holder}, which ended without giving it up" if holder else None
 
     def _check_place(self) -> None:
@@ -81,7 +85,10 @@ class RunLock:
 
     def __exit__(self, *_) -> None:
         self._file.truncate(0)
-        self._file.close()
+        with contextlib.suppress(OSError):      # others have removed the folder
+            if self._is_new and os.listdir(self._path.parent) == [self._path.name]:
+                self._path.unlink()             # nothing was begun here: a start that failed leaves no folder
+        self._stack.close()
 
 
 def append(path: Union[str, os.PathLike], line: str) -> None:
@@ -131,13 +138,16 @@ class MetricsFile:
     Rows up to a checkpoint's step are there whatever happens: they are on the disc before it is.
     """
 
-    def __init__(self, path: Union[str, os.PathLike], columns: Sequence[str], step: int):
+    def __init__(self, path: Union[str, os.PathLike], columns: Sequence[str], step: int,
+                 before: Optional[Union[str, os.PathLike]] = None):
         """Opens the file; cells of columns that it did not have yet are empty.
 
         Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step.
+        before: a file to begin with in place of this one: that of the run which this one goes on with.
         """
         self._path = pathlib.Path(path)
-        rows = read_rows(self._path) if self._path.exists() else iter(())
+        before = pathlib.Path(before or path)
+        rows = read_rows(before) if before.exists() else iter(())
         header = next(rows, [])
         if not set(columns[:1]) <= set(header) <= set(columns):     # damaged
             header = list(columns)

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from importlib import metadata
-from typing import Annotated, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Annotated, Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import attrs
 import numpy as np
@@ -40,6 +40,8 @@ CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_ch
 
 TRAIN_DATA = "train_data_fingerprint"       # in versions.json
 FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
+STARTED_FROM = "started_from.json"      # the run that --init_from or --continue_from named, and the step it was at
+NON_FINITE = "non_finite.json"
 
 
 class StepResult(NamedTuple):
@@ -191,11 +193,24 @@ def train_data_fingerprint(folder: pathlib.Path) -> str:
     return str(found.get(TRAIN_DATA, "")) if isinstance(found, dict) else ""
 
 
+def first_step(folder: pathlib.Path) -> int:
+    """The step that the run in a folder began at. Raises: UserError: the file that tells is damaged."""
+    path = folder / STARTED_FROM
+    if not path.exists():
+        return 0
+    hint = "remove it if the run began at step 0"
+    found = read_json(path, hint)
+    if not isinstance(found, dict) or not isinstance(found.get("first_step"), int):
+        raise UserError(f"{path}: no first_step in it; {hint}")
+    return found["first_step"]
+
+
 class Trainer:
     """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
 
     def __init__(self, config: Config, run_dir: str, init_from: Optional[str] = None,
-                 replicas: Optional[distribution.Distribution] = None):
+                 replicas: Optional[distribution.Distribution] = None, continue_from: Optional[str] = None,
+                 asked: Collection[str] = ()):
         """Prepares a new run, or one to go on with.
 
         Args:
@@ -203,6 +218,10 @@ class Trainer:
           run_dir: the run folder.
           init_from: a run folder or checkpoint, ours or the original's, whose weights a new run starts from.
           replicas: what the run is spread over; None: what the configuration says.
+          continue_from: one that a new run goes on with: weights, optimiser and the number of steps, from which follow
+            schedule, curriculum, noise and the place in the data.
+          asked: names of flags that were given explicitly. With init_from, those of `checkpoints.STARTS` among them
+            set their variables anew.
 
         Raises:
           UserError: the data, the folder or its checkpoints are not what they should be.
@@ -225,33 +244,63 @@ class Trainer:
         self._stop_signal = 0
 
         if self.replicas.is_chief:
-            self._open_folder(init_from)
+            self._open_folder(init_from, continue_from, asked)
         self.replicas.broadcast([*self.model.variables, *self.optimizer.variables, self.state.step,
                                  self.state.best_bound, self.state.best_step])
         self.saved_step = self.step
 
-    def _open_folder(self, init_from: Optional[str]) -> None:
-        """Takes the run's last state from its folder or makes a new one, and gets its files ready."""
-        train = self.config.train
-        self._write_flags()
-        self.checkpoints = checkpoints.RunCheckpoints(self.folder, self.state, train.keep_checkpoints)
-        restored, notes = self.checkpoints.restore()
-        self.is_new = not restored
+    def _open_folder(self, init_from: Optional[str], continue_from: Optional[str], asked: Collection[str]) -> None:
+        """Takes the run's last state from its folder or makes a new one, and gets its files ready.
+
+        Nothing is written before all that may fail has been done. A run that has learnt nothing yet starts again, by
+        the flags that are asked for now.
+        """
+        self.checkpoints = checkpoints.RunCheckpoints(self.folder, self.state, self.config.train.keep_checkpoints)
+        source = None
+        self.is_new = self.checkpoints.newest_step <= first_step(self.folder)
+        if self.is_new:
+            source, notes = self._start(init_from, continue_from, asked)
+            self.checkpoints.clear()
+            for name in (FINISHED, NON_FINITE, STARTED_FROM):
+                (self.folder / name).unlink(missing_ok=True)
+            if source:
+                self._write(STARTED_FROM, {"source": source.source, "step": source.step, "first_step": self.step})
+        else:
+            self._check_flags()
+            restored, notes = self.checkpoints.restore()
+            notes.append(f"going on from {restored}"
+                         + ("; --init_from and --continue_from were for its start" if init_from or continue_from
+                            else ""))
+        self._write("flags.json", to_flags(self.config))
+        self._write("versions.json", versions() | {TRAIN_DATA: fingerprint(self.config.train.train_data)})
         for note in notes:
             self.say(note)
-        if restored:
-            self.say(f"going on from {restored}")
-        else:
-            mean_image = self.model.decoder.mean_image
-            filled = self._init_from(init_from) if init_from else ()
-            if mean_image is not None and mean_image.name not in filled:
-                mean_image.assign(pipeline.mean_image(train.train_data, "training", longest(train), train.crop or None))
-        reported = -1 if self.is_new else self.step     # what was reported up to the checkpoint stays
+        # What was reported up to the checkpoint stays, also of the run that this one goes on with.
+        reported = -1 if self.is_new and not continue_from else self.step
+        before = pathlib.Path(source.folder) if self.is_new and continue_from else self.folder
         self.metrics = MetricsFile(self.folder / "metrics.csv",
                                    ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
-                                    "clipped", *Report._fields], reported)
+                                    "clipped", *Report._fields], reported, before / "metrics.csv")
         self.resources = MetricsFile(self.folder / "resources.csv",
-                                     ["step", "data", "length", *health.SPEED, *health.RESOURCES], reported)
+                                     ["step", "data", "length", *health.SPEED, *health.RESOURCES], reported,
+                                     before / "resources.csv")
+
+    def _start(self, init_from: Optional[str], continue_from: Optional[str], asked: Collection[str]
+               ) -> Tuple[Optional[checkpoints.Run], List[str]]:
+        """Gives a new run its first state; returns the run it is taken from, if any, and lines that say what it is."""
+        train, mean_image, source, done = self.config.train, self.model.decoder.mean_image, None, None
+        notes: List[str] = []
+        if init_from and continue_from:
+            raise UserError("--init_from takes weights alone, --continue_from all of a run: choose one of them")
+        if init_from:
+            source = checkpoints.load_run(init_from)
+            done, notes = self._take_weights(source, asked)
+        elif continue_from:
+            source = checkpoints.load_run(continue_from, "newest")
+            done, notes = self._take_over(source)
+        if mean_image is not None and (done is None or mean_image.name not in done.filled):
+            mean_image.assign(pipeline.mean_image(train.train_data, "training", longest(train), train.crop or None))
+        return source, notes
 
     @property
     def step(self) -> int:
@@ -289,43 +338,65 @@ class Trainer:
             raise UserError(f"batch_size {train.batch_size} cannot be split over {self.replicas.n_replicas} replicas "
                             f"of {shards} shards: choose a multiple of {n_parts}")
 
-    def _write_flags(self) -> None:
-        path = self.folder / "flags.json"
-        flags = to_flags(self.config)
-        if path.exists():
-            old = to_flags(load_flags(path)[0])
-            differ = [key for key in flags if old[key] != flags[key] and key not in CHANGEABLE]
-            if differ:
-                key = differ[0]
-                raise UserError(f"{self.folder} holds a run with {key} {old[key]}, asked was {flags[key]}"
-                                + (f" ({len(differ) - 1} more flags differ)" if differ[1:] else "")
-                                + ": use another --run_dir, or the run's own flags to go on with it")
-        made_from = versions() | {TRAIN_DATA: self._data_fingerprint()}
-        for name, content in (("flags.json", flags), ("versions.json", made_from)):
-            with atomic_path(self.folder / name) as temporary:
-                temporary.write_text(json.dumps(content, indent=1, default=list) + "\n")
+    def _write(self, name: str, content: dict) -> None:
+        with atomic_path(self.folder / name) as temporary:
+            temporary.write_text(to_json(content))
 
-    def _data_fingerprint(self) -> str:
-        """That of the training data, which must be those that the run began with."""
-        found, began_with = fingerprint(self.config.train.train_data), train_data_fingerprint(self.folder)
-        if began_with and found != began_with:
-            raise UserError(f"{self.config.train.train_data} (SHA-256 {found[:12]}...) is not the data that "
-                            f"{self.folder} was trained on ({began_with[:12]}...): use another --run_dir, or those data")
-        return found
+    def _check_flags(self) -> None:
+        """Raises: UserError: the run in the folder has other flags, or was trained on other data."""
+        flags, old = to_flags(self.config), to_flags(load_flags(self.folder / "flags.json")[0])
+        differ = [key for key in flags if old[key] != flags[key] and key not in CHANGEABLE]
+        if differ:
+            key = differ[0]
+            raise UserError(f"{self.folder} holds a run with {key} {old[key]}, asked was {flags[key]}"
+                            + (f" ({len(differ) - 1} more flags differ)" if differ[1:] else "")
+                            + f": go on with it by its own flags; or, by others, in a new --run_dir with "
+                            f"--continue_from {self.folder} (its weights and steps) or --init_from {self.folder} (its "
+                            "weights alone)")
+        asked, began_with = fingerprint(self.config.train.train_data), train_data_fingerprint(self.folder)
+        if began_with and asked != began_with:
+            raise UserError(f"{self.config.train.train_data} (SHA-256 {asked[:12]}...) is not the data that "
+                            f"{self.folder} was trained on ({began_with[:12]}...): use those data; or, in a new "
+                            f"--run_dir, --continue_from {self.folder} with others")
 
-    def _init_from(self, source: str) -> List[str]:
-        """Takes the weights of a run; returns the names of the variables that are the run's."""
-        run_ = checkpoints.load_run(source)
-        done = checkpoints.fill(self.model, run_.model)
-        self.say(f"starting from {run_.source} (step {run_.step}): {len(done.filled)} variables filled, "
-                 f"{len(done.widened)} widened, {len(done.left)} left as they start")
-        for kind, names in (("widened", done.widened), ("left", done.left)):
-            for name in names:
-                self.say(f"  {kind}: {name}")
+    def _take_weights(self, source: checkpoints.Run, asked: Collection[str]) -> Tuple[checkpoints.Filled, List[str]]:
+        """Takes the weights of a run that fit, and nothing else."""
+        anew = {flag: variables(self.model) for flag, variables in checkpoints.STARTS.items() if flag in asked}
+        done = checkpoints.fill(self.model, source.model, [v for variables in anew.values() for v in variables])
         if not done.filled:
-            raise UserError(f"{source}: no variable of it fits this model")
-        self.say(f"  {checkpoints.fill_slots(self.optimizer, run_)}")
-        return done.filled
+            raise UserError(f"{source.source}: no variable of it fits this model")
+        notes = [f"starting from the weights of {source.source} (step {source.step:,}): {len(done.filled)} variables "
+                 f"filled, {len(done.widened)} widened, {len(done.left)} left as they start; the optimiser and the "
+                 "count of steps start anew, and with it schedule and curriculum (--continue_from goes on with them)"]
+        notes += [f"  widened: {name}" for name in done.widened] + [f"  left: {name}" for name in done.left]
+        notes += [f"  --{flag} {getattr(self.config.model, flag)} starts anew: {', '.join(v.name for v in variables)}"
+                  for flag, variables in anew.items() if variables]
+        return done, notes
+
+    def _take_over(self, source: checkpoints.Run) -> Tuple[checkpoints.Filled, List[str]]:
+        """Takes all of a run's state: weights, optimiser and the number of steps."""
+        train, ours, theirs = self.config.train, attrs.asdict(self.config.model), attrs.asdict(source.trained.model)
+        differ = [flag for flag in ours if ours[flag] != theirs[flag]]
+        for flag in differ:
+            if flag in checkpoints.STARTS and checkpoints.STARTS[flag](self.model):
+                raise UserError(f"--{flag} {ours[flag]}: it says where training starts, and {source.source} is at step "
+                                f"{source.step:,}; leave it out to go on, or start anew from its weights and this "
+                                "value with --init_from")
+        done = checkpoints.fill(self.model, source.model)
+        odd = ([*done.left, *done.widened] or sorted({v.name for v in source.model.trainable_variables}
+                                                     - set(done.filled)))
+        if odd:
+            raise UserError(f"{source.source} is of another model ({', '.join(differ)} differ, so does {odd[0]}): "
+                            "--continue_from goes on with the same one, --init_from takes what fits")
+        if source.step >= train.train_itr:
+            raise UserError(f"{source.source} has come to step {source.step:,} and train_itr is {train.train_itr:,}: "
+                            "ask for more with --train_itr")
+        slots = checkpoints.fill_slots(self.optimizer, source)
+        self.state.step.assign(source.step)
+        self.state.best_step.assign(source.step)
+        return done, [f"going on with {source.source} at step {source.step:,} of {train.train_itr:,}, length "
+                      f"{sequence_length(train, source.step)}, learning rate {self.schedule(source.step):.3g} "
+                      "(--init_from starts the count of steps anew)", f"  {slots}"]
 
     def _data(self, split: str, length: int, start: int = 0, shuffle: bool = True) -> Iterator:
         train = self.config.train
@@ -344,7 +415,9 @@ class Trainer:
         train, done, is_chief = self.config.train, self.folder / FINISHED, self.replicas.is_chief
         if self.replicas.any(is_chief and done.exists()):
             if is_chief:
-                self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}")
+                self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}; in a new "
+                         f"--run_dir, --continue_from {self.folder} goes on with another --train_itr, --learning_rate, "
+                         "--patience, ...")
             return 0
         on_signals(self._on_signal)
         if self.replicas.n_replicas > 1:
@@ -510,15 +583,15 @@ class Trainer:
         noise = self.model.draw_noise([train.seed, step], *batch.observations.shape[:2])
         found = health.non_finite_report(self.model, batch.observations, noise,
                                          lambda forward: self.model.loss(forward, train.target, train.l2), step)
-        path = self.folder / "non_finite.json"
+        path = self.folder / NON_FINITE
         if self.replicas.is_chief:
-            with atomic_path(path) as temporary:
-                temporary.write_text(to_json(found))
+            self._write(NON_FINITE, found)
         where = (found["terms"] + found["variables"] + found["gradients"] or ["the compiled step alone"])[0]
         raise UserError(f"step {step}: the loss ({float(result.loss)}) or its gradient (norm "
                         f"{float(result.gradient_norm)}) is not finite, first seen in {where} (all of it: {path}); "
-                        "nothing was updated and the last checkpoint is kept. Look at --learning_rate, --output_std "
-                        "and --clip_norm first")
+                        f"nothing was updated and the checkpoint of step {self.saved_step} is kept. Look at "
+                        f"--learning_rate, --output_std and --clip_norm first; --continue_from {self.folder} goes on "
+                        "with others in a new --run_dir")
 
 
 def _duration(seconds: float) -> str:
@@ -533,30 +606,39 @@ class Arguments:
     run_dir: str
     """Run folder; the same command in the same folder goes on where the run was."""
     init_from: Optional[str] = None
-    """Run folder or checkpoint, ours or the original's, that a new run takes its weights from."""
+    """Run folder or checkpoint, ours (the best) or the original's, that a new run takes its weights from; steps,
+    schedule, curriculum and optimiser start anew. Flags that say where weights start, if given, set them anew."""
+    continue_from: Optional[str] = None
+    """Run folder or checkpoint, ours (the newest) or the original's, that a new run goes on with: weights, optimiser,
+    steps, schedule, curriculum. Options that are not given are that run's; --train_itr, --learning_rate and most
+    others may be."""
     describe: bool = False
     """Print the number of parameters of every module and stop."""
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
 
 
-def _take(arguments: List[str], option: str) -> Optional[str]:
+def _take(arguments: List[str], name: str) -> Optional[str]:
     """Removes an option with its value, wherever it stands; returns the value, None if it is not there."""
-    for i, argument in enumerate(arguments):
-        if argument == option and i + 1 < len(arguments):
-            return arguments.pop(i) and arguments.pop(i)
-        if argument.startswith(option + "="):
-            return arguments.pop(i).split("=", 1)[1]
+    for i in reversed(range(len(arguments))):
+        option, equals, value = arguments[i].partition("=")
+        if option.replace("-", "_") == f"__{name}" and (equals or i + 1 < len(arguments)):
+            del arguments[i]
+            return value if equals else arguments.pop(i)
     return None
 
 
 def parse(arguments: List[str]) -> Arguments:
-    """Parses the command line; `--preset NAME` and `--recipe NAME`, wherever they stand, set the defaults of all other
-    options, the recipe those of training."""
+    """Parses the command line. `--preset NAME` or the run that `--continue_from` names, wherever they stand, set the
+    defaults of all other options; `--recipe NAME` those of training."""
     arguments = list(arguments)
-    preset, recipe = _take(arguments, "--preset"), _take(arguments, "--recipe")
+    preset, recipe = _take(arguments, "preset"), _take(arguments, "recipe")
+    source, run_dir, train_data = (_take(list(arguments), name) for name in ("continue_from", "run_dir", "train_data"))
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
-    config = PRESETS[preset] if preset else Config()
+    if preset and source:
+        raise UserError("--preset and --continue_from: options that are not given are those of the run that is gone on "
+                        "with; leave --preset out")
+    config = _continued(source, run_dir, train_data) if source else PRESETS[preset] if preset else Config()
     if recipe is not None:
         config = with_recipe(config, recipe)
     description = (f"{Arguments.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
@@ -565,6 +647,26 @@ def parse(arguments: List[str]) -> Arguments:
     return command_line.parse(Arguments, "sqair.train", arguments, may_be_empty=("schedule",),
                               default=Arguments(run_dir=tyro.MISSING, config=config), description=description,
                               config=(tyro.conf.HelptextFromCommentsOff,))
+
+
+def _continued(source: str, run_dir: Optional[str], train_data: Optional[str]) -> Config:
+    """The configuration of a run to go on with, or of the run that has gone on with it, should that be gone."""
+    own = pathlib.Path(run_dir or "") / "flags.json"
+    try:
+        config, is_original = checkpoints.load_config(source)
+    except UserError:
+        if not own.exists():
+            raise
+        return load_flags(own)[0]
+    if is_original and not train_data:
+        raise UserError(f"--continue_from {source}: a run of the original program does not name data that can be read "
+                        "here; add --train_data FILE")
+    return config
+
+
+def asked_flags(arguments: Sequence[str]) -> Set[str]:
+    """The names of the options that a command line gives."""
+    return {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
 
 
 def use_machine(train) -> None:
@@ -592,7 +694,8 @@ def main() -> int:
     replicas, trainer = distribution.Distribution(arguments.config.train.distribute), None
     try:
         with RunLock(arguments.run_dir) if replicas.is_chief else contextlib.nullcontext() as note:
-            trainer = Trainer(arguments.config, arguments.run_dir, arguments.init_from, replicas)
+            trainer = Trainer(arguments.config, arguments.run_dir, arguments.init_from, replicas,
+                              arguments.continue_from, asked_flags(sys.argv[1:]))
             if note:
                 trainer.say(note)
             return trainer.run()

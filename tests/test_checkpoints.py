@@ -155,23 +155,28 @@ def test_bad_safetensors_are_one_line(kind, shared, tmp_path):
     assert line in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_training_on_moving_mnist_goes_on_from_an_original_run(tmp_path):
+def test_training_on_moving_mnist_goes_on_with_an_original_run(tmp_path):
     data = tmp_path / "mnist.h5"
     moving_mnist.write(moving_mnist.MovingMNIST(n_frames=1, training=8, validation=4, test=0), data,
                        moving_mnist.packaged_digits())
     sizes = {"n_units": 1, "n_what": 3, "glimpse_size": 6, "k_particles": 2}
     state = make_run(tmp_path / "run", image_shape=(50, 50), n_steps_per_image=3, **sizes)
     checkpoints.export(checkpoints.load_run(tmp_path / "run"), tmp_path / "original")
-    flags = [word for name, value in sizes.items() for word in (f"--{name}", value)]
-    result = run_command("sqair.train", "--preset", "sqair_mnist", "--run_dir", tmp_path / "next", "--init_from",
-                         tmp_path / "original", "--train_data", data, "--max_seq_len", 1, "--batch_size", 4,
-                         "--train_itr", 1, "--no_eval_on_train", *flags)
+    go_on = ("sqair.train", "--run_dir", tmp_path / "next", "--continue_from", tmp_path / "original", "--max_seq_len",
+             1, "--batch_size", 4, "--train_itr", 6, "--no_eval_on_train")
+    result = run_command(*go_on)
+    assert result.returncode == 1 and "add --train_data FILE" in result.stderr and not (tmp_path / "next").exists()
+    result = run_command(*go_on, "--train_data", data)
     assert result.returncode == 0, result.stderr[-2000:]
     n = len(state.model.trainable_variables)
-    assert f"{n} variables filled, 0 widened, 0 left" in result.stdout
+    # 4 + 6 + 10 parts of 6 steps: step 5 comes after both boundaries, 1 and 3.
+    assert "at step 5 of 6, length 1, learning rate 1.11e-06" in result.stdout
     assert f"optimiser slots (rmsprop: rms, momentum) of {n} variables filled, 0 start anew" in result.stdout
+    flags = json.loads((tmp_path / "next" / "flags.json").read_text())
+    assert {name: flags[name] for name in sizes} == sizes
+    assert (flags["crop"], flags["patience"], flags["save_itr"]) == (0, 0, 1000)
 
-    start = checkpoints.load_run(tmp_path / "next", "0")
+    start = checkpoints.load_run(tmp_path / "next", "5")
     assert_same(values_of(start.model), values_of(state.model))
     optimizer = checkpoints.load_optimizer(start)
     for slot, variables in state.optimizer.slots.items():
@@ -179,5 +184,5 @@ def test_training_on_moving_mnist_goes_on_from_an_original_run(tmp_path):
                     dict(enumerate(v.numpy() for v in optimizer.slots[slot])))
     with open(tmp_path / "next" / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["data"] for row in rows} == {"batch", "validation"}
+    assert [(row["step"], row["data"]) for row in rows] == [("6", "batch"), ("6", "validation")]
     assert all(0.0 <= float(row["num_step_accuracy"]) <= 1.0 for row in rows)

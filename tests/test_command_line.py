@@ -284,3 +284,15 @@ def test_unknown_options_name_a_command_that_works(tmp_path):
         result = run_command(module, "--nonsense", "3")
         assert result.returncode and f"python -m {module}" in result.stderr + result.stdout
         assert f"{module.rsplit('.')[-1]}.py" not in result.stderr + result.stdout
+
+
+def test_folders_made_for_a_result_go_when_it_fails(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "made", "made/below"):
+        with pytest.raises(ZeroDivisionError), command_line.atomic_path(tmp_path / folder / "file") as path:
+            path.write_text("half")
+            1 / 0
+        assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+    with command_line.atomic_path(tmp_path / "made" / "below" / "file") as path:
+        path.write_text("whole")
+    assert (tmp_path / "made" / "below" / "file").read_text() == "whole"

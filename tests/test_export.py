@@ -197,6 +197,34 @@ def test_settings_the_original_lacks_are_named(tmp_path, monkeypatch, capsys):
     assert "target iwae is unknown to the original" in out and "clip_norm 5 is unknown" in out
 
 
+def test_the_export_of_a_finished_run_says_so_and_lets_the_original_go_on(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run", steps=(20,), train={"train_itr": 20})
+    export = ("export", tmp_path / "run", tmp_path / "out")
+    code, out, _ = command(monkeypatch, capsys, *export)
+    assert code == 0 and "the original stops at once" in out and "--train_itr N" in out
+    shutil.rmtree(tmp_path / "out")
+    code, out, _ = command(monkeypatch, capsys, *export, "--train_itr", 50)
+    assert code == 0 and "stops at once" not in out
+    assert json.loads((tmp_path / "out" / "flags.json").read_text())["train_itr"] == 50
+    assert checkpoints.load_run(tmp_path / "out").step == 20
+
+
+@pytest.mark.parametrize("flags, name", [
+    (dict(n_what=1), "n_what 1"), (dict(n_steps_per_image=1), "n_steps_per_image 1"),
+    (dict(image_shape=(10, 12, 3)), "image_shape 10 x 12 x 3")])
+def test_models_that_the_original_cannot_build_are_refused_by_flag(flags, name, tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run", **flags)
+    code, _, err = command(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out")
+    assert code == 1 and f"{name}: the original program cannot build" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_particle_is_warned_of(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "run", k_particles=1)
+    code, out, _ = command(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out")
+    assert code == 0 and "warning: with k_particles 1" in out
+
+
 def test_nothing_half_written_is_left_when_the_disc_is_full(run_folder, tmp_path):
     result = run_command("sqair.checkpoints", "export", run_folder, tmp_path / "out", file_limit=10_000)
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]

@@ -234,13 +234,13 @@ def python2_pickle(arrays, order="C"):
     return b"\x80\x02}(" + items + b"u."
 
 
-def release_data(n_sequences=7):
+def release_data(n_sequences=7, n_frames=4):
     rng = np.random.default_rng(0)
     n = rng.integers(0, 3, n_sequences)
-    return {"imgs": rng.integers(0, 256, (4, n_sequences, 50, 50), np.uint8),
+    return {"imgs": rng.integers(0, 256, (n_frames, n_sequences, 50, 50), np.uint8),
             "labels": rng.integers(0, 10, (n_sequences, 2), np.uint8),
             "nums": (np.arange(3) < n[:, None])[None].astype(np.uint8),
-            "coords": rng.uniform(0, 50, (4, n_sequences, 2, 4))}
+            "coords": rng.uniform(0, 50, (n_frames, n_sequences, 2, 4))}
 
 
 @pytest.mark.parametrize("dump", [

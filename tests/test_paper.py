@@ -449,4 +449,5 @@ def test_other_errors_of_run_sh_are_its_own(checkout, tmp_path):
     folder = tmp_path / "here"
     assert start(checkout, folder, "eval", "no_such_run", "no_such_data").wait(120) == 1
     assert "no_such_run" in (folder / "output.txt").read_text()
+    assert [path.name for path in folder.iterdir()] == ["output.txt"]       # no folder of results is left
     assert start(checkout, folder, "nonsense").wait(60) == 1

@@ -1,5 +1,6 @@
 """The promises of docs/reliability.md: power losses, full and vanished discs, determinism, memory."""
 
+import csv
 import ctypes
 import json
 import os
@@ -328,15 +329,35 @@ def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path
         frames[:] = ~frames[:]
     for name, settings, training, expected in (
             ("none", dict(disc_step_bias=-30.0), dict(train_data=str(other)),
-             ["nothing is discovered", "--disc_step_bias, --prop_step_bias and --output_std", "--train_data"]),
+             ["nothing is discovered", "--init_from this run with a greater --disc_step_bias", "--train_data"]),
             ("all", dict(disc_step_bias=30.0, prop_step_bias=30.0, n_steps_per_image=5, output_std=1e-3), {},
-             ["all 5 slots are always used", "--disc_step_bias, --prop_step_bias and --n_steps_per_image",
-              "the effective sample size is 1.00 of 2 particles", "look at --output_std"])):
+             ["all 5 slots are always used", "with a smaller --disc_step_bias and --prop_step_bias",
+              "the effective sample size is 1.00 of 2 particles", "with a greater --output_std"])):
         short = config(data, settings, **{**dict(train_itr=6, stage_itr=0, learning_rate=1e-9), **training})
         train.Trainer(short, str(tmp_path / name)).run()
         log = (tmp_path / name / "train.log").read_text()
         assert all(text in log for text in expected), log
         assert ("validation bound is" in log) == (name == "none")
+
+
+@pytest.mark.parametrize("collapsed, flags", [
+    (dict(disc_step_bias=-8.0), {"disc_step_bias": 1.0}),
+    (dict(disc_step_bias=30.0, prop_step_bias=30.0), {"disc_step_bias": -2.0, "prop_step_bias": -2.0})])
+def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed, flags):
+    """A run without objects, or with all slots in use, stays so; the same weights with the biases set anew do not."""
+    def objects(name, model, **start):
+        short = config(data, model, train_itr=10, seq_len=1, max_seq_len=1, learning_rate=1e-3, log_itr=10,
+                       eval_on_train=False)
+        train.Trainer(short, str(tmp_path / name), **start).run()
+        with open(tmp_path / name / "metrics.csv", encoding="utf-8") as file:
+            return [float(row["num_steps"]) for row in csv.DictReader(file) if row["data"] == "batch"][-1]
+
+    bad = objects("collapsed", collapsed)
+    same = objects("again", collapsed, init_from=str(tmp_path / "collapsed"))
+    mended = objects("mended", {**collapsed, **flags}, init_from=str(tmp_path / "collapsed"), asked=set(flags))
+    for value in (bad, same):
+        assert value < 0.05 or value == 2.0
+    assert 0.1 < mended < 1.9
 
 
 # The same again.

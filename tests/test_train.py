@@ -192,6 +192,152 @@ def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_p
         assert "widened" in log and "w_gamma" in log and "left" in log
 
 
+def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_path):
+    source = checkpoints.load_run(finished)
+    trainer = train.Trainer(config(data), str(tmp_path / "run"), init_from=str(finished))
+    for variable, value in zip(trainer.model.trainable_variables, source.model.trainable_variables):
+        np.testing.assert_array_equal(variable, value)
+    assert trainer.step == int(trainer.optimizer.updates) == 0
+    assert all((slot.numpy() == 1).all() for slot in trainer.optimizer.slots["rms"])
+    assert "the optimiser and the count of steps start anew" in (tmp_path / "run" / "train.log").read_text()
+    told = json.loads((tmp_path / "run" / "started_from.json").read_text())
+    assert told == {"source": source.source, "step": source.step, "first_step": 0}
+
+
+def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, tmp_path):
+    model = dict(disc_step_bias=2.5, prop_step_bias=-1.5, transform_var_bias=-2.0, output_scale=0.7, scale_prior="-1,0")
+    asked = train.asked_flags(["--disc_step_bias", "2.5", "--output-scale=0.7", "--scale_prior=-1,0"])
+    trained = {v.name: v.numpy() for v in checkpoints.load_run(finished).model.trainable_variables}
+    trainer = train.Trainer(config(data, model), str(tmp_path / "run"), init_from=str(finished), asked=asked)
+    expected = {"disc_step_bias": 2.5, "output_scale": 0.7, "scale_prior": [-1, 0, 0, 0, 1, 1, 1, 1]}
+    for flag, variables in checkpoints.STARTS.items():
+        for variable in variables(trainer.model):
+            value = np.broadcast_to(expected.get(flag, trained.pop(variable.name)), variable.shape)
+            np.testing.assert_array_equal(variable, value.astype(np.float32), err_msg=flag)
+    for variable in trainer.model.trainable_variables:
+        if variable.name in trained:
+            np.testing.assert_array_equal(variable, trained[variable.name], err_msg=variable.name)
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "--disc_step_bias 2.5 starts anew" in log and "--prop_step_bias" not in log
+
+
+def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
+    """Of two models that differ in one flag, other variables start the same."""
+    def start(**flags):
+        tf.random.set_seed(0)
+        return SQAIR(config("", flags).model)
+
+    flags = dict(disc_step_bias=7.0, prop_step_bias=7.0, prop_prior_step_bias=7.0, transform_var_bias=7.0,
+                 output_scale=7.0, scale_prior="7", output_std=7.0, step_success_prob=0.5, k_particles=7,
+                 prop_prior_type="rw")
+    base = start()
+    for flag, value in flags.items():
+        other = start(**{flag: value})
+        changed = {v.name for v, w in zip(base.trainable_variables, other.trainable_variables)
+                   if (v.numpy() != w.numpy()).any()}
+        assert changed == {v.name for v in checkpoints.STARTS.get(flag, lambda model: [])(base)}, flag
+    assert checkpoints.STARTS.keys() < flags.keys()
+    assert checkpoints.STARTS["scale_prior"](start(rec_where_prior=False)) == []
+
+
+def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tmp_path):
+    """The same steps in one run and in two, of which the second is given the number of steps alone."""
+    settings = dict(schedule="", seq_len=1, max_seq_len=2, keep_checkpoints=1, log_itr=STEPS, eval_on_train=False)
+    train.Trainer(config(data, **settings), str(tmp_path / "long")).run()
+    train.Trainer(config(data, **settings, train_itr=7), str(tmp_path / "short")).run()
+    arguments = ["--continue_from", str(tmp_path / "short"), "--run_dir", str(tmp_path / "next"), "--train_itr",
+                 str(STEPS)]
+
+    def go_on():
+        trainer = train.Trainer(train.parse(arguments).config, str(tmp_path / "next"),
+                                continue_from=str(tmp_path / "short"))
+        assert trainer.run() == 0
+        return (tmp_path / "next" / "train.log").read_text()
+
+    assert "at step 7 of 12, length 1, learning rate 0.0001" in go_on()
+    expected, got = newest(tmp_path / "long"), newest(tmp_path / "next")
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    batches = [[row for row in rows(tmp_path / name) if row["data"] == "batch"] for name in ("long", "next")]
+    assert batches[0] == batches[1]
+    # Again, and without the run that it has gone on with: there is nothing left to do.
+    (tmp_path / "short" / "flags.json").unlink()
+    assert "finished before, 12 steps" in go_on()
+
+
+def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
+    still = config(data, train_itr=100, seq_len=1, max_seq_len=1, log_itr=5, patience=1, learning_rate=1e-30, opt="sgd",
+                   eval_on_train=False)
+    train.Trainer(still, str(tmp_path / "run")).run()
+    assert "early stopping at step 10" in (tmp_path / "run" / "finished.json").read_text()
+    again = train.Trainer(still, str(tmp_path / "run"))
+    assert again.run() == 0 and again.step == 10
+    assert f"--continue_from {tmp_path / 'run'} goes on" in (tmp_path / "run" / "train.log").read_text()
+    faster = attrs.evolve(still, train=attrs.evolve(still.train, learning_rate=1e-4, train_itr=15))
+    with pytest.raises(UserError, match="a run with learning_rate 1e-30.* in a new --run_dir with --continue_from"):
+        train.Trainer(faster, str(tmp_path / "run"))
+    trainer = train.Trainer(faster, str(tmp_path / "faster"), continue_from=str(tmp_path / "run"))
+    trainer.run()
+    assert trainer.step == 15 and int(trainer.state.best_step) == 15
+    assert [row["learning_rate"] for row in rows(tmp_path / "faster") if row["data"] == "batch"][-1] != "1e-30"
+
+
+@pytest.mark.parametrize("model, training, message", [
+    (dict(disc_step_bias=3.0), {}, "--disc_step_bias 3.0: it says where training starts.* with --init_from"),
+    (dict(n_what=3), {}, "of another model .n_what differ.* --init_from takes what fits"),
+    (dict(relation="in"), {}, "of another model .relation differ"),
+    (dict(mean_image=False), {}, "of another model .mean_image differ"),
+    ({}, dict(train_itr=STEPS), "has come to step 12 and train_itr is 12: ask for more with --train_itr"),
+])
+def test_continue_from_refuses_what_would_be_another_run(finished, data, tmp_path, model, training, message):
+    with pytest.raises(UserError, match=message):
+        train.Trainer(config(data, model, **{"train_itr": 20, **training}), str(tmp_path / "run"),
+                      continue_from=str(finished))
+    assert not (tmp_path / "run").exists()
+
+
+def test_continue_from_takes_its_options_from_the_run(finished, data):
+    arguments = ["--run_dir", "x", "--continue_from", str(finished), "--train_itr", "50", "--k_particles=3", "--shards",
+                 "2"]
+    parsed = train.parse(arguments)
+    expected = config(data, dict(k_particles=3), train_itr=50, shards=2)
+    assert parsed.config == expected
+    with pytest.raises(UserError, match="leave --preset out"):
+        train.parse([*arguments, "--preset", "sqair_balls"])
+    with pytest.raises(UserError, match="nowhere"):
+        train.parse(["--run_dir", "x", "--continue_from", "nowhere"])
+
+
+def test_a_run_that_has_learnt_nothing_does_not_bind_its_folder(data, tmp_path):
+    """It stopped before its first checkpoint; then it has one, and does."""
+    folder = tmp_path / "run"
+    trainer = train.Trainer(config(data, train_itr=8, seq_len=1, max_seq_len=1, log_at_start=True), str(folder))
+    trainer.model.decoder.output_scale.assign(float("inf"))
+    trainer.eval_step = lambda *_: train.Report(*[0.0] * len(train.Report._fields))
+    with pytest.raises(UserError, match=f"--continue_from {folder} goes on"):
+        trainer.run()
+    assert list((folder / "best").glob("step-0*")) and (folder / "non_finite.json").exists()
+    other = config(data, dict(n_what=3), train_itr=4, seq_len=1, max_seq_len=1, eval_on_train=False)
+    train.Trainer(other, str(folder)).run()
+    assert json.loads((folder / "flags.json").read_text())["n_what"] == 3
+    assert {row["step"] for row in rows(folder)} == {"1", "2", "3", "4"}
+    assert not (folder / "non_finite.json").exists() and not list((folder / "best").glob("step-0*"))
+    with pytest.raises(UserError, match="holds a run with n_what 3, asked was 2"):
+        train.Trainer(config(data, train_itr=4, seq_len=1, max_seq_len=1), str(folder))
+
+
+def test_a_failed_start_leaves_no_folder(data, tmp_path):
+    """Neither the run folder nor those above it that were made for it; a folder that was there stays."""
+    for change, more in ((dict(train_data="nowhere.h5"), {}), ({}, dict(init_from="nowhere")),
+                         (dict(schedule="4,x"), {})):
+        error_line(execute(command(config(data, **change), tmp_path / "runs" / "new" / "run", **more)))
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    error_line(execute(command(config(data, crop=50), tmp_path / "mine")))
+    assert (tmp_path / "mine").exists()
+
+
 def test_describe_prints_the_parameters():
     result = execute([sys.executable, "-m", "sqair.train", "--preset", "rsqair_in", "--no-mean_image", "--run_dir", "x",
                       "--describe"])
@@ -201,6 +347,7 @@ def test_describe_prints_the_parameters():
 
 
 def test_one_writer_a_folder(data, tmp_path):
+    (tmp_path / "run").mkdir()
     with RunLock(tmp_path / "run") as note:
         assert note is None
         line = error_line(execute(command(config(data), tmp_path / "run")))
