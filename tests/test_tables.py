@@ -288,3 +288,33 @@ def test_predictions_without_truth_beyond_the_frames(tmp_path):
     figures = figures_of(path)
     assert sorted(figures["metrics"]) == ["data_ll_inferred", "iwae", "kl", "vae"]
     assert "SQAIR" in tables.markdown(tables.collect([figures]))
+
+
+def test_figures_of_a_file_are_kept_until_it_or_the_code_changes(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(tables, "evaluate", lambda predictions, boxes, real=tables.evaluate: done.append(
+        predictions.path) or real(predictions, boxes))
+
+    def run_tables(*options):
+        done.clear()
+        monkeypatch.setattr("sys.argv", ["tables", "--predictions", str(tmp_path / "in"), "--out", str(tmp_path / "out"),
+                                         *options])
+        tables.main()
+        return [path.rsplit("/", 1)[1] for path in done]
+
+    save(tmp_path / "in" / "a.h5", seed=0)
+    save(tmp_path / "in" / "b.h5", seed=1)
+    assert run_tables() == ["a.h5", "b.h5"]
+    before = (tmp_path / "out" / "table.csv").read_bytes()
+    (tmp_path / "in" / "b.h5").rename(tmp_path / "in" / "c.h5")
+    assert run_tables() == [] and (tmp_path / "out" / "table.csv").read_bytes() == before
+    assert run_tables("--boxes", "window") == ["a.h5", "c.h5"]
+    assert run_tables() == ["a.h5", "c.h5"]
+    (tmp_path / "in" / "c.h5").unlink()
+    save(tmp_path / "in" / "c.h5", seed=1, **{"rollout/data_ll": np.full((S, M, T), 5.0)})
+    assert run_tables() == ["c.h5"] and (tmp_path / "out" / "table.csv").read_bytes() != before
+    (tmp_path / "out" / "metrics" / "sqair_seed0_four.json").write_text("{\n \"file\": damaged")
+    assert run_tables() == ["a.h5"]
+    (tmp_path / "code.py").write_text("# another version")
+    monkeypatch.setattr(tables, "__file__", str(tmp_path / "code.py"))
+    assert run_tables() == ["a.h5", "c.h5"]
