@@ -111,7 +111,8 @@ class DiscoveryCore(snt.Module):
         return (tf.concat([summary, tf.ones([n_particles, 1])], -1),
                 tf.repeat(self.initial_state, n_particles, 0))
 
-    def __call__(self, known: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor, noise):
+    def __call__(self, known: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor, noise,
+                 image: Optional[tf.Tensor] = None):
         """Infers one slot.
 
         Args:
@@ -120,6 +121,7 @@ class DiscoveryCore(snt.Module):
           previous: [P, D+5] what, where and presence of the previous slot.
           state: [P, R] RNN state.
           noise: `PhaseNoise` of this slot, [P, d] each.
+          image: int32 [P] the image of each particle; None: those of one image are contiguous.
 
         Returns:
           `Slots` [P, d] and the new RNN state.
@@ -129,7 +131,7 @@ class DiscoveryCore(snt.Module):
         where_loc, raw = self.where_head(x=hidden)
         where_scale = positive(raw)
         where = where_loc + where_scale * noise.where
-        what_loc, what_scale = self.glimpse_encoder(columns, where)
+        what_loc, what_scale = self.glimpse_encoder(columns, where, image=image)
         what = what_loc + what_scale * noise.what
         logit = masked_logit(self.steps_predictor(hidden=hidden, what=what), presence_prev)
         presence = sample_presence(logit, presence_prev, noise.presence)

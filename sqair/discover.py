@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from typing import List, NamedTuple, Sequence
+from typing import List, NamedTuple, Optional, Sequence
 
 import sonnet as snt
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from sqair.core import DiscoveryCore, Slots
+from sqair.core import ABSENT_LOGIT, DiscoveryCore, Slots
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import MLP, Linear, VanillaRNN, constant, glorot_limit, initial_state, positive, uniform
 from sqair.spatial_transformer import Columns
@@ -25,6 +25,12 @@ def unstack(record) -> list:
     """The records of single slots (or frames), cut along the first axis. Cheaper to derive than slices."""
     parts = [itertools.repeat(None) if x is None else tf.unstack(x) for x in tf.nest.flatten(record)]
     return [tf.nest.pack_sequence_as(record, x) for x in zip(*parts)]
+
+
+@tf.custom_gradient
+def take(x: tf.Tensor, rows: tf.Tensor):
+    """The rows [M, 1] of x [P, d], each at most once: [M, d]. Its derivative is not sparse, as `tf.gather`'s is."""
+    return tf.gather_nd(x, rows), lambda upstream: (tf.scatter_nd(rows, upstream, tf.shape(x, rows.dtype)), None)
 
 
 def number_of_steps(probs: tf.Tensor) -> tf.Tensor:
@@ -97,6 +103,7 @@ class Discover(snt.Module):
     def __init__(self, config, glimpse_encoder: GlimpseEncoder, name=None):
         super().__init__(name=name)
         self.n_slots = n_slots = config.n_steps_per_image
+        self.n_what = config.n_what
         height, width, channels = config.image_size
         self.frame_encoder = MLP(height * width * channels, [config.n_hidden] * 2, name="frame_encoder")
         self.core = DiscoveryCore(config, glimpse_encoder, name="core")
@@ -114,26 +121,66 @@ class Discover(snt.Module):
             self.timestep_bias = tf.Variable([10.0] + [0.0] * n_slots, name="step_prior_timestep_bias")
             self.steps_mlp = MLP(1, [10], n_slots + 1, name="step_prior_mlp")
 
-    def __call__(self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise) -> Slots:
+    def __call__(self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise,
+                 all_slots: bool = False) -> Slots:
         """Infers the slots of one frame.
+
+        A slot after an absent one is absent, and what is stored for it enters nothing. So the slots after the first are
+        computed for those particles alone that have found an object in the first, and if none has, not at all.
 
         Args:
           frame: the core RNN's share of the frame encoding, [P, R].
           columns: `Columns` of the frame, [B, ...].
           conditioning: [P, R] summary of the propagated objects.
           noise: `PhaseNoise`, [N, P, d].
+          all_slots: compute all slots of all particles, as the original does. XLA needs it: it compiles programs for one
+            number of particles, and TensorFlow derives no branch in them.
 
         Returns:
           `Slots`, [P, N, d].
         """
         known = self.core.rnn.inputs(known=frame, conditioning=conditioning)
-        previous, state = self.core.first_slot(known.shape[0])
+        n_particles = known.shape[0]
+        previous, state = self.core.first_slot(n_particles)
+        first, *later = unstack(noise)
+        slot, state = self.core(known, columns, previous, state, first)
+        if not later:
+            return stack_slots([slot])
+        inputs = known, slot.summary, state, later
+        if all_slots:
+            rest = self._later_slots(columns, *inputs)
+        else:
+            rest = tf.cond(tf.reduce_any(slot.presence > 0),
+                           lambda: self._later_slots_where(slot.presence[:, 0] > 0, columns, *inputs),
+                           lambda: self.absent(n_particles, len(later)))
+        return tf.nest.map_structure(lambda x, xs: tf.concat([x[:, None], xs], 1), slot, rest)
+
+    def _later_slots_where(self, wanted: tf.Tensor, columns: Columns, known: tf.Tensor, previous: tf.Tensor,
+                           state: tf.Tensor, noise: list) -> Slots:
+        """`_later_slots` of the particles that are wanted, [P]; absent ones for the others."""
+        # A branch's derivative is by all that it takes, unless something stops it.
+        columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
+        n_particles, n_images = known.shape[0], columns.values.shape[0]
+        rows = tf.where(wanted)
+        image = tf.cast(rows[:, 0], tf.int32) // (n_particles // n_images)
+        inputs = tf.nest.map_structure(lambda x: take(x, rows), (known, previous, state, noise))
+        return tf.nest.map_structure(lambda x, y: tf.tensor_scatter_nd_update(x, rows, y),
+                                     self.absent(n_particles, len(noise)), self._later_slots(columns, *inputs, image))
+
+    def _later_slots(self, columns: Columns, known: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise: list,
+                     image: Optional[tf.Tensor] = None) -> Slots:
+        """The slots after the first of any particles, [P, N-1, d]; the arguments are those of the core."""
         slots = []
-        for slot_noise in unstack(noise):
-            slot, state = self.core(known, columns, previous, state, slot_noise)
+        for slot_noise in noise:
+            slot, state = self.core(known, columns, previous, state, slot_noise, image)
             previous = slot.summary
             slots.append(slot)
         return stack_slots(slots)
+
+    def absent(self, n_particles: int, n_slots: int) -> Slots:
+        """Slots without an object, [P, n_slots, d]."""
+        what, where, one = (tf.zeros([n_particles, n_slots, d]) for d in (self.n_what, 4, 1))
+        return Slots(what, what, what + 1.0, where, where, where + 1.0, one, one - ABSENT_LOGIT)
 
     def posterior_log_probs(self, slots: Slots) -> LogProbs:
         """log q of what was found, [..., P]; what and where count for present slots only."""

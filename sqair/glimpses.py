@@ -32,12 +32,13 @@ class GlimpseEncoder(snt.Module):
         channels = self.glimpse_shape[2]
         return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
 
-    def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: Optional[tf.Tensor] = None):
-        """Args: columns [B, ...] of images; where [..., P, 4]; mask [..., P, h*w*C] or None.
+    def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: Optional[tf.Tensor] = None,
+                 image: Optional[tf.Tensor] = None):
+        """Args: columns [B, ...] of images; where [..., P, 4]; mask [..., P, h*w*C] or None; image: see `crop`.
 
         Returns: loc, scale [..., P, D].
         """
-        glimpse = spatial_transformer.crop(columns, where, self.glimpse_shape)
+        glimpse = spatial_transformer.crop(columns, where, self.glimpse_shape, image)
         return self.head(self.mlp(glimpse if mask is None else glimpse * mask))
 
 

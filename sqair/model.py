@@ -66,19 +66,20 @@ class Forward(NamedTuple):
 class SQAIR(snt.Module):
     """The model. `relation` none is SQAIR itself, in and rmc are R-SQAIR."""
 
-    def __init__(self, config, xla: bool = False, name: str = "sqair"):
+    def __init__(self, config, xla: bool = False, all_slots: bool = False, name: str = "sqair"):
         """Creates all variables; set TensorFlow's seed before it.
 
         Args:
           config: `ModelConfig`.
           xla: compile the frames by XLA: quicker steps after a slower start.
+          all_slots: compute absent slots too, which changes nothing but the time that it takes.
           name: module name.
         """
         super().__init__(name=name)
         prepare_gpus()
         self.config = config
         height, width, channels = config.image_size
-        self.sequence = SequentialAIR(config, xla, name="sequence")
+        self.sequence = SequentialAIR(config, xla, all_slots, name="sequence")
         self.decoder = Decoder((height, width, channels), (config.glimpse_size, config.glimpse_size, channels),
                                config.n_what, config.n_hidden, config.output_scale, config.output_std,
                                config.mean_image, name="decoder")

@@ -18,11 +18,13 @@ class SequentialAIR(snt.Module):
     anew.
     """
 
-    def __init__(self, config, xla: bool = False, name=None):
-        """Args: config: `ModelConfig`. xla: compile frames by XLA."""
+    def __init__(self, config, xla: bool = False, all_slots: bool = False, name=None):
+        """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots
+        too, as is done with xla in any case."""
         super().__init__(name=name)
         self.channels = config.image_size[2]
         self.n_particles = config.k_particles
+        self.all_slots = all_slots or xla
         self.timestep = SQAIRTimestep(config, name="timestep")
         self._step = tf.function(lambda *args, **kinds: self.timestep(*args, **kinds), jit_compile=xla or None,
                                  autograph=False)
@@ -50,6 +52,7 @@ class SequentialAIR(snt.Module):
         frames = []
         for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise))):
             state, frame = self._step(state, code, image, frame_noise, propagate=t > 0 or propagate_first,
-                                      generate=generate_after is not None and t > generate_after)
+                                      generate=generate_after is not None and t > generate_after,
+                                      all_slots=self.all_slots or propagate_first)
             frames.append(frame)
         return stop_choices(tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames))

@@ -8,7 +8,7 @@ colour take the same path.
 """
 
 import math
-from typing import NamedTuple, Sequence, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -92,7 +92,8 @@ def image_to_columns(image: tf.Tensor, channels: int) -> Columns:
     return Columns(columns[..., :-1, :], columns[..., 1:, :] - columns[..., :-1, :])
 
 
-def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf.Tensor:
+def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image: Optional[tf.Tensor] = None
+         ) -> tf.Tensor:
     """Glimpses of the windows `where`.
 
     Along an axis of n pixels, pixel u of a glimpse, in linspace(-1, 1, h), reads position ((s u + t) + 1) (n - 1) / 2.
@@ -101,6 +102,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
       columns: `Columns` of images [B, H, W, C].
       where: [..., P, 4] logits of a window for each of the P = B*K particles, particles of one image contiguous.
       glimpse_shape: (h, h, C).
+      image: int32 [P] the image of each window, where [P, 4]; any number of them. None: as said at `where`.
 
     Returns:
       [..., P, h*h*C], flattened as the original flattens; zero outside of the image. No gradient flows to the images.
@@ -112,11 +114,15 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
     if h != w:
         raise ValueError(f"glimpses of {h} x {w} pixels: expected square ones")
     batch, width, height = columns.values.shape[0], columns.values.shape[1] - 3, columns.values.shape[2] // channels - 4
-    windows, particles = math.prod(where.shape[:-1]), where.shape[-2]
     values, steps = (tf.reshape(x, [batch * (width + 3), -1]) for x in columns)
-    image = np.tile(np.repeat(np.arange(batch, dtype=np.int32), particles // batch), windows // particles)
+    if image is None:
+        windows, particles, arange, leading = math.prod(where.shape[:-1]), where.shape[-2], np.arange, where.shape[:-1]
+        image = np.tile(np.repeat(np.arange(batch, dtype=np.int32), particles // batch), windows // particles)
+    else:
+        windows, arange, leading = tf.size(image), tf.range, [-1]
     first_column = image[:, None] * (width + 3)
-    first_row = np.arange(windows * channels, dtype=np.int32).reshape(windows, channels, 1) * (height + 4)
+    first_row = (arange(windows, dtype=np.int32)[:, None, None] * channels
+                 + np.arange(channels, dtype=np.int32)[:, None]) * (height + 4)
     grid, sizes = _grid(h, where.dtype), np.array([[width], [height]], np.int32)
     unit = tf.constant(0.5 * (sizes - 1), where.dtype)
 
@@ -152,7 +158,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int]) -> tf
     glimpse = resample(*_scale_and_shift(tf.reshape(where, [windows, 4])))
     if channels > 1:
         glimpse = tf.transpose(glimpse, [0, 2, 3, 1])
-    return tf.reshape(glimpse, [*where.shape[:-1], h * w * channels])
+    return tf.reshape(glimpse, [*leading, h * w * channels])
 
 
 def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],

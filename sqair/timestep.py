@@ -121,7 +121,7 @@ class SQAIRTimestep(snt.Module):
         return slots, prior
 
     def __call__(self, state: State, frame: tf.Tensor, columns: Columns, noise, propagate: bool = True,
-                 generate: bool = False) -> Tuple[State, Frame]:
+                 generate: bool = False, all_slots: bool = False) -> Tuple[State, Frame]:
         """Processes one frame.
 
         Args:
@@ -131,6 +131,7 @@ class SQAIRTimestep(snt.Module):
           noise: `Noise` of this frame, [N, P, d].
           propagate: False at a first frame whose absent slots nobody looks at: propagation changes nothing else.
           generate: sample the propagated objects from the prior, and discover nothing: prediction of this frame.
+          all_slots: compute what is discovered in all slots, whether they are absent or not.
 
         Returns:
           The new `State` and the `Frame`.
@@ -151,7 +152,10 @@ class SQAIRTimestep(snt.Module):
 
         conditioning = tf.reduce_sum(propagated.presence * self.latent_encoder(propagated.summary[..., :-1]), 1)
         expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / self.n_slots
-        discovered = self.discover(frame, columns, conditioning, noise.discovery)
+        if generate and not all_slots:
+            discovered = self.discover.absent(n_particles, self.n_slots)
+        else:       # before a first frame nothing is known, and much is found in it
+            discovered = self.discover(frame, columns, conditioning, noise.discovery, all_slots or not propagate)
         if generate:
             discovered = discovered._replace(presence=tf.zeros_like(discovered.presence))
 

@@ -71,7 +71,7 @@ def loss_and_gradients(model: SQAIR, obs, noise, **options):
         loss = model.loss(forward)
     variables = model.trainable_variables
     gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-    return forward, loss, {v.name: g.numpy() for v, g in zip(variables, gradients)}
+    return forward, loss, {v.name: g.numpy() if tf.executing_eagerly() else g for v, g in zip(variables, gradients)}
 
 
 def make_slots(presence, n_what=3):

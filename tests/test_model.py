@@ -134,6 +134,7 @@ def test_gradients_reach_every_variable(relation):
 
 def test_eager_graph_and_xla_agree(request):
     model = busy_model(relation="in", n_steps_per_image=2)
+    model.sequence.all_slots = True         # as for XLA
     obs, noise = make_inputs(model, n_frames=2)
     variables = model.trainable_variables
 
@@ -173,6 +174,47 @@ def test_skipping_propagation_at_the_first_frame_changes_nothing(kind, relation)
                                    atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name)
     # Absent slots differ: what is stored is all that is skipped.
     assert np.abs(whole.frame.propagated.where[0]).max() > 0 == np.abs(skipped.frame.propagated.where[0]).max()
+
+
+@pytest.mark.parametrize("kind, relation", [("rnn", "none"), ("guided", "rmc_slots")])
+def test_leaving_out_absent_slots_changes_no_number(kind, relation, request):
+    """In graphs, whose branches and their derivatives are made in another way than those of eager execution."""
+    tf.config.run_functions_eagerly(False)
+    request.addfinalizer(lambda: tf.config.run_functions_eagerly(True))
+    model = busy_model(prop_prior_type=kind, relation=relation)
+    obs, noise = make_inputs(model, n_frames=3, batch=4)
+    bias = model.sequence.timestep.discover.core.steps_predictor.layers[-1].b
+
+    def compiled(all_slots):
+        def step(obs, noise):
+            model.sequence.all_slots = all_slots
+            return loss_and_gradients(model, obs, noise)
+
+        return tf.function(step, autograph=False)
+
+    whole, left_out = compiled(True), compiled(False)
+    found = []
+    for value in (-30.0, -1.0, 30.0):       # nothing is found, little, all
+        bias.assign([value])
+        expected, ours = whole(obs, noise), left_out(obs, noise)
+        presence = expected[0].frame.discovered.presence[1:, :, :, 0].numpy()
+        found.append(presence[:, :, 0].mean())
+        np.testing.assert_array_equal(ours[0].frame.discovered.presence, expected[0].frame.discovered.presence)
+        np.testing.assert_array_equal(ours[0].frame.object_id, expected[0].frame.object_id)
+        for name in ("log_weights_per_frame", "log_p", "log_q", "discrete_log_prob", "canvas"):
+            np.testing.assert_allclose(getattr(ours[0], name), getattr(expected[0], name), rtol=1e-5, atol=1e-5,
+                                       err_msg=name)
+        np.testing.assert_allclose(ours[0].frame.expected, expected[0].frame.expected, atol=1e-7)
+        np.testing.assert_allclose(ours[1], expected[1], rtol=1e-6)
+        for name, gradient in expected[2].items():
+            np.testing.assert_allclose(ours[2][name], gradient, rtol=1e-3,
+                                       atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name)
+        if value == -1.0:
+            # What is stored for absent slots is all that differs, and it does: they are left out.
+            absent = presence[:, :, 0] == 0
+            assert np.all(ours[0].frame.discovered.where[1:, :, 1:].numpy()[absent] == 0)
+            assert np.all(expected[0].frame.discovered.where[1:, :, 1:].numpy()[absent] != 0)
+    assert found[0] == 0 < found[1] < 1 == found[2]
 
 
 @pytest.fixture(scope="module", params=["none", "rmc_slots"])
