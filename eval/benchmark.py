@@ -1,6 +1,10 @@
 """Seconds per training and evaluation step, side by side, with the share of the machine's limit that they reach.
 
     python -m eval.benchmark [--models sqair_balls rsqair_in] [--lengths 3 10] [--modes shards xla] [--json FILE]
+    python -m eval.benchmark --run RUN --all_slots [--data FILE]
+
+Models are new and see made-up frames, or, with --run, trained ones that see real frames: what is found in a frame has a
+say in how long it takes. With --all_slots each case takes turns with one that computes absent slots too.
 
 Every case runs in a process of its own. Those of one length and mode, or of one scale, take turns of a few steps, and
 before each the machine's limit is measured, a large float32 matrix product: what slows the machine for a while slows
@@ -8,6 +12,7 @@ all of them.
 """
 
 import contextlib
+import itertools
 import json
 import pathlib
 import resource
@@ -24,6 +29,7 @@ import tensorflow as tf
 
 from data_gen import bouncing_balls, pipeline
 from data_gen.command_line import UserError, begins, check_output, output_path, parse, run, to_json, within
+from sqair.checkpoints import fill, load_run
 from sqair.config import PRESETS, Config, ModelConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
@@ -31,6 +37,7 @@ from sqair.train import compile_eval_step, compile_train_step, use_machine, vers
 
 KIND = begins("a file of eval.benchmark", '{\n "cases":')
 TURNS = 8
+N_BATCHES = 8
 WARM_UP = 12        # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
 
 
@@ -53,7 +60,7 @@ def relation_products(config: ModelConfig) -> Tuple[int, int, int]:
     return 0, 0, 0
 
 
-def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
+def flops(config: ModelConfig, n_frames: int, batch_size: int, n_found: Optional[float] = None) -> float:
     """Floating-point operations of one forward pass: 2 for every multiplication-addition of its matrix products.
 
     With R = 32 n_units, D, h x w, H x W (C channels folded into the widths), per particle and slot:
@@ -71,7 +78,10 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
     where head and 3 G R in the prior, as far as it enters there. Nothing is propagated at the first frame. What is not
     a matrix product, crops among it, is not counted. A training step is counted as three forward passes.
 
-    Args: config; n_frames: T; batch_size: B. Returns: operations.
+    Args: config; n_frames: T; batch_size: B; n_found: for how many particles, summed over all frames, discovery goes on
+    after its first slot (`discoveries`); None: for all.
+
+    Returns: operations.
     """
     r, d, g = config.n_hidden, config.n_what, config.glimpse_size
     height, width, channels = config.image_size
@@ -91,10 +101,24 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int) -> float:
     slots = config.n_steps_per_image
     relation, gamma, rows = relation_products(config)
     related = rows * gamma * r * sum({"prior": 3, "rnn": 1, "where": 1}[place] for place in config.relation_inputs)
-    particle = n_frames * (slots * (discovery + decoder + encoder) + r * r + where_prior + relation) + (
+    particle = n_frames * (discovery + slots * (decoder + encoder) + r * r + where_prior + relation) + (
         n_frames - 1) * (slots * (propagation + prior) + related)
     frame = n_frames * (height * width * channels * r + 2 * r * r)
-    return 2.0 * batch_size * (config.k_particles * particle + frame)
+    particles = batch_size * config.k_particles
+    found = n_frames * particles if n_found is None else n_found
+    return 2.0 * (particles * particle + found * (slots - 1) * discovery + batch_size * frame)
+
+
+def discoveries(model: SQAIR, batches: Sequence[tf.Tensor]) -> float:
+    """For how many particles, summed over all frames, discovery goes on after its first slot: the mean of batches
+    [T, B, H, W(, C)]. At the first frame it does for all."""
+    forward = tf.function(lambda obs, noise: model(obs, noise).frame.discovered.presence, autograph=False)
+
+    def count(obs, noise):
+        presence = forward(obs, noise)[..., 0, 0]
+        return obs.shape[1] * model.config.k_particles + float(tf.reduce_sum(presence[1:]))
+
+    return statistics.fmean(count(obs, model.draw_noise([0, i], *obs.shape[:2])) for i, obs in enumerate(batches))
 
 
 def machine_gflops(size: int = 4096) -> float:
@@ -107,33 +131,53 @@ def machine_gflops(size: int = 4096) -> float:
     return 2e-9 * size ** 3 / seconds
 
 
-def serve(config: Config, n_frames: int, requests: Iterator[str]) -> None:
+def frames_of(config: Config, n_frames: int, made_up: bool) -> List[Tuple[tf.Tensor, tf.Tensor]]:
+    """Batches (obs, counts) that steps take in turn: `N_BATCHES` of the training data, or a made-up one."""
+    batch = config.train.batch_size
+    if not made_up:
+        data = pipeline.batches(config.train.train_data, "training", batch, n_frames, crop=config.train.crop or None)
+        return [tuple(found) for found in itertools.islice(data, N_BATCHES)]
+    obs = tf.cast(tf.random.stateless_uniform([n_frames, batch, *config.model.image_shape], [0, 0]) > 0.88, tf.float32)
+    return [(obs, tf.fill([n_frames, batch], 4))]
+
+
+def serve(config: Config, n_frames: int, requests: Iterator[str], trained: Optional[str] = None,
+          data: Optional[pathlib.Path] = None, all_slots: bool = False) -> None:
     """Times one case in this process, which must not have used TensorFlow before; prints JSON, a line each.
 
     First, when `WARM_UP` steps of both kinds are done: first_step_s, the first step's bound, train_gflop, and peak_gb of
     training alone. Then, for every request, a number of steps: the seconds of so many training and evaluation steps,
     each after one that does not count.
 
-    Args: config: model, batch size, shards, XLA or not. n_frames: T. requests: lines with numbers of steps.
+    Args: config: model, batch size, shards, XLA or not. n_frames: T. requests: lines with numbers of steps. trained: a
+    run, whose model takes the place of the configured one. data: the frames it sees, a file; None: those that it was
+    trained on. all_slots: see `SQAIR`.
     """
     use_machine(config.train)
-    batch = config.train.batch_size
-    shape = [n_frames, batch, *config.model.image_shape]
-    obs = tf.cast(tf.random.stateless_uniform(shape, [0, 0]) > 0.88, tf.float32)
-    counts = tf.fill([n_frames, batch], 4)
+    run_ = None
+    if trained:
+        run_ = load_run(trained)
+        train = run_.config.train
+        config = Config(run_.config.model, attrs.evolve(config.train, crop=train.crop,
+                                                        train_data=str(data or train.train_data)))
+    batches = frames_of(config, n_frames, made_up=not trained)
     tf.random.set_seed(0)
     started = time.perf_counter()
-    model = SQAIR(config.model, config.train.xla)
+    model = SQAIR(config.model, config.train.xla, all_slots)
+    if run_:
+        fill(model, run_.model)
     optimizer = Optimizer(config.train.opt, model.trainable_variables)
     train_step, eval_step = compile_train_step(model, optimizer, config.train), compile_eval_step(model, config.train)
     step = iter(range(10 ** 9))
 
     def train():
-        result = train_step(obs, counts, tf.constant(next(step), tf.int64), tf.constant(1e-5))
+        number = next(step)
+        result = train_step(*batches[number % len(batches)], tf.constant(number, tf.int64), tf.constant(1e-5))
         return float(result.report.iwae_per_frame)
 
     def evaluate():
-        return float(eval_step(obs, counts, tf.constant([0, next(step)])).iwae)
+        number = next(step)
+        return float(eval_step(*batches[number % len(batches)], tf.constant([0, number])).iwae)
 
     def seconds(function, n):
         times = []
@@ -144,10 +188,12 @@ def serve(config: Config, n_frames: int, requests: Iterator[str]) -> None:
         return times[1:]
 
     start = {"bound": train(), "first_step_s": time.perf_counter() - started}
+    found = None if all_slots or config.train.xla else discoveries(model, [obs for obs, _ in batches])
+    gflop = 3e-9 * flops(config.model, n_frames, config.train.batch_size, found)
     seconds(train, WARM_UP)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     seconds(evaluate, WARM_UP)
-    print(json.dumps({**start, "train_gflop": 3e-9 * flops(config.model, n_frames, batch), "peak_gb": peak}), flush=True)
+    print(json.dumps({**start, "train_gflop": gflop, "peak_gb": peak}), flush=True)
     for request in requests:
         print(json.dumps({"train": seconds(train, int(request)), "eval": seconds(evaluate, int(request))}), flush=True)
 
@@ -172,6 +218,12 @@ class Arguments:
 
     models: Tuple[str, ...] = ("sqair_balls", "rsqair_in", "rsqair_rmc")
     """Presets to time."""
+    run: Optional[str] = None
+    """Time this trained model, with its own particles and slots, in place of presets: see eval.predict."""
+    data: Optional[pathlib.Path] = None
+    """Data file whose training split --run sees; that which it was trained on if left out."""
+    all_slots: bool = False
+    """Time every case a second time, in turns with itself, with absent slots computed too."""
     lengths: Tuple[int, ...] = (3, 10)
     """Lengths of the sequences, frames."""
     modes: Tuple[Literal["graph", "shards", "bfloat16", "xla"], ...] = ("graph", "xla", "shards")
@@ -196,6 +248,8 @@ class Arguments:
         unknown = [model for model in self.models if model not in PRESETS]
         if unknown:
             raise UserError(f"--models {unknown[0]}: no such preset; choose from {', '.join(PRESETS)}")
+        if self.data and not self.run:
+            raise UserError("--data: only a trained model is timed on real frames; name it with --run")
 
 
 SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 10, 20),
@@ -229,8 +283,10 @@ def scaling_table(rows: List[Dict]) -> str:
 @contextlib.contextmanager
 def _worker(arguments: Arguments, model: str, length: int, mode: str) -> Iterator[Iterator[Dict]]:
     """A process that times a case: yields what it prints, first of its start, then of every turn asked for."""
-    command = [sys.executable, "-m", "eval.benchmark", "--in_process", "--models", model, "--lengths", str(length),
-               "--modes", mode]
+    command = [sys.executable, "-m", "eval.benchmark", "--in_process", "--lengths", str(length), "--modes", mode,
+               *(["--run", arguments.run] if arguments.run else ["--models", model]),
+               *(["--data", str(arguments.data)] if arguments.data else []),
+               *(["--all_slots"] if arguments.all_slots else [])]
     for name in ("batch_size", "k_particles", "n_steps_per_image"):
         command += [f"--{name}", str(getattr(arguments, name))]
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(
@@ -286,7 +342,8 @@ def table(rows: List[Dict]) -> str:
     lines = ["| model | length | mode | " + " | ".join(COLUMNS.values()) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
     for row in rows:
         cells = [format(row[key], {"share_of_limit": ".2f", "bound": ".3f"}.get(key, ".3g")) for key in COLUMNS]
-        lines.append(f"| {row['model']} | {row['length']} | {row['mode']} | " + " | ".join(cells) + " |")
+        model = row["model"] + (", all slots" if row.get("all_slots") else "")
+        lines.append(f"| {model} | {row['length']} | {row['mode']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -299,17 +356,20 @@ def main() -> int:
                         attrs.evolve(preset.train, batch_size=arguments.batch_size, xla=mode == "xla",
                                      bfloat16=mode == "bfloat16",
                                      shards=1 if mode == "graph" else 0))
-        serve(config, arguments.lengths[0], sys.stdin)
+        serve(config, arguments.lengths[0], sys.stdin, arguments.run, arguments.data, arguments.all_slots)
         return 0
     if arguments.json:
         check_output(arguments.json, KIND)
     rows = []
+    models = [pathlib.Path(arguments.run).name] if arguments.run else arguments.models
+    stopping = attrs.evolve(arguments, all_slots=False)
+    timed = [(arguments_, model) for model in models for arguments_ in (stopping, arguments)[:1 + arguments.all_slots]]
     for length in arguments.lengths:
         for mode in arguments.modes:
-            print(f"timing {', '.join(arguments.models)}, length {length}, {mode}", file=sys.stderr, flush=True)
-            cases = time_cases([(arguments, model, length, mode) for model in arguments.models])
-            rows += [{"model": model, "length": length, "mode": mode, **case}
-                     for model, case in zip(arguments.models, cases)]
+            print(f"timing {', '.join(models)}, length {length}, {mode}", file=sys.stderr, flush=True)
+            cases = time_cases([(arguments_, model, length, mode) for arguments_, model in timed])
+            rows += [{"model": model, "length": length, "mode": mode, "all_slots": arguments_.all_slots, **case}
+                     for (arguments_, model), case in zip(timed, cases)]
     rates = {length: pipeline_rate(length) for length in arguments.lengths}
     scales = scaling(arguments) if arguments.scaling else []
     print(table(rows))

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from data_helpers import run_command
+from eval_helpers import save_run
 
 from eval import benchmark
 from sqair.config import ModelConfig
 from sqair.model import SQAIR
+from tests.model_helpers import eagerly
+from train_helpers import error_line, make_data
 
 
 def matmul_operations(graph, definitions):
@@ -31,7 +34,7 @@ def matmul_operations(graph, definitions):
 def test_the_formula_counts_the_graph(masked, relation):
     config = ModelConfig(n_units=2, n_what=6, n_steps_per_image=2, k_particles=3, glimpse_size=8, image_shape=(20, 20),
                          masked_glimpse=masked, mean_image=False, relation=relation)
-    model = SQAIR(config)
+    model = SQAIR(config, all_slots=True)
 
     def likelihood(obs):
         return model(obs, model.draw_noise([0, 0], 2, 4)).log_weights
@@ -40,6 +43,30 @@ def test_the_formula_counts_the_graph(masked, relation):
     graphs = {name: f.graph for name, f in function.graph._functions.items()}
     counted = matmul_operations(function.graph, graphs)
     assert benchmark.flops(config, 2, 4) == pytest.approx(counted, rel=0.02)      # selection, heads of four
+
+
+@pytest.mark.parametrize("bias", [-30.0, 1.0, 30.0])
+def test_the_formula_counts_what_discovery_computes(bias):
+    """The rows of products with the discovery RNN's weights while a pass runs: one slot after the first takes one."""
+    model = SQAIR(ModelConfig(n_units=1, n_what=2, n_steps_per_image=3, k_particles=3, glimpse_size=4,
+                              image_shape=(9, 9), mean_image=False))
+    discover = model.sequence.timestep.discover
+    discover.core.steps_predictor.layers[-1].b.assign([bias])
+    obs = tf.random.stateless_uniform([3, 4, 9, 9], [0, 0])
+    found = benchmark.discoveries(model, [obs])
+    rows, recurrent = [], discover.core.rnn.recurrent
+
+    def counting(state):
+        rows.append(int(state.shape[0]))
+        return recurrent(state)
+
+    discover.core.rnn.recurrent = counting
+    with eagerly():
+        model(obs, model.draw_noise([0, 0], 3, 4))
+    assert sum(rows) == 3 * 12 + 2 * found
+    assert {-30.0: found == 12, 1.0: 12 < found < 36, 30.0: found == 36}[bias]
+    ours, every = (benchmark.flops(model.config, 3, 4, n) for n in (found, None))
+    assert benchmark.flops(model.config, 3, 4, 36) == every and (ours < every) == (found < 36)
 
 
 def test_the_table_has_a_row_for_each_case():
@@ -60,6 +87,19 @@ def test_the_command_times_cases_in_turns_and_writes_them_down(tmp_path):
     assert written["cases"][0]["bound"] != written["cases"][1]["bound"]
     assert written["versions"]["tensorflow"] and written["pipeline_batches_per_s"]["1"] > 0
     assert "| rsqair_in | 1 | graph |" in done.stdout and "1 frames" in done.stdout
+
+
+def test_a_trained_model_is_timed_on_real_frames_in_turns_with_all_slots(tmp_path, tmp_path_factory):
+    run = save_run(tmp_path / "tiny")
+    data = make_data(tmp_path_factory)
+    small = ("--lengths", 2, "--modes", "graph", "--batch_size", 2, "--repeats", 8, "--json", tmp_path / "b.json")
+    done = run_command("eval.benchmark", "--run", run, "--data", data, "--all_slots", *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, every = json.loads((tmp_path / "b.json").read_text())["cases"]
+    assert (ours["model"], ours["all_slots"], every["all_slots"]) == ("tiny", False, True)
+    assert ours["bound"] == pytest.approx(every["bound"], rel=1e-5) and ours["train_gflop"] < every["train_gflop"]
+    assert "| tiny, all slots | 2 | graph |" in done.stdout
+    assert "--run" in error_line(run_command("eval.benchmark", "--data", data))
 
 
 def test_a_turn_is_compared_with_the_limit_just_before_it(monkeypatch):
