@@ -19,8 +19,7 @@ class SequentialAIR(snt.Module):
     """
 
     def __init__(self, config, xla: bool = False, all_slots: bool = False, name=None):
-        """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots
-        too, as is done with xla in any case."""
+        """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots too, as with xla."""
         super().__init__(name=name)
         self.channels = config.image_size[2]
         self.n_particles = config.k_particles
