@@ -1,6 +1,6 @@
 """Makes the bouncing-balls data sets: `python -m data_gen.bouncing_balls --preset balls4mass64 --out FILE.h5`.
 
-The physics, the drawing and the layout are R-NEM's (spec: data.md); see `physics`, `rendering` and `hdf5`.
+The physics, the drawing and the layout are R-NEM's (docs/spec/data.md); see `physics`, `rendering` and `hdf5`.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Makes the moving-MNIST data set of the SQAIR release: `python -m data_gen.moving_mnist --out FILE.h5`.
 
-Up to two tightly cropped digits of 28 x 28 move over a canvas of 50 x 50 (spec: data.md). The file has the same
+Up to two tightly cropped digits of 28 x 28 move over a canvas of 50 x 50 (docs/spec/data.md). The file has the same
 layout as bouncing balls (`hdf5`), with features 0..255 and the members labels, nums and coords.
 """
 

@@ -181,7 +181,7 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
 
 def mean_image(path: str | os.PathLike, split: str = "training", n_frames: int | None = None,
                crop: int | None = None) -> np.ndarray:
-    """Computes the mean over frames of all sequences, the model's initial background (spec: sqair.md).
+    """Computes the mean over frames of all sequences, the mean image (docs/spec/sqair.md, "Decoder and likelihood").
 
     It is read in one pass, with a block of sequences in memory.
 

@@ -1,4 +1,4 @@
-"""Draws balls as binary discs (spec: data.md)."""
+"""Draws balls as binary discs (docs/spec/data.md)."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""One step of inference over one object slot: the original's DiscoveryCore and PropagationCore (spec/sqair.md).
+"""One step of inference over one object slot: the original's DiscoveryCore and PropagationCore (docs/spec/sqair.md).
 
 A core is run over the slots in order by `Discover` and `Propagate`. What does not depend on the previous slot is
 computed for all slots at once, by `PropagationCore.prepare`.
@@ -50,7 +50,10 @@ def sample_presence(logit: tf.Tensor, presence_prev: tf.Tensor, noise: tf.Tensor
 
 
 class WhereHead(snt.Module):
-    """The "stochastic transform parameter": MLP [R, R] -> 8, split into loc and raw scale + scale_offset."""
+    """Location and raw scale of `where`: MLP [R, R] -> 8, split in halves, scale_offset added to the second.
+
+    The original's StochasticTransformParam (docs/spec/sqair.md, "Shared modules").
+    """
 
     def __init__(self, inputs, n_hidden: int, scale_offset: float, name=None):
         super().__init__(name=name)
@@ -64,9 +67,14 @@ class WhereHead(snt.Module):
 
 
 class AffineDiagNormal(snt.Module):
-    """MVN(loc, L), L = diag(scale) (C + I): C a trainable lower triangle shared by all objects.
+    """A normal distribution whose correlations are shared by all objects: the posterior of a propagated `where`.
 
-    x = loc + scale * ((C + I) noise), so that a density needs the inverse of one 4 x 4 matrix only.
+    Part of q(z_t^i | ...), equation 4 of the R-SQAIR paper (docs/spec/sqair.md, "Propagation core")::
+
+        x = loc + L noise,  L = diag(scale) (C + I)                                 C: a trainable lower triangle
+        log q(x) = sum_i (log N(e_i; 0, 1) - log scale_i - log |(C + I)_ii|),  e = (C + I)^-1 ((x - loc) / scale)
+
+    so that a density needs the inverse of one 4 x 4 matrix only.
     """
 
     def __init__(self, size: int = 4, name=None):
@@ -92,7 +100,18 @@ class AffineDiagNormal(snt.Module):
 
 
 class DiscoveryCore(snt.Module):
-    """One slot of discovery: an AIR step (spec/sqair.md, "Discovery core")."""
+    """One slot of discovery: a step of AIR.
+
+    One factor of equation 2 of the R-SQAIR paper (AIR's posterior), and so of q^D in its equation 4
+    (docs/spec/sqair.md, "Discovery core")::
+
+        h_k = RNN([frame code, conditioning, what_(k-1), where_(k-1), presence_(k-1)], h_(k-1))
+        where_k ~ N(loc, softplus(raw) + 0.01)                                      [loc, raw] = where head(h_k)
+        what_k ~ q(what | crop(frame, where_k))
+        presence_k ~ Bernoulli(sigmoid(MLP([h_k, what_k]))) if presence_(k-1), else 0
+
+    AIR sees the objects found so far through its RNN alone; `conditioning` sums up what was propagated.
+    """
 
     def __init__(self, config, glimpse_encoder: GlimpseEncoder, name=None):
         super().__init__(name=name)
@@ -149,7 +168,21 @@ class Prepared(NamedTuple):
 
 
 class PropagationCore(snt.Module):
-    """One slot of propagation (spec/sqair.md, "Propagation core"), with relations as further inputs if asked for."""
+    """One slot of propagation: an object of the previous frame is found again, or not.
+
+    q^P(z_t^i | gamma_t^i, h_t^i), a factor of equation 4 of the R-SQAIR paper; without gamma it is SQAIR's
+    (docs/spec/sqair.md, "Propagation core"). s is the object's temporal state, k - 1 the slot before, at t::
+
+        m = mean of q(what | mask(s) crop(frame, where_(t-1) + 0.1 MLP(s)))
+        h_k = RNN([m, z_(k-1), z_(t-1), s, gamma], h_(k-1))
+        where ~ MVN(where_(t-1) + loc, L)                       [loc, raw] = where head(h_k, where_(t-1), s, gamma)
+                                                                L: `AffineDiagNormal`, scale softplus(raw - 1) + 0.01
+        g = q(what | mask(s) crop(frame, where))
+        s' = temporal RNN([h_k, where, g.loc, g.scale], s)
+        n = Gaussian head(s');  [f, i, o] = 0.9999 sigmoid(W s')
+        what ~ N(f what_(t-1) + (1 - i) g.loc + (1 - o) n.loc, (1 - i) g.scale + (1 - o) n.scale)
+        presence ~ Bernoulli(sigmoid(MLP([h_k, s, what]))) if presence_(t-1), else 0
+    """
 
     WHERE_UPDATE_SCALE = 1.0  # a fixed variable of the original
 

@@ -1,4 +1,4 @@
-"""Discovery of new objects in a frame, and its priors (spec/sqair.md, "Discovery core", "Log-probabilities")."""
+"""Discovery of new objects in a frame, and its priors (docs/spec/sqair.md, "Discovery core", "Log-probabilities")."""
 
 import itertools
 import math
@@ -56,9 +56,14 @@ def log_number_of_steps(joint: tf.Tensor, n: tf.Tensor) -> tf.Tensor:
 class RecurrentNormal(snt.Module):
     """Autoregressive prior of `where` over slots, conditioned on what was propagated.
 
-    state = ELU linear [trainable state, conditioning]; slot i: VanillaRNN(4) of slot i-1's `where` (first: a
-    trainable sample), then linear to (loc, raw scale). As in the original every slot starts from that same state,
-    so that given the samples all slots are computed at once.
+    Part of p^D(z_t^D | z_t^P), equation 3 of the R-SQAIR paper (docs/spec/sqair.md, "Log-probabilities")::
+
+        e = ELU(W [s_0, conditioning])                                       s_0: trainable
+        h_i = tanh(W_x where_(i-1) + b_x + W_e e + b_e)                      where_0: trainable
+        p(where_i | where_<i) = N(loc_i, softplus(raw_i) + 0.01)             [loc_i, raw_i] = W_o h_i + b_o
+
+    As in the original every slot takes its step from the same e, so that given the samples all slots are computed at
+    once.
     """
 
     def __init__(self, size: int, conditioning_size: int, readout_bias: Sequence[float], n_hidden: int = 128,
@@ -98,7 +103,17 @@ class LogProbs(NamedTuple):
 
 
 class Discover(snt.Module):
-    """Runs the discovery core over the slots and knows the log-probabilities of what it finds."""
+    """Runs the discovery core over the slots, and has the log-probabilities of what is found.
+
+    q^D in equation 4 and p^D in equation 3 of the R-SQAIR paper; n is the number of objects found, p_k the probability
+    of slot k after slot k - 1 (docs/spec/sqair.md, "Log-probabilities")::
+
+        q = q(n) prod_(k<=n) q(where_k) q(what_k)
+        q(n): proportional to prod_(k<=n) p_k (1 - p_(n+1)), without the last factor for n = N
+        p = p(n) prod_(k<=n) p(where_k | where_<k) p(what_k),   p(what_k) = N(0, 1)
+        p(where_k | where_<k): `RecurrentNormal`, or N(where_mean, 1)
+        p(n): cat: softmax(ELU(b + [t > 0] b_t + MLP(expected)));   geom: success^n (1 - success), AIR's, not truncated
+    """
 
     def __init__(self, config, glimpse_encoder: GlimpseEncoder, name=None):
         super().__init__(name=name)

@@ -1,4 +1,4 @@
-"""What looks into a window and what draws it: the original's AIREncoder and AIRDecoder (spec/sqair.md)."""
+"""Glimpse encoder q(what | glimpse) and decoder p(x | z): the original's AIREncoder and AIRDecoder."""
 
 from typing import NamedTuple, Optional, Sequence
 
@@ -10,9 +10,10 @@ from sqair.neural import MLP, GaussianHead, constant
 
 
 class GlimpseEncoder(snt.Module):
-    """q(what | glimpse): crop, optional mask, MLP [R, R] and a Gaussian head. Shared by discovery and propagation.
+    """q(what | glimpse), shared by discovery and propagation (docs/spec/sqair.md, "Shared modules")::
 
-    The mask is sigmoid(MLP [128] -> h*w) of a temporal state and multiplies the glimpse, in every channel.
+        glimpse = crop(frame, where) * mask,   mask = sigmoid(MLP(temporal state)), the same in every channel; or none
+        what ~ N(loc, scale),                  loc, scale = Gaussian head(MLP(glimpse))
     """
 
     def __init__(self, glimpse_shape: Sequence[int], n_what: int, n_hidden: int, masked: bool, name=None):
@@ -50,11 +51,17 @@ class Decoded(NamedTuple):
 
 
 class Decoder(snt.Module):
-    """p(x|z) = Normal(canvas, output_std), canvas = sum over slots of presence * paste(glimpse, where).
+    """p(x | z), the likelihood in equations 1 and 3 of the R-SQAIR paper, AIR's decoder.
 
-    glimpse = MLP [R, R] -> h*w of `what`, times a trainable scalar. With a mean image (a trainable variable) the
-    canvas gains mean * mask, mask = sigmoid(-10 + 20 * the same sum over all-one glimpses). The original mixes a
-    foreground and a background deviation by that mask, but never sets them apart: the mixture is output_std.
+    a is a trainable scalar, mean a trainable image, if there is one (docs/spec/sqair.md, "Decoder and likelihood")::
+
+        glimpse_i = a MLP(what_i)
+        canvas = sum_i presence_i paste(glimpse_i, where_i) + mask * mean
+        mask = sigmoid(-10 + 20 sum_i presence_i paste(ones, where_i))
+        p(x | z) = N(canvas, output_std) for every pixel
+
+    The original mixes a foreground and a background deviation by that mask, but never sets them apart: the mixture is
+    output_std.
     """
 
     def __init__(self, image_shape: Sequence[int], glimpse_shape: Sequence[int], n_what: int, n_hidden: int,

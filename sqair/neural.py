@@ -1,4 +1,4 @@
-"""Building blocks with the original's variables and initialisers (spec/sqair.md, "Building blocks").
+"""Building blocks with the original's variables and initialisers (docs/spec/sqair.md, "Building blocks").
 
 Every layer takes *named* inputs and keeps one weight matrix per input: ``[x, y] W = x W_x + y W_y``. The product
 is the same as with one matrix over the concatenation, but the share of inputs that are known before a loop can be

@@ -1,4 +1,4 @@
-"""TensorFlow 1's optimisers and learning-rate schedule, which the original trained with (spec/sqair.md, "Objective").
+"""TensorFlow 1's optimisers and learning-rate schedule, the original's (docs/spec/sqair.md, "Objective").
 
 They differ from Sonnet 2's and Keras's in what decides a run's first steps: RMSProp's mean squares start at one, and
 epsilon stands inside its root.

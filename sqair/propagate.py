@@ -1,4 +1,4 @@
-"""Propagation of the previous frame's objects, and its prior (spec/sqair.md, "Propagation ...")."""
+"""Propagation of the previous frame's objects, and its prior (docs/spec/sqair.md)."""
 
 from typing import NamedTuple, Optional, Tuple
 
@@ -40,11 +40,21 @@ class PriorStatistics(NamedTuple):
 
 
 class PropagationPrior(snt.Module):
-    """p(z_t | z_(t-1)): a GRU on [what, where] of each object, weights shared (spec "Propagation prior").
+    """The prior of propagated objects, with weights shared by all objects.
 
-    `prop_prior_type` rnn: its readout gives the parameters; rw: a random walk, locs are the previous values; guided:
-    locs are the previous values + 0.1 readout. rw and guided add 0.1 times the masked logit to the posterior's
-    previous logit. With relations, gamma is one more input (paper eq. 3).
+    p^P(z_t^P | gamma_t), equation 3 of the R-SQAIR paper; without gamma it is SQAIR's p^P(z_t^P | z_(t-1))
+    (docs/spec/sqair.md, "Propagation prior")::
+
+        s' = GRU([what_(t-1), where_(t-1), gamma], s)
+        [a, loc, raw] = W s' + b,   scale = softplus(raw) + 0.01
+        c = masked_logit(a + prop_prior_step_bias, presence_(t-1))
+
+        prop_prior_type   loc of what and where       presence logit
+        rnn               loc                         c
+        rw                z_(t-1)                     logit_(t-1) + 0.1 c
+        guided            z_(t-1) + 0.1 loc           logit_(t-1) + 0.1 c
+
+    what and where are normal, presence is Bernoulli.
     """
 
     STEP = 0.1
@@ -79,7 +89,15 @@ class PropagationPrior(snt.Module):
 
 
 class Propagate(snt.Module):
-    """Runs the propagation core over the previous frame's objects and knows the log-probabilities of the outcome."""
+    """Runs the propagation core over the previous frame's objects, and has the log-probabilities of the outcome.
+
+    The product over objects in equation 4 of the R-SQAIR paper, and p^P in equation 3
+    (docs/spec/sqair.md, "Log-probabilities")::
+
+        log q = sum_i present_(t-1) (log q(presence_t) + presence_t (log q(where_t) + log q(what_t)))
+
+    and log p likewise, by `PropagationPrior`.
+    """
 
     def __init__(self, config, glimpse_encoder: GlimpseEncoder, gamma_size: int = 0, name=None):
         """Args: config; discovery's glimpse encoder; gamma_size: width of the relation, 0 without."""

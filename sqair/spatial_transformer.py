@@ -1,4 +1,11 @@
-"""Attention windows: crops, pastes and boxes (spec/sqair.md, "Spatial transformer").
+"""Attention windows: crops, pastes and boxes (docs/spec/sqair.md, "Spatial transformer").
+
+AIR's spatial transformer, whose affine map has a scale s and a shift t per axis, in coordinates from -1 to 1 over the
+centres of an axis's n pixels::
+
+    (sx, sy) = max(sigmoid(where_1, where_2), 1e-4),  (tx, ty) = tanh(where_3, where_4)
+    crop:   glimpse pixel u reads image position ((s u + t) + 1) (n_image - 1) / 2
+    paste:  image pixel v reads glimpse position ((v - t) / s + 1) (n_glimpse - 1) / 2
 
 There is no rotation or shear, so that both resample one axis after the other, bilinearly. A crop reads whole columns of
 an image, then rows of those; no gradient flows to images, which are data. A paste, whose glimpses need one, is two

@@ -1,4 +1,12 @@
-"""Bounds and training objectives over importance weights (spec/sqair.md, "Objective")."""
+"""Bounds and training objectives over importance weights (docs/spec/sqair.md, "Objective").
+
+With w_k = p(x, z_k) / q(z_k | x) of K particles, d_k the discrete latents among z_k and sg a stopped gradient::
+
+    IWAE = log 1/K sum_k w_k                                                        (Burda et al., arXiv:1509.00519)
+    cv_k = log 1/K (sum_(j != k) w_j + exp(mean over j != k of log w_j))     (Mnih & Rezende, VIMCO, arXiv:1602.06725)
+    loss = -IWAE - 1/K sum_k sg(signal_k) log q(d_k)
+    signal_k = log w_k - cv_k in the original, IWAE - cv_k as published
+"""
 
 import math
 
@@ -6,12 +14,15 @@ import tensorflow as tf
 
 
 def iwae(log_weights: tf.Tensor) -> tf.Tensor:
-    """The importance-weighted bound log mean_k w_k (Burda et al. 2015) of log weights [..., K], [...]."""
+    """The importance-weighted bound log 1/K sum_k w_k (Burda et al., 2015) of log weights [..., K], [...]."""
     return tf.reduce_logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])
 
 
 def vimco_control_variate(log_weights: tf.Tensor) -> tf.Tensor:
-    """The bound with particle k's log weight replaced by the mean of the others', for every k (Mnih & Rezende 2016).
+    """The bound with particle k's log weight replaced by the mean of the others', for every k (Mnih & Rezende, 2016).
+
+    cv_k = log 1/K (sum_(j != k) w_j + exp(mean over j != k of log w_j)): the published control variate with the
+    geometric mean.
 
     Args: log_weights: [..., K], K >= 2. Returns: [..., K].
     """
@@ -27,7 +38,7 @@ def vimco(log_weights: tf.Tensor, discrete_log_prob: tf.Tensor, textbook: bool =
     """The VIMCO loss: mean over sequences and particles of -IWAE - signal * log q(discrete latents).
 
     signal = stop_gradient(log w_k - cv_k) as the original has it; with `textbook`, stop_gradient(IWAE - cv_k), the
-    published estimator.
+    published learning signal. The published estimator sums over particles where this, like the original, averages.
 
     Args:
       log_weights: [B, K].

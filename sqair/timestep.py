@@ -1,4 +1,4 @@
-"""One frame: relate, propagate, discover, choose what to keep (spec/sqair.md, "One frame")."""
+"""One frame: relate, propagate, discover, choose what to keep (docs/spec/sqair.md, "One frame")."""
 
 from typing import NamedTuple, Tuple
 
@@ -77,7 +77,15 @@ def pick(order: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 class SQAIRTimestep(snt.Module):
-    """Propagation and discovery of one frame."""
+    """Propagation and discovery of one frame.
+
+    The factors of one t in equations 3 and 4 of the R-SQAIR paper (docs/spec/sqair.md, "One frame")::
+
+        gamma_t = Gamma(z_(t-1))
+        z^P ~ q^P(z^P | frame, z_(t-1), gamma_t)                        propagation; or ~ p^P(z^P | z_(t-1), gamma_t)
+        z^D ~ q^D(z^D | frame, sum_i presence_i MLP(z_i^P))             discovery
+        z_t = the present ones of [z^P, z^D], N at most
+    """
 
     def __init__(self, config, name=None):
         super().__init__(name=name)

@@ -181,7 +181,7 @@ def test_curtain_hides_a_square_that_stays_where_it_is():
     assert not (block["collisions"] & (block["groups"] == 0)).any()
 
 
-# Figures of an independent simulation (spec: data.md), with four standard errors of this test's own sample and of
+# Figures of an independent simulation (docs/spec/data.md), with four standard errors of this test's own sample and of
 # theirs together, measured over sequences.
 @pytest.mark.parametrize("preset, n_sequences, theirs, expected", [
     ("balls4mass64", 1000, 2000, (0.103, 0.066, 14.3, 13.4)),

@@ -114,7 +114,7 @@ def test_presets_are_the_papers():
 
 
 def test_defaults_are_the_originals():
-    """spec/sqair.md, "Flags and defaults"."""
+    """docs/spec/sqair.md, "Flags and defaults"."""
     expected = dict(
         n_steps_per_image=3, n_what=50, n_units=8, glimpse_size=20, k_particles=5, batch_size=32, masked_glimpse=True,
         transition="VanillaRNN", time_transition="GRU", prior_transition="GRU", prop_prior_type="rnn",
