@@ -25,7 +25,7 @@ from sqair.targets import iwae
 
 FORWARD_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 5e-4
-# A sum that cancels: the original's own float32 rounding is 2e-3 there (spec/sqair.md).
+# A sum that cancels: the original's own float32 rounding is 2e-3 there (docs/port.md).
 SCALE_OFFSET = "propagation/propagation_core/stochastic_transform_param/scale_offset"
 SCALE_OFFSET_TOLERANCE = 5e-3
 
