@@ -332,20 +332,6 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def made_folder(path: str | os.PathLike) -> Iterator[None]:
-    """Makes a folder, and those above it, if it is missing; what was made and is still empty at the end is removed."""
-    path = pathlib.Path(path)
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        with contextlib.suppress(OSError):      # not empty, and so are those above
-            for folder in made:
-                folder.rmdir()
-
-
-@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary name beside `path`; the file written there takes the name `path` only once it is whole.
 

@@ -29,6 +29,7 @@ from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
 from sqair.config import Config, ModelConfig, load_flags
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
+from sqair.run_folder import earlier_steps, train_data_fingerprint
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 
@@ -146,6 +147,7 @@ class Run(NamedTuple):
     """A trained model: the checkpoint it came from, its configuration, its weights and the step they are of.
 
     folder: of the run. trained: the configuration it was trained with, where `config` has been changed.
+    earlier_steps: of the weights that the run began with, which `step` does not count.
     """
 
     source: str
@@ -154,6 +156,12 @@ class Run(NamedTuple):
     step: int
     folder: str
     trained: Config
+    earlier_steps: int = 0
+
+    @property
+    def all_steps(self) -> int:
+        """The training steps of the weights, those of the runs that this one was started from among them."""
+        return self.step + self.earlier_steps
 
 
 # Flags that only say where training starts, and the variables of a model that start there: in trained weights they are
@@ -253,6 +261,7 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
       UserError: it is not there, is damaged, or does not fit its flags.
     """
     folder, prefix, is_original = find_checkpoint(path, which)
+    earlier = 0
     if is_original:
         values = read_values(prefix)
         config = _original_config(folder, prefix, values)
@@ -260,7 +269,7 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
         original.load_original(model, prefix, values)
         step = int(values.get("global_step", prefix.rsplit("-", 1)[-1]))
     elif pathlib.Path(prefix).name == safetensors_folder.WEIGHTS:
-        config, model, step = safetensors_folder.load(folder)
+        config, model, step, earlier = safetensors_folder.load(folder)
         if which not in ("best", "newest", str(step)):
             raise UserError(f"{folder}: no checkpoint of iteration {which}; it holds that of {step}")
     else:
@@ -274,7 +283,7 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
         except DAMAGE as error:
             raise UserError(f"{prefix}: the checkpoint is damaged or does not fit {folder / 'flags.json'} "
                             f"({first_line(error)})") from None
-        step = int(prefix.rsplit("-", 1)[-1])
+        step, earlier = int(prefix.rsplit("-", 1)[-1]), earlier_steps(folder)
     trained = config
     changes = {key: value for key, value in changes.items() if value != getattr(config.model, key)}
     if config.model.relation == "rmc" and "n_steps_per_image" in changes:
@@ -289,7 +298,7 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
             raise UserError(f"{prefix} cannot be run with {asked}: it has no weights for {left[0]}"
                             + (f" (and {len(left) - 1} more)" if len(left) > 1 else ""))
         config, model = changed, other
-    return Run(str(prefix), config, model, step, str(folder), trained)
+    return Run(str(prefix), config, model, step, str(folder), trained, earlier)
 
 
 def load_config(path: Union[str, os.PathLike]) -> Tuple[Config, bool]:
@@ -552,8 +561,14 @@ def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = 
             raise UserError(f"{out / name}: is there already and is not {kind.name}: choose another folder")
     if (out / safetensors_folder.WEIGHTS).exists() and not overwrite:
         raise UserError(f"{out / safetensors_folder.WEIGHTS} exists already; --overwrite replaces it")
+    data = pathlib.PurePath(run_.trained.train.train_data).name     # nobody else has the maker's folders
+    config = attrs.evolve(run_.config, train=attrs.evolve(run_.config.train, train_data=data))
+    sha256 = train_data_fingerprint(run_.folder)
+    sha256 = f", SHA-256 {sha256}" if sha256 else ""
+    source = (f"run `{pathlib.Path(run_.folder).resolve().name}`, checkpoint `{pathlib.Path(run_.source).name}`; "
+              f"trained on `{data}`{sha256}")
     with _appearing(out, safetensors_folder.FILES) as stage:
-        safetensors_folder.save(stage, run_.config, run_.model, run_.step, run_.source)
+        safetensors_folder.save(stage, config, run_.model, run_.step, run_.all_steps, source)
     return [f"{out}: {len(run_.model.trainable_variables)} tensors of {run_.source} (step {run_.step})"]
 
 

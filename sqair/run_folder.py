@@ -12,13 +12,47 @@ from typing import Iterator, List, Optional, Sequence, Union
 
 import tensorflow as tf
 
-from data_gen.command_line import UserError, atomic_path, made_folder, run_folder_of
+from data_gen.command_line import UserError, atomic_path, made_folder, read_json, run_folder_of
 
 
 # What a kill leaves of the files of a run folder (see `atomic_path`) and of checkpoints: all that is ever removed.
 _HALF_WRITTEN = re.compile(
     r"(\.(flags|versions|started_from|finished|non_finite)\.json|\.(metrics|resources)\.csv)\.[0-9a-f]{8}\.part")
 _HALF_CHECKPOINT = re.compile(r"\.[0-9a-f]{8}\.part")
+
+
+TRAIN_DATA = "train_data_fingerprint"       # in versions.json
+# The run that --init_from or --continue_from named, the step it was at, and the steps that are counted and not.
+STARTED_FROM = "started_from.json"
+
+
+def train_data_fingerprint(folder: Union[str, os.PathLike]) -> str:
+    """The `fingerprint` of the data that a run began with, "" if its folder does not tell."""
+    path = pathlib.Path(folder) / "versions.json"
+    found = read_json(path, "remove it if the run's data are the same") if path.exists() else {}
+    return str(found.get(TRAIN_DATA, "")) if isinstance(found, dict) else ""
+
+
+def first_step(folder: Union[str, os.PathLike]) -> int:
+    """The step that the run in a folder began at. Raises: UserError: the file that tells is damaged."""
+    return _started_from(folder, "first_step")
+
+
+def earlier_steps(folder: Union[str, os.PathLike]) -> int:
+    """Training steps of the weights that a run began with which it does not count. Raises: UserError: see above."""
+    return _started_from(folder, "earlier_steps")
+
+
+def _started_from(folder: Union[str, os.PathLike], name: str) -> int:
+    path = pathlib.Path(folder) / STARTED_FROM
+    if not path.exists():
+        return 0
+    hint = "remove it if the run began at step 0"
+    found = read_json(path, hint)
+    number = found.get(name, 0) if isinstance(found, dict) else None
+    if type(number) is not int or number < 0:
+        raise UserError(f"{path}: no {name} in it; {hint}")
+    return number
 
 
 class RunLock:

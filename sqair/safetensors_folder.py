@@ -31,29 +31,31 @@ def tensor_names(model: SQAIR) -> Dict[str, tf.Variable]:
     return {v.name.split(":")[0]: v for v in model.trainable_variables}
 
 
-def save(folder: pathlib.Path, config: Config, model: SQAIR, step: int, source: str) -> None:
+def save(folder: pathlib.Path, config: Config, model: SQAIR, step: int, all_steps: int, source: str) -> None:
     """Writes the three files.
 
     Args:
       folder: where to.
       config, model, step: what is saved.
-      source: the checkpoint it came from, for the model card.
+      all_steps: training steps, those of the runs that this one was started from among them, for the model card.
+      source: run, checkpoint and data, for the model card.
     """
     tensors = {name: np.asarray(v.numpy()) for name, v in tensor_names(model).items()}
-    metadata = {"format": "tf", "step": str(step)}
+    metadata = {"format": "tf", "step": str(step), "earlier_steps": str(all_steps - step)}
+    # Not save_file, whose files nobody else may read, whatever the user's umask says.
     try:
-        safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be written ({error})") from None
+        (folder / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata))
+    except OSError as error:
+        raise UserError(f"{folder / WEIGHTS}: cannot be written ({error.strerror})") from None
     (folder / CONFIG).write_text(json.dumps(to_flags(config), indent=1) + "\n")
-    (folder / CARD).write_text(_card(config, model, step, source))
+    (folder / CARD).write_text(_card(config, model, step, all_steps, source))
 
 
-def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int]:
+def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int, int]:
     """Loads a model.
 
     Returns:
-      Its configuration, the model, and the training step it is of.
+      Its configuration, the model, the training step it is of, and the steps before that which this does not count.
 
     Raises:
       UserError: a file is missing or damaged, or the tensors are not those of the configuration.
@@ -68,11 +70,12 @@ def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int]:
         with safetensors.safe_open(path, framework="np") as file:
             names = sorted(file.keys())
             found = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in names}
-            step = (file.metadata() or {}).get("step", "0")
+            steps = [(file.metadata() or {}).get(name, "0") for name in ("step", "earlier_steps")]
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a safetensors file, or a damaged one ({str(error)[:200]})") from None
-    if not (step.isascii() and step.isdigit() and len(step) < 19):
-        raise UserError(f"{path}: its metadata give the step as {step[:40]!r}, expected a number")
+    for step in steps:
+        if not (step.isascii() and step.isdigit() and len(step) < 19):
+            raise UserError(f"{path}: its metadata give the step as {step[:40]!r}, expected a number")
     model = make_model(config.model, sum(math.prod(shape) for _, shape in found.values()), str(path))
     variables = tensor_names(model)
     wrong = _differences(variables, found)
@@ -83,7 +86,7 @@ def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int]:
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {name} is not finite")
         variables[name].assign(value)
-    return config, model, int(step)
+    return config, model, int(steps[0]), int(steps[1])
 
 
 def _differences(variables: Dict[str, tf.Variable], found: Dict[str, Tuple[str, List[int]]]) -> List[str]:
@@ -97,13 +100,14 @@ def _differences(variables: Dict[str, tf.Variable], found: Dict[str, Tuple[str, 
     return wrong + [f"{name[:80]} has no place in the model" for name in found if name not in variables]
 
 
-def _card(config: Config, model: SQAIR, step: int, source: str) -> str:
+def _card(config: Config, model: SQAIR, step: int, all_steps: int, source: str) -> str:
     title, what = {"none": ("SQAIR", "objects move on their own"),
                    "in": ("R-SQAIR (IN)", "an interaction network relates the objects"),
                    "rmc": ("R-SQAIR (RMC)", "a relational memory core relates the objects"),
                    "rmc_slots": ("R-SQAIR (RMC, slots)", "a memory core with one row an object relates them"),
                    }[config.model.relation]
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
+    earlier = f", {all_steps - step:,} of them in the runs that this one was started from" if all_steps > step else ""
     return f"""{_CARD_HEAD}\
 tags: [video, object-centric, unsupervised, tracking]
 ---
@@ -112,7 +116,8 @@ tags: [video, object-centric, unsupervised, tracking]
 A generative model of videos of moving objects. It finds the objects of a first frame, follows them and predicts where
 they go; nobody tells it what an object is. In this one {what}.
 
-- {parameters:,} parameters after {step:,} training steps, from the checkpoint `{source}`
+- {parameters:,} parameters after {all_steps:,} training steps{earlier}
+- {source}
 - frames of {" x ".join(map(str, config.model.image_shape))} pixels, intensities from 0 to 1, at most \
   {config.model.n_steps_per_image} objects a frame
 - all flags of the run, its training data among them: `{CONFIG}`

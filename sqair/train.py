@@ -31,16 +31,15 @@ from sqair import checkpoints, distribution, health, spatial_transformer, xla_ca
 from sqair.config import PRESETS, RECIPES, Config, load_flags, to_flags, with_recipe
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
-from sqair.run_folder import MetricsFile, RunLock, append, tensorboard
+from sqair.run_folder import (STARTED_FROM, TRAIN_DATA, MetricsFile, RunLock, append, first_step, tensorboard,
+                              train_data_fingerprint)
 
 # Flags that may differ when a run goes on: they change what is reported and kept, not what is computed
 # (`distribute` and `shards`: but for rounding).
 CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train",
               "distribute", "shards")
 
-TRAIN_DATA = "train_data_fingerprint"       # in versions.json
 FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
-STARTED_FROM = "started_from.json"      # the run that --init_from or --continue_from named, and the step it was at
 NON_FINITE = "non_finite.json"
 
 
@@ -186,25 +185,6 @@ def versions() -> dict:
             "machine": os.uname().machine, "command": sys.argv}
 
 
-def train_data_fingerprint(folder: pathlib.Path) -> str:
-    """The `fingerprint` of the data that a run began with, "" if its folder does not tell."""
-    path = folder / "versions.json"
-    found = read_json(path, "remove it if the run's data are the same") if path.exists() else {}
-    return str(found.get(TRAIN_DATA, "")) if isinstance(found, dict) else ""
-
-
-def first_step(folder: pathlib.Path) -> int:
-    """The step that the run in a folder began at. Raises: UserError: the file that tells is damaged."""
-    path = folder / STARTED_FROM
-    if not path.exists():
-        return 0
-    hint = "remove it if the run began at step 0"
-    found = read_json(path, hint)
-    if not isinstance(found, dict) or not isinstance(found.get("first_step"), int):
-        raise UserError(f"{path}: no first_step in it; {hint}")
-    return found["first_step"]
-
-
 class Trainer:
     """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
 
@@ -264,7 +244,8 @@ class Trainer:
             for name in (FINISHED, NON_FINITE, STARTED_FROM):
                 (self.folder / name).unlink(missing_ok=True)
             if source:
-                self._write(STARTED_FROM, {"source": source.source, "step": source.step, "first_step": self.step})
+                self._write(STARTED_FROM, {"source": source.source, "step": source.step, "first_step": self.step,
+                                           "earlier_steps": source.all_steps - self.step})
         else:
             self._check_flags()
             restored, notes = self.checkpoints.restore()

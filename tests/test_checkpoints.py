@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import stat
 import struct
 
 import numpy as np
@@ -14,7 +16,7 @@ from run_helpers import assert_same, command, draw, make_run, make_state, values
 from data_gen import moving_mnist
 from data_gen.command_line import UserError
 from sqair import checkpoints, original
-from sqair.config import load_flags
+from sqair.config import load_flags, to_flags
 from sqair.optimizers import Optimizer
 
 
@@ -95,7 +97,8 @@ def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys
     expected = checkpoints.load_run(run_folder)
     for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
         loaded = checkpoints.load_run(path)
-        assert loaded.step == 20 and loaded.config == expected.config
+        flags = to_flags(expected.config) | {"train_data": "balls4mass64.h5"}
+        assert loaded.step == 20 and to_flags(loaded.config) == flags
         assert_same(values_of(loaded.model), values_of(expected.model))
     names = safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors")
     assert {f"{name}:0" for name in names} == set(values_of(expected.model))
@@ -105,6 +108,39 @@ def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys
     assert code == 1 and "--overwrite" in err
     with pytest.raises(UserError, match="no checkpoint of iteration 100; it holds that of 20"):
         checkpoints.load_run(tmp_path / "model", "100")
+
+
+def test_a_shared_model_is_for_others(tmp_path, monkeypatch, capsys):
+    """Readable as the umask says, without the maker's folders, and with all steps of its weights."""
+    make_run(tmp_path / "secret" / "run_7", steps=(20,), train={"train_data": str(tmp_path / "secret" / "balls.h5")})
+    for name, content in (("started_from", {"first_step": 0, "earlier_steps": 400}),
+                          ("versions", {"train_data_fingerprint": "abc123"})):
+        (tmp_path / "secret" / "run_7" / f"{name}.json").write_text(json.dumps(content))
+    for mask in (0o022, 0o027, 0o002):
+        old = os.umask(mask)
+        try:
+            code, _, err = command(monkeypatch, capsys, "safetensors", tmp_path / "secret" / "run_7", tmp_path / "out",
+                                   "--overwrite")
+        finally:
+            os.umask(old)
+        assert code == 0, err
+        for path in (tmp_path / "out").iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path
+            assert b"secret" not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("after 420 training steps, 400 of them in the runs", "run `run_7`, checkpoint `step-20`",
+                 "trained on `balls.h5`, SHA-256 abc123"):
+        assert said in card
+    assert checkpoints.load_run(tmp_path / "out").all_steps == 420
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"earlier_steps": "4"}', '{"earlier_steps": true}',
+                                     '{"earlier_steps": -4}'])
+def test_a_damaged_start_is_one_line(run_folder, tmp_path, content):
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run" / "started_from.json").write_text(content)
+    with pytest.raises(UserError, match="started_from.json: "):
+        checkpoints.load_run(tmp_path / "run")
 
 
 def change_tensors(folder, change):

@@ -201,7 +201,14 @@ def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_pa
     assert all((slot.numpy() == 1).all() for slot in trainer.optimizer.slots["rms"])
     assert "the optimiser and the count of steps start anew" in (tmp_path / "run" / "train.log").read_text()
     told = json.loads((tmp_path / "run" / "started_from.json").read_text())
-    assert told == {"source": source.source, "step": source.step, "first_step": 0}
+    assert told == {"source": source.source, "step": source.step, "first_step": 0, "earlier_steps": source.step}
+    trainer.state.step.assign(5)
+    trainer.checkpoints.save()
+    for how, step, earlier in (("init_from", 0, 5 + source.step), ("continue_from", 5, source.step)):
+        again = train.Trainer(config(data), str(tmp_path / how), **{how: str(tmp_path / "run")})
+        again.checkpoints.save()        # steps of a chain of runs are counted once each
+        run = checkpoints.load_run(again.folder, "newest")
+        assert (run.step, run.earlier_steps, run.all_steps) == (step, earlier, 5 + source.step)
 
 
 def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, tmp_path):
