@@ -2,6 +2,7 @@
 non-finite numbers."""
 
 import collections
+import math
 import os
 import time
 from typing import Deque, Dict, List, Optional, Sequence, Tuple
@@ -127,7 +128,7 @@ def non_finite_report(model: SQAIR, obs: tf.Tensor, noise, loss, step: int) -> d
       step: number of the batch in the order of training.
 
     Returns:
-      JSON values: batch_index; loss, as text; terms, the names of log-probabilities with a value that is not finite;
+      JSON values: batch_index; loss, text if it is not finite; terms, the names of log-probabilities with a value that is not finite;
       variables, the names of variables with such a value or gradient.
     """
     variables = model.trainable_variables
@@ -135,7 +136,8 @@ def non_finite_report(model: SQAIR, obs: tf.Tensor, noise, loss, step: int) -> d
         forward = model(obs, noise)
         value = loss(forward)
     gradients = tape.gradient(value, variables, unconnected_gradients="zero")
-    return {"batch_index": step, "loss": str(float(value)), "observations_finite": _finite(obs),
+    total = float(value)
+    return {"batch_index": step, "loss": total if math.isfinite(total) else str(total), "observations_finite": _finite(obs),
             "terms": non_finite_terms(forward),
             "variables": [v.name for v in variables if not _finite(v)],
             "gradients": [v.name for v, g in zip(variables, gradients) if not _finite(g)]}
