@@ -252,7 +252,7 @@ def test_the_whole_and_what_was_asked_for(copied, monkeypatch, capsys):
     output = capsys.readouterr().out
     results = copied / "results"
     assert f"up to date: {copied / 'runs' / 'sqair_balls_0'}\n" in output and "all done (2 of 2 runs)" in output
-    assert output.count("done (") == 1 + 5 + 2 + 5     # training, predictions, tables after each run, report
+    assert output.count("\ndone (") == 1 + 5 + 2 + 5     # training, predictions, tables after each run, report
     for name in ("table.md", "table.tex", "figure3.png", "figure3.gif", "figure4.pdf", "curves.png", "index.html"):
         assert (results / name).stat().st_size > 0
 
