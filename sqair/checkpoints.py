@@ -117,14 +117,14 @@ class RunCheckpoints:
             for path in sorted(prefix.parent.glob(f"{prefix.name}.*"), reverse=True):
                 path.unlink(missing_ok=True)
 
-    def restore(self) -> Tuple[str, List[str]]:
+    def restore(self) -> Tuple[Optional[str], List[str]]:
         """Restores the newest sound checkpoint.
 
         Returns:
-          Its prefix; and a line for every damaged one that was passed over.
+          Its prefix, None if the folder has none; and a line for every damaged one that was passed over.
 
         Raises:
-          UserError: there is none that is sound.
+          UserError: there are checkpoints, but none is sound.
         """
         notes = []
         for prefix in _prefixes(self._folder / CHECKPOINTS):
@@ -139,8 +139,10 @@ class RunCheckpoints:
                 return prefix, notes
             except (UserError, *DAMAGE) as error:
                 notes.append(f"{prefix}: damaged checkpoint passed over ({first_line(error)})")
-        raise UserError(f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read "
-                        f"({notes[0] if notes else 'it has none'}); restore the files or start in a new folder")
+        if notes:
+            raise UserError(f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read ({notes[0]}); restore the "
+                            "files or start in a new folder")
+        return None, notes
 
 
 class Run(NamedTuple):

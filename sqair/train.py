@@ -249,6 +249,9 @@ class Trainer:
         else:
             self._check_flags()
             restored, notes = self.checkpoints.restore()
+            if not restored:
+                raise UserError(f"{self.folder} holds a best checkpoint, but none to go on from: --continue_from "
+                                f"{self.folder} goes on with the best one in a new --run_dir")
             notes.append(f"going on from {restored}"
                          + ("; --init_from and --continue_from were for its start" if init_from or continue_from
                             else ""))

@@ -379,6 +379,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
         path.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="no checkpoint in it can be read"):
         train.Trainer(config_, str(tmp_path / "run"))
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="--continue_from .* goes on with the best one"):
+        train.Trainer(config_, str(tmp_path / "run"))
+    assert list((tmp_path / "run" / "best").glob("step-*.index"))
 
 
 def test_non_finite_numbers_stop_the_run_before_the_update(data, tmp_path):
