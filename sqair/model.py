@@ -16,6 +16,15 @@ from sqair.sequence import SequentialAIR
 from sqair.timestep import Frame, pick
 
 
+class FrameLogProbs(NamedTuple):
+    """`LogProbs` [T, P] of both phases under q and p."""
+
+    q_discovery: LogProbs
+    p_discovery: LogProbs
+    q_propagation: LogProbs
+    p_propagation: LogProbs
+
+
 class Forward(NamedTuple):
     """Everything one forward pass knows. T frames, P = B*K particles (p = b*K + k), N slots; log-probs in nats.
 
@@ -114,28 +123,44 @@ class SQAIR(snt.Module):
                              f"{expected}: set --image_shape to match the data, or crop the data.")
         if generate_after is None and self.config.sample_from_prior and self.config.generate_after > 0:
             generate_after = self.config.generate_after
-        return self._weigh_frames(obs, self.sequence(obs, noise, generate_after, propagate_first), generate_after)
+        frame = self.sequence(obs, noise, generate_after, propagate_first)
+        inferred = obs.shape[0] if generate_after is None else generate_after + 1
+        return self.weigh(obs, frame, self.log_probs(frame), inferred)
 
-    def _weigh_frames(self, obs: tf.Tensor, frame: Frame, generate_after: Optional[int]) -> Forward:
-        """Decodes the inferred frames and computes all log-probabilities, for all frames at once."""
+    def log_probs(self, frame: Frame) -> FrameLogProbs:
+        """Log-probabilities of all frames, [T, P, ...], of what was found and propagated in them."""
+        discovered, propagated, present = frame.discovered, frame.propagated, frame.presence_prev
+        discover, propagate = self.sequence.timestep.discover, self.sequence.timestep.propagate
+        later = tf.cast(tf.range(present.shape[0]) > 0, tf.float32)[:, None, None]
+        return FrameLogProbs(
+            q_discovery=discover.posterior_log_probs(discovered),
+            p_discovery=discover.prior_log_probs(discovered, frame.conditioning, frame.expected, later),
+            q_propagation=propagate.posterior_log_probs(propagated, present),
+            p_propagation=propagate.prior_log_probs(propagated, frame.prior, present))
+
+    def weigh(self, obs: tf.Tensor, frame: Frame, probs: FrameLogProbs, inferred: int) -> Forward:
+        """Decodes the frames and weighs the particles.
+
+        Args:
+          obs: [T, B, H, W] or [T, B, H, W, C].
+          frame: [T, P, ...].
+          probs: its log-probabilities.
+          inferred: those of this many frames count; later ones weigh by their likelihood alone.
+
+        Returns:
+          `Forward`.
+        """
         height, width, channels = self.config.image_size
         n_frames, batch, k = obs.shape[0], obs.shape[1], self.config.k_particles
-        discovered, propagated, present = frame.discovered, frame.propagated, frame.presence_prev
-
-        both = tf.nest.map_structure(lambda p, d: tf.concat([p, d], 2), propagated, discovered)
+        both = tf.nest.map_structure(lambda p, d: tf.concat([p, d], 2), frame.propagated, frame.discovered)
         latents = tf.nest.map_structure(lambda x: pick(frame.order, x), both)
 
-        discover, propagate = self.sequence.timestep.discover, self.sequence.timestep.propagate
-        later = tf.cast(tf.range(n_frames) > 0, tf.float32)[:, None, None]
-        q_discovery = discover.posterior_log_probs(discovered)
-        p_discovery = discover.prior_log_probs(discovered, frame.conditioning, frame.expected, later)
-        q_propagation = propagate.posterior_log_probs(propagated, present)
-        p_propagation = propagate.prior_log_probs(propagated, frame.prior, present)
-        log_q, log_p = q_discovery.total + q_propagation.total, p_discovery.total + p_propagation.total
-        discrete = q_discovery.discrete + q_propagation.discrete
-        if generate_after is not None:
-            inferred = tf.cast(tf.range(n_frames) <= generate_after, tf.float32)[:, None]
-            log_p, log_q, discrete = log_p * inferred, log_q * inferred, discrete * inferred
+        log_q = probs.q_discovery.total + probs.q_propagation.total
+        log_p = probs.p_discovery.total + probs.p_propagation.total
+        discrete = probs.q_discovery.discrete + probs.q_propagation.discrete
+        if inferred < n_frames:
+            counted = tf.cast(tf.range(n_frames) < inferred, tf.float32)[:, None]
+            log_p, log_q, discrete = log_p * counted, log_q * counted, discrete * counted
 
         decoded = self.decoder(latents.what, latents.where, latents.presence[..., 0])
         rows = spatial_transformer.image_to_rows(obs, channels)                       # [T, B, H, C*W]
@@ -149,8 +174,7 @@ class SQAIR(snt.Module):
         return Forward(
             frame=frame, latents=latents,
             canvas=decoded.canvas, glimpse=decoded.glimpse,
-            q_discovery=q_discovery, p_discovery=p_discovery,
-            q_propagation=q_propagation, p_propagation=p_propagation,
+            **probs._asdict(),
             data_ll=data_ll, log_q=log_q, log_p=log_p, log_weights_per_frame=log_weights_per_frame,
             discrete_log_prob=discrete, mse=squares / pixels,
             log_weights=tf.reshape(tf.reduce_sum(log_weights_per_frame, 0), [batch, k]))

@@ -146,7 +146,6 @@ class SQAIRTimestep(snt.Module):
         """
         columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))       # they are data
         state = stop_choices(state)
-        n_particles = frame.shape[0]
         objects, temporal, prior_state = state.objects, state.temporal, state.prior
         gamma, memory, attention = self._relate(state)
         if propagate or generate:
@@ -167,6 +166,23 @@ class SQAIRTimestep(snt.Module):
         if generate:
             discovered = discovered._replace(presence=tf.zeros_like(discovered.presence))
 
+        state, order = self.keep(state, propagated, discovered, temporal, prior_state, memory)
+        record = Frame(propagated, discovered, prior, objects.presence[..., 0], conditioning, expected, order,
+                       state.object_id, attention)
+        return state, record
+
+    def keep(self, state: State, propagated: Slots, discovered: Slots, temporal: tf.Tensor, prior_state: tf.Tensor,
+             memory: tf.Tensor) -> Tuple[State, tf.Tensor]:
+        """Keeps N of the propagated and discovered slots, present ones first, and gives them their ids.
+
+        Args:
+          state: `State` after the previous frame.
+          propagated, discovered: [P, N, d].
+          temporal, prior_state, memory: what propagation made of the state's, [P, N, R] or [P, N, M].
+
+        Returns:
+          The new `State` and the order, see `Frame`.
+        """
         both = tf.nest.map_structure(lambda p, d: tf.concat([p, d], 1), propagated, discovered)
         order = present_first(both.presence[..., 0], self.n_slots)
         latents = tf.concat([both.what, both.where, both.presence, both.presence_logit], -1)
@@ -175,6 +191,7 @@ class SQAIRTimestep(snt.Module):
         # Kept objects bring their recurrent states along, new ones start from the trainable initial states.
         kept = order[..., :self.n_slots]
         new = tf.reduce_sum(order[..., self.n_slots:], -1, keepdims=True)
+        n_particles = order.shape[0]
         fresh_temporal, fresh_prior = self.propagate.initial_states(n_particles)
         temporal = pick(kept, temporal) + new * fresh_temporal
         prior_state = pick(kept, prior_state) + new * fresh_prior
@@ -187,6 +204,4 @@ class SQAIRTimestep(snt.Module):
         object_id = pick(order, tf.concat([kept_id, new_id], -1)[..., None])[..., 0]
         last_id = state.last_id + tf.reduce_sum(found, -1, keepdims=True)
 
-        record = Frame(propagated, discovered, prior, objects.presence[..., 0], conditioning, expected, order,
-                       object_id, attention)
-        return State(chosen, temporal, prior_state, object_id, last_id, memory), record
+        return State(chosen, temporal, prior_state, object_id, last_id, memory), order

@@ -9,13 +9,19 @@ import shutil
 import zlib
 from pathlib import Path
 
+import attrs
 import numpy as np
 
-from sqair.original import write_original
+from sqair import original
+from sqair.config import load_flags
+from sqair.model import SQAIR
 
 HERE = Path(__file__).parent
 RECORDED = HERE.parents[2] / "shared" / "reference"   # the whole recordings, not part of the repository
-SEEDS = {"mnist_default": 0, "balls": 1, "relational": 3}
+SEEDS = {"mnist_default": 0, "balls": 1, "relational": 3, "cells": 12, "l2": 14, "generate": 21, "generate_guided": 22,
+         "sample_nogen": 23}
+ADDED = ("cells", "l2")     # recordings in which what was drawn for a bias was added to its initial value
+CARRIED = ("balls", "cells", "l2", "sample_nogen", "generate_guided")   # here, canvases and glimpses but for balls not
 
 
 def redraw(variable: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -28,13 +34,22 @@ def redraw(variable: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def variable_shapes(recording: str) -> dict[str, list[int]]:
     """Original name -> shape of every variable of a recorded checkpoint but optimiser slots and the global step."""
-    return json.loads((HERE / "original_variables.json").read_text())[recording]
+    recorded = json.loads((HERE / "original_variables.json").read_text())
+    if recording in recorded:
+        return recorded[recording]
+    folder = HERE / recording if recording in CARRIED else RECORDED / recording
+    with np.load(folder / "inputs.npz") as inputs:
+        image_shape = inputs["mean_img"].shape
+    model = SQAIR(attrs.evolve(load_flags(folder / "flags.json")[0].model, image_shape=image_shape))
+    shapes = {name: original.original_shape(columns) for name, columns in original.original_names(model).items()}
+    shapes["decoder/air_decoder/Variable"] = [*image_shape, 1]
+    return {**shapes, **{name: [] for name in original.original_constants(model)}}
 
 
 def redraw_sqair(recording: str, flags: dict, mean_image: np.ndarray) -> dict[str, np.ndarray]:
     """All values of a recorded SQAIR checkpoint, float32; scalars and the mean image are as the original starts them.
 
-    Args: recording: balls or mnist_default. flags: its flags. mean_image: [H, W].
+    Args: recording: its name. flags: its flags. mean_image: [H, W].
     """
     kept = {
         "decoder/air_decoder/Variable": mean_image[..., None],
@@ -45,6 +60,12 @@ def redraw_sqair(recording: str, flags: dict, mean_image: np.ndarray) -> dict[st
         "propagation/propagation_core/steps_predictor/mlp/linear_1/b": [flags["prop_step_bias"] - 4.0],
         "discovery/discovery_core/steps_predictor/mlp/linear_1/b": [flags["disc_step_bias"] - 0.5],
     }
+    scale_prior = [float(x) for x in flags["scale_prior"].split(",")]
+    initial = {
+        "propagation/propagation_core/what/linear/b": 1.0,
+        "discovery/discovery_core/air_encoder/mlp/linear_1/b": 1.0,
+        "discovery/discover/recurrent_normal_impl/linear/b": [scale_prior[0], scale_prior[-1], 0, 0, 1, 1, 1, 1],
+    } if recording in ADDED else {}
     values = {}
     for name, shape in variable_shapes(recording).items():
         if name.endswith("/min_std"):
@@ -53,15 +74,16 @@ def redraw_sqair(recording: str, flags: dict, mean_image: np.ndarray) -> dict[st
             value = flags["transform_var_bias"]
         else:
             value = kept[name] if name in kept else redraw(name, tuple(shape), SEEDS[recording])
+            value = value + np.asarray(initial.get(name, 0.0))
         values[name] = np.reshape(np.asarray(value, np.float32), shape)
     return values
 
 
-def make_balls_folder(folder: Path) -> Path:
-    """The recorded folder `balls`, whole, made of the figures carried here and redrawn weights."""
-    shutil.copytree(HERE / "balls", folder)
+def make_folder(recording: str, folder: Path) -> Path:
+    """A recorded folder made of the figures carried here and redrawn weights."""
+    shutil.copytree(HERE / recording, folder)
     flags = json.loads((folder / "flags.json").read_text())
     with np.load(folder / "inputs.npz") as inputs:
         mean_image = inputs["mean_img"]
-    write_original(str(folder / "model.ckpt-0"), redraw_sqair("balls", flags, mean_image))
+    original.write_original(str(folder / "model.ckpt-0"), redraw_sqair(recording, flags, mean_image))
     return folder

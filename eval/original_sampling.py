@@ -1,0 +1,106 @@
+"""The original's rule for `sample_from_prior`, only to compare with what the original recorded.
+
+Every frame, a predicted one too, is inferred: propagation's posterior looks at it, and its presence logit and temporal
+state go on to the next frame. Beside it propagation's prior is sampled with the same noise. A predicted frame keeps
+the sample's what, where and presence, and discards what was discovered. In all frames, predicted or not,
+- log q of propagation is that of the sample under the posterior, counted where the posterior's presence is one;
+- log p of propagation is that of the kept what and where, counted likewise, and of the posterior's presence;
+- discovery's log-probabilities of the number of objects are those of what was discovered before it was discarded;
+- all of them enter the weights, and the reported numbers of propagated and discovered objects are the posterior's.
+
+`sqair.model.SQAIR` predicts otherwise: nothing of a predicted frame is looked at, and it weighs by its likelihood.
+"""
+
+from typing import NamedTuple, Tuple
+
+import tensorflow as tf
+
+from sqair import spatial_transformer
+from sqair.core import Slots
+from sqair.discover import unstack
+from sqair.model import SQAIR, Forward
+from sqair.noise import Noise
+from sqair.timestep import Frame, SQAIRTimestep, State, stop_choices
+
+
+class Sampled(NamedTuple):
+    """What a frame kept (`Frame`), and what it drew: the `Slots` [P, N, d] that propagation inferred, those that it
+    sampled from its prior, those that were discovered."""
+
+    frame: Frame
+    inferred: Slots
+    sampled: Slots
+    discovered: Slots
+
+
+def nothing_sampled(frame: Frame) -> Sampled:
+    """Without `sample_from_prior` a frame keeps what it infers and discovers."""
+    return Sampled(frame, frame.propagated, frame.propagated, frame.discovered)
+
+
+def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise: Noise,
+          predict: bool) -> Tuple[State, Sampled]:
+    """One frame; see `SQAIRTimestep`, which has the arguments but for `predict`: keep the prior's sample."""
+    state = stop_choices(state)
+    objects, propagate = state.objects, timestep.propagate
+    prior, prior_state = propagate.prior(objects, state.prior, None)
+    inferred, temporal = propagate(columns, objects, state.temporal, None, noise.propagation)
+    sampled = propagate.generate(prior, objects, noise.propagation)
+    kept = inferred
+    if predict:
+        kept = inferred._replace(what=sampled.what, where=sampled.where, presence=sampled.presence)
+    conditioning = tf.reduce_sum(kept.presence * timestep.latent_encoder(kept.summary[..., :-1]), 1)
+    expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / timestep.n_slots
+    discovered = timestep.discover(code, columns, conditioning, noise.discovery)
+    found = discovered._replace(presence=tf.zeros_like(discovered.presence)) if predict else discovered
+    new_state, order = timestep.keep(state, kept, found, temporal, prior_state, state.memory)
+    frame = Frame(kept, found, prior, objects.presence[..., 0], conditioning, expected, order,
+                  new_state.object_id, tf.zeros([code.shape[0], 0]))
+    return new_state, stop_choices(Sampled(frame, inferred, sampled, discovered))
+
+
+class OriginalSampling:
+    """Forward passes of a model by the original's rule."""
+
+    def __init__(self, model: SQAIR):
+        """Args: model: without relations, `sample_from_prior` set in its configuration."""
+        self.model = model
+        self._step = tf.function(lambda *args, predict: _step(model.sequence.timestep, *args, predict=predict),
+                                 autograph=False)
+
+    def __call__(self, obs: tf.Tensor, noise: Noise) -> Tuple[Forward, Sampled]:
+        """One forward pass.
+
+        Args:
+          obs: [T, B, H, W].
+          noise: `Noise`, [T, N, P, d]; the prior is sampled with that of propagation.
+
+        Returns:
+          `Forward`, and what it was made of, [T, P, ...].
+        """
+        drawn = self._infer(obs, noise)
+        frame, inferred, sampled, discovered = drawn
+        propagate, present = self.model.sequence.timestep.propagate, frame.presence_prev
+        probs = self.model.log_probs(frame)
+        before = self.model.log_probs(frame._replace(discovered=discovered))
+        q_presence = propagate.posterior_log_probs(inferred._replace(presence=sampled.presence), present).discrete
+        q_sample = propagate.posterior_log_probs(inferred._replace(what=sampled.what, where=sampled.where), present)
+        p_kept = propagate.prior_log_probs(frame.propagated._replace(presence=inferred.presence), frame.prior, present)
+        probs = probs._replace(q_discovery=probs.q_discovery._replace(discrete=before.q_discovery.discrete),
+                               p_discovery=probs.p_discovery._replace(discrete=before.p_discovery.discrete),
+                               q_propagation=q_sample._replace(discrete=q_presence), p_propagation=p_kept)
+        return self.model.weigh(obs, frame, probs, inferred=obs.shape[0]), drawn
+
+    def _infer(self, obs: tf.Tensor, noise: Noise) -> Sampled:
+        """All frames, [T, P, ...]."""
+        sequence, config = self.model.sequence, self.model.config
+        discover = sequence.timestep.discover
+        n_frames, batch = obs.shape[:2]
+        codes = discover.frame_encoder(tf.reshape(obs, [n_frames, batch, -1]))
+        codes = tf.repeat(discover.core.rnn.inputs(frame=codes), config.k_particles, 1)
+        columns = spatial_transformer.image_to_columns(obs, sequence.channels)
+        state, frames = sequence.timestep.initial_state(codes.shape[1]), []
+        for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise))):
+            state, frame = self._step(state, code, image, frame_noise, predict=0 < config.generate_after < t)
+            frames.append(frame)
+        return tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)
