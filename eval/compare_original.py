@@ -102,7 +102,7 @@ def _check_noise(folder: pathlib.Path, noise: Noise, leading: List[int], n_what:
                                 f"flags and images ask for {expected}")
 
 
-def _load_gradients(folder: pathlib.Path) -> Dict[str, Dict[str, np.ndarray]]:
+def load_gradients(folder: pathlib.Path) -> Dict[str, Dict[str, np.ndarray]]:
     """Variable -> {"norm", "sum"} of its gradient, and {"whole"} where it was recorded."""
     path = folder / "gradient_norms.json"
     try:
@@ -143,7 +143,7 @@ def load_recording(folder) -> Recording:
     original.load_original(model, prefix, values)
     _check_noise(folder, noise, [obs.shape[0], config.model.n_steps_per_image, particles], config.model.n_what)
     return Recording(model, config.train.target, config.train.l2, obs, noise, counts,
-                     _load_npz(folder / "outputs.npz"), _load_gradients(folder), ignored)
+                     _load_npz(folder / "outputs.npz"), load_gradients(folder), ignored)
 
 
 def original_outputs(model: SQAIR, forward: Forward, drawn: Sampled, counts: tf.Tensor) -> Dict[str, tf.Tensor]:

@@ -39,20 +39,20 @@ def nothing_sampled(frame: Frame) -> Sampled:
 
 
 def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise: Noise,
-          predict: bool) -> Tuple[State, Sampled]:
-    """One frame; see `SQAIRTimestep`, which has the arguments but for `predict`: keep the prior's sample."""
+          predict: tf.Tensor) -> Tuple[State, Sampled]:
+    """One frame; see `SQAIRTimestep`, which has the arguments but for `predict`, boolean: keep the prior's sample."""
+    columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
     state = stop_choices(state)
     objects, propagate = state.objects, timestep.propagate
     prior, prior_state = propagate.prior(objects, state.prior, None)
     inferred, temporal = propagate(columns, objects, state.temporal, None, noise.propagation)
     sampled = propagate.generate(prior, objects, noise.propagation)
-    kept = inferred
-    if predict:
-        kept = inferred._replace(what=sampled.what, where=sampled.where, presence=sampled.presence)
+    kept = inferred._replace(**{x: tf.where(predict, getattr(sampled, x), getattr(inferred, x))
+                                for x in ("what", "where", "presence")})
     conditioning = tf.reduce_sum(kept.presence * timestep.latent_encoder(kept.summary[..., :-1]), 1)
     expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / timestep.n_slots
     discovered = timestep.discover(code, columns, conditioning, noise.discovery)
-    found = discovered._replace(presence=tf.zeros_like(discovered.presence)) if predict else discovered
+    found = discovered._replace(presence=tf.where(predict, 0.0, discovered.presence))
     new_state, order = timestep.keep(state, kept, found, temporal, prior_state, state.memory)
     frame = Frame(kept, found, prior, objects.presence[..., 0], conditioning, expected, order,
                   new_state.object_id, tf.zeros([code.shape[0], 0]))
@@ -65,8 +65,7 @@ class OriginalSampling:
     def __init__(self, model: SQAIR):
         """Args: model: without relations, `sample_from_prior` set in its configuration."""
         self.model = model
-        self._step = tf.function(lambda *args, predict: _step(model.sequence.timestep, *args, predict=predict),
-                                 autograph=False)
+        self._step = tf.function(lambda *args: _step(model.sequence.timestep, *args), autograph=False)
 
     def __call__(self, obs: tf.Tensor, noise: Noise) -> Tuple[Forward, Sampled]:
         """One forward pass.
@@ -101,6 +100,6 @@ class OriginalSampling:
         columns = spatial_transformer.image_to_columns(obs, sequence.channels)
         state, frames = sequence.timestep.initial_state(codes.shape[1]), []
         for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise))):
-            state, frame = self._step(state, code, image, frame_noise, predict=0 < config.generate_after < t)
+            state, frame = self._step(state, code, image, frame_noise, tf.constant(0 < config.generate_after < t))
             frames.append(frame)
         return tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)
