@@ -51,7 +51,7 @@ def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise
                                 for x in ("what", "where", "presence")})
     conditioning = tf.reduce_sum(kept.presence * timestep.latent_encoder(kept.summary[..., :-1]), 1)
     expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / timestep.n_slots
-    discovered = timestep.discover(code, columns, conditioning, noise.discovery)
+    discovered = timestep.discover(code, columns, conditioning, noise.discovery, all_slots=True)
     found = discovered._replace(presence=tf.where(predict, 0.0, discovered.presence))
     new_state, order = timestep.keep(state, kept, found, temporal, prior_state, state.memory)
     frame = Frame(kept, found, prior, objects.presence[..., 0], conditioning, expected, order,

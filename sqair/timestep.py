@@ -146,6 +146,7 @@ class SQAIRTimestep(snt.Module):
         """
         columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))       # they are data
         state = stop_choices(state)
+        n_particles = frame.shape[0]
         objects, temporal, prior_state = state.objects, state.temporal, state.prior
         gamma, memory, attention = self._relate(state)
         if propagate or generate:
@@ -191,12 +192,11 @@ class SQAIRTimestep(snt.Module):
         # Kept objects bring their recurrent states along, new ones start from the trainable initial states.
         kept = order[..., :self.n_slots]
         new = tf.reduce_sum(order[..., self.n_slots:], -1, keepdims=True)
-        n_particles = order.shape[0]
-        fresh_temporal, fresh_prior = self.propagate.initial_states(n_particles)
+        fresh_temporal, fresh_prior = self.propagate.initial_states(order.shape[0])
         temporal = pick(kept, temporal) + new * fresh_temporal
         prior_state = pick(kept, prior_state) + new * fresh_prior
         if self.relation is not None and self.relation.memory_follows_objects:
-            memory = pick(kept, memory) + new * self.relation.initial_memory(n_particles, self.n_slots)
+            memory = pick(kept, memory) + new * self.relation.initial_memory(order.shape[0], self.n_slots)
 
         found = discovered.presence[..., 0]
         kept_id = tf.where(propagated.presence[..., 0] > 0, state.object_id, -1.0)
