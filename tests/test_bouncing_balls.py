@@ -268,10 +268,11 @@ def test_bad_settings_are_one_line(tmp_path, arguments, named):
 @pytest.mark.parametrize("signal_name, code", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_interrupted_run_leaves_the_old_file_and_nothing_else(tmp_path, signal_name, code):
     out = tmp_path / "balls.h5"
-    out.write_bytes(b"old")
+    bouncing_balls.write(attrs.evolve(PRESETS["balls4mass64"], n_frames=2, training=2, validation=1, test=1), out)
+    old = out.read_bytes()
     result = interrupt(signal_name, tmp_path, "data_gen.bouncing_balls", "--out", out)
     assert result == code
-    assert [path.name for path in tmp_path.iterdir()] == ["balls.h5"] and out.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["balls.h5"] and out.read_bytes() == old
 
 
 def test_killed_run_leaves_nothing_under_the_final_name(tmp_path):

@@ -40,7 +40,7 @@ def test_best_newest_and_iterations_of_our_run(run_folder):
     steps = {which: checkpoints.load_run(run_folder, which).step for which in ("best", "newest", "20", "100")}
     assert steps == {"best": 20, "newest": 100, "20": 20, "100": 100}
     assert checkpoints.load_run(run_folder / "checkpoints" / "step-100").step == 100
-    with pytest.raises(UserError, match="no checkpoint of iteration 7; there are 100, 20"):
+    with pytest.raises(UserError, match="no checkpoint 7; choose best, newest, or one of the iterations 100, 20"):
         checkpoints.load_run(run_folder, "7")
 
 

@@ -283,7 +283,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(command, folder, data, tiny_ru
 
     for options, message in (({"run": str(folder / "none")}, "no such run folder"),
                              ({"n_generated": 10}, "at least one of the"),
-                             ({"checkpoint": "8"}, "no checkpoint of iteration 8")):
+                             ({"checkpoint": "8"}, "no checkpoint 8; choose best, newest, or one of")):
         with pytest.raises(UserError, match=message):
             predict.write(predict.Arguments(**{"run": str(tiny_run), "data": str(data), "out": folder / "no.h5"}
                                             | options))
