@@ -549,7 +549,7 @@ def make_metrics_json(folder):
         with Predictions(folder / "p.h5") as predictions:
             figures = tables.evaluate(predictions) | {"file": f"sqair_seed{seed}_four.json"}
         (folder / f"sqair_seed{seed}_four.json").write_text(json.dumps(figures))
-    (folder / "p.h5").unlink()
+        (folder / "p.h5").unlink()
 
 
 def damage_metrics_json(rng, folder):
