@@ -419,6 +419,7 @@ class Trainer:
                 if train.log_at_start:
                     self._validate(self.step)
                 self._save()
+                self.is_new = False
             while self.step < train.train_itr and not self._told_to_stop():
                 step = self.step
                 if sequence_length(train, step) != length:
