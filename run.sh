@@ -19,7 +19,7 @@ usage: ./run.sh VERB [...]
                      further options go to sqair.train
   eval RUN [DATA]    likelihoods and figures of a run on DATA (default data/balls4mass64.h5) in results/
   paper              the paper's comparison; MODELS="sqair in rmc" SEEDS="0 1 2 3 4" JOBS=1 are the defaults,
-                     SCALE=short trains for about an hour a run, SCALE=small tries all of it in 20 minutes;
+                     SCALE=short trains by the short recipe, SCALE=small tries all of it in 20 minutes;
                      --dry_run prints the commands and why they would run, --help all options
   bench              seconds per training step, side by side
   test               all tests; further options go to pytest

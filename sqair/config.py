@@ -239,7 +239,7 @@ PRESETS = _presets()
 
 # Ways to train, apart from what is trained: values of `TrainConfig` for `--recipe` (docs/learning.md).
 RECIPES: Dict[str, Dict[str, Any]] = {
-    # 35 minutes of two cores. The published VIMCO estimator is what allows four times the original's rate.
+    # Made for half an hour of two cores. The published VIMCO estimator is what allows four times the original's rate.
     "short": dict(target="vimco_textbook", clip_norm=500.0, learning_rate=4e-5, final_learning_rate=1e-6, decay_itr=700,
                   schedule="", train_itr=4000, seq_len=3, stage_itr=250, max_seq_len=10, patience=0, save_itr=250,
                   log_itr=250, report_loss_every=50, fig_itr=1000, eval_on_train=False, eval_size_fraction=0.32),

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from importlib import metadata
-from typing import Annotated, Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import attrs
 import numpy as np
