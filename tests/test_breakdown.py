@@ -1,0 +1,89 @@
+"""eval.breakdown: which latents are replaced, by hand, and the real command's figures against eval.predict's functions."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from data_helpers import run_command
+from eval_helpers import save_run
+
+from eval import breakdown, metrics, predict
+from eval.breakdown import Objects
+from eval.truth import Source
+from sqair import spatial_transformer
+
+S, T, K, BATCH = 6, 4, 3, 4
+
+
+def some_objects():
+    """One sequence of three slots: objects 7 and 3 in both, 9 predicted alone, 5 inferred alone, in another order."""
+    what, where = np.arange(6.0).reshape(1, 3, 2), np.arange(12.0).reshape(1, 3, 4)
+    predicted = Objects(what, where, np.ones((1, 3)), np.array([[7.0, 9.0, 3.0]]))
+    inferred = Objects(what + 100, where + 100, np.ones((1, 3)), np.array([[3.0, 5.0, 7.0]]))
+    return predicted, inferred
+
+
+def test_latents_are_replaced_by_those_of_the_same_object():
+    predicted, inferred = some_objects()
+    found = breakdown.replace(predicted, inferred, "position")
+    np.testing.assert_array_equal(found.where[0], [[0, 1, 110, 111], [4, 5, 6, 7], [8, 9, 102, 103]])
+    np.testing.assert_array_equal(found.what, predicted.what)
+    found = breakdown.replace(predicted, inferred, "scale")
+    np.testing.assert_array_equal(found.where[0], [[108, 109, 2, 3], [4, 5, 6, 7], [100, 101, 10, 11]])
+    found = breakdown.replace(predicted, inferred, "appearance")
+    np.testing.assert_array_equal(found.what[0], [[104, 105], [2, 3], [100, 101]])
+    np.testing.assert_array_equal(found.where, predicted.where)
+    found = breakdown.replace(predicted, inferred, "presence")
+    np.testing.assert_array_equal(found.object_id, inferred.object_id)
+    np.testing.assert_array_equal(found.what[0], [[4, 5], [102, 103], [0, 1]])
+
+
+def test_an_empty_slot_has_no_partner():
+    predicted, inferred = (x._replace(object_id=np.where(x.object_id == 7, -1.0, x.object_id)) for x in some_objects())
+    np.testing.assert_array_equal(breakdown.replace(predicted, inferred, "appearance").what[0, 0], [0, 1])
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("breakdown")
+    done = run_command("data_gen.bouncing_balls", "--n_balls", 7, 8, "--training", 0, "--validation", 0, "--test", S,
+                       "--n_frames", T, "--out", folder / "balls.h5")
+    assert done.returncode == 0, done.stderr
+    tiny = save_run(folder / "run", relation="in")
+    done = run_command("eval.breakdown", "--run", tiny, "--data", folder / "balls.h5", "--n_frames", T, "--k_particles", K,
+                       "--batch_size", BATCH, "--out", folder / "breakdown.json")
+    assert done.returncode == 0, done.stderr
+    return tiny, folder / "balls.h5", json.loads((folder / "breakdown.json").read_text()), done.stdout
+
+
+def test_the_command_scores_the_canvases_of_the_passes(command):
+    """The predicted and the inferred row are the likelihoods of the model's own canvases, of the drawn particle."""
+    run, data, written, printed = command
+    model = predict.load(run, "best", K).model
+    expected = {"predicted": 0.0, "inferred": 0.0}
+    with Source(data, "test", model.config.image_size, T) as source:
+        for number, (size, truth) in enumerate(source.batches(BATCH)):
+            rng = predict.generator(0, number, 0)
+            seed, uniform = predict.noise_seed(rng), tf.constant(rng.random(BATCH, np.float32))
+            obs = tf.constant(truth.frames.swapaxes(0, 1))
+            forward = predict.infer(model, obs, seed, T - 1)
+            particle = predict.draw_particle(model, forward, T - 1, uniform).particle.numpy()
+            for name, passed in (("predicted", forward), ("inferred", predict.infer(model, obs, seed))):
+                canvas = spatial_transformer.rows_to_image(passed.canvas[-1], 1).numpy().reshape(BATCH, K, 50, 50)
+                canvas = canvas[np.arange(BATCH), particle]
+                expected[name] += metrics.data_log_likelihood(truth.frames[:, -1], canvas, 0.3)[:size].sum() / S
+    loss = written["breakdown"]["loss"]
+    for name, value in expected.items():
+        np.testing.assert_allclose(loss[name]["data_ll"], value, rtol=1e-5)
+    assert {"relational_ll", "data_ll"} == set(loss["predicted"])
+    assert len({round(row["data_ll"], 3) for row in loss.values()}) > 3      # replacing changes something
+    assert f"{loss['inferred']['data_ll']:.1f}" in printed
+
+
+def test_deviations_and_attention_are_of_objects(command):
+    figures = command[2]["breakdown"]
+    assert set(figures["deviations"]) == {"posterior of where", "prior of where", "posterior of what", "prior of what"}
+    assert all(row["median"] > 0.01 and 0 <= row["at_floor"] <= 1 for row in figures["deviations"].values())
+    assert sum(row[2] for row in figures["attention"]) > 0
+    assert all(row[3] is None or 0 < row[3] < 1 for row in figures["attention"])
