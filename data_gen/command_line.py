@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import pathlib
 import re
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -25,6 +27,10 @@ LONGEST_MESSAGE = 500       # characters
 MAX_JSON_BYTES = 16 * 2**20
 PARENT = "R_SQAIR_PARENT"   # environment variable: the process that started this one and wants it to end with it
 _PR_SET_PDEATHSIG = 1
+# What TensorFlow says of itself as it is imported, whatever TF_CPP_MIN_LOG_LEVEL is: regular expressions of lines.
+_NOTICES = ("^WARNING: All log messages before absl::InitializeLog", r"port\.cc:[0-9]+\] oneDNN custom operations are on",
+            r"cudart_stub\.cc:[0-9]+\] Could not find cuda drivers", r"cpu_feature_guard\.cc:[0-9]+\] This TensorFlow",
+            "^To enable the following instructions:")
 
 
 class UserError(Exception):
@@ -81,6 +87,49 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         _fail(quoted.group(1))
     sys.exit(code)
+
+
+def run_module(module: str, read: Callable[[], Any]) -> None:
+    """`run` of a module's `main`, for a module that takes seconds to import: it is only when its options are right.
+
+    Such a module calls this above its imports, where it is what Python was started with.
+
+    Args:
+      module: its name, by which it is imported.
+      read: parses the command line, as `main` does again; it may say or check more.
+    """
+    def main() -> int | None:
+        read()
+        with without_notices():
+            found = importlib.import_module(module)
+        return found.main()
+
+    run(main)
+
+
+@contextlib.contextmanager
+def without_notices() -> Iterator[None]:
+    """Keeps off standard error what TensorFlow tells of itself when it is imported here; other lines get there, even if
+    the import ends the process."""
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    try:
+        others = subprocess.Popen(["grep", "--line-buffered", "-avE", "|".join(_NOTICES)], stdin=subprocess.PIPE,
+                                  stdout=2, start_new_session=True)     # out of Ctrl-C's reach
+        kept = os.dup(2)
+    except OSError:     # no grep, or no standard error
+        yield
+        return
+    os.dup2(others.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        others.stdin.close()
+        others.wait()
 
 
 def n_cores() -> int:

@@ -11,6 +11,12 @@ before each the machine's limit is measured, a large float32 matrix product: wha
 all of them.
 """
 
+from data_gen.command_line import UserError, begins, check_output, output_path, parse, run_module, to_json
+from eval.options import Benchmark as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.benchmark", lambda: parse(Arguments, "eval.benchmark"))
+
 import contextlib
 import itertools
 import json
@@ -21,14 +27,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Dict, Iterator, List, Literal, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import attrs
 import numpy as np
 import tensorflow as tf
 
 from data_gen import bouncing_balls, pipeline
-from data_gen.command_line import UserError, begins, check_output, output_path, parse, run, to_json, within
 from sqair.checkpoints import fill, load_run
 from sqair.config import PRESETS, Config, ModelConfig
 from sqair.model import SQAIR
@@ -212,46 +217,6 @@ def pipeline_rate(n_frames: int, n_batches: int = 100) -> float:
         return n_batches / (time.perf_counter() - started)
 
 
-@attrs.frozen
-class Arguments:
-    """Times training and evaluation steps."""
-
-    models: Tuple[str, ...] = ("sqair_balls", "rsqair_in", "rsqair_rmc")
-    """Presets to time."""
-    run: Optional[str] = None
-    """Time this trained model, with its own particles and slots, in place of presets: see eval.predict."""
-    data: Optional[pathlib.Path] = None
-    """Data file whose training split --run sees; that which it was trained on if left out."""
-    all_slots: bool = False
-    """Time every case a second time, in turns with itself, with absent slots computed too."""
-    lengths: Tuple[int, ...] = (3, 10)
-    """Lengths of the sequences, frames."""
-    modes: Tuple[Literal["graph", "shards", "bfloat16", "xla"], ...] = ("graph", "xla", "shards")
-    """Batches in one piece; in halves side by side, as training does on processors; the same with bfloat16; or frames
-    compiled by XLA."""
-    batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
-    """B."""
-    k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
-    """K."""
-    n_steps_per_image: int = attrs.field(default=4, validator=within(1, 64))
-    """N."""
-    repeats: int = attrs.field(default=24, validator=within(2, 10_000))
-    """Steps that are timed, an eighth of them at a time."""
-    scaling: bool = False
-    """Also time the first model in the last mode against length, batch size, particles and slots."""
-    json: Optional[pathlib.Path] = None
-    """File to write the figures to."""
-    in_process: bool = False
-    """Time the first case in this process, as many steps as each line of standard input asks for; print JSON."""
-
-    def __attrs_post_init__(self):
-        unknown = [model for model in self.models if model not in PRESETS]
-        if unknown:
-            raise UserError(f"--models {unknown[0]}: no such preset; choose from {', '.join(PRESETS)}")
-        if self.data and not self.run:
-            raise UserError("--data: only a trained model is timed on real frames; name it with --run")
-
-
 SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 10, 20),
           "n_steps_per_image": (2, 4, 8)}
 
@@ -382,7 +347,3 @@ def main() -> int:
             temporary.write_text(to_json({"cases": rows, "scaling": scales, "pipeline_batches_per_s": rates,
                                           "versions": versions()}))
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,7 +8,12 @@ inferred ones of the same object (by its id), which says how many nats that kind
 deviations lie at their floor of 0.01, and, where the relation attends from object to object, to which distance.
 """
 
-import pathlib
+from data_gen.command_line import begins, check_output, fingerprint, output_path, parse, progress, run_module, to_json
+from eval.options import Breakdown as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.breakdown", lambda: parse(Arguments, "eval.breakdown"))
+
 import sys
 from typing import Any, NamedTuple
 
@@ -16,8 +21,6 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
-from data_gen.command_line import (begins, check_output, fingerprint, output_path, parse, progress, run, to_json,
-                                   within)
 from eval import metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
@@ -191,34 +194,6 @@ def text(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@attrs.frozen(kw_only=True)
-class Arguments:
-    """Takes apart what a predicted frame loses against the same frame inferred."""
-
-    run: str
-    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
-    data: str
-    """Data file, HDF5."""
-    split: str = "test"
-    """Split of the data file."""
-    checkpoint: str = "best"
-    """best, newest, or an iteration."""
-    k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
-    """K: particles of a pass, of which one is drawn by its weight on the frames before the last."""
-    n_frames: int = attrs.field(default=10, validator=within(2, 10_000))
-    """T: frames per sequence, from the first on."""
-    n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
-    """How many sequences, from the first on; all if left out."""
-    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out."""
-    batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
-    """Sequences at once; the noise depends on it."""
-    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
-    out: pathlib.Path | None = None
-    """JSON file to write the figures to."""
-
-
 def main() -> None:
     arguments = parse(Arguments, "eval.breakdown")
     if arguments.out:
@@ -239,7 +214,3 @@ def main() -> None:
         with output_path(arguments.out, _KIND, (arguments.data,)) as temporary:
             temporary.write_text(to_json(content))
         print(f"wrote {arguments.out}")
-
-
-if __name__ == "__main__":
-    run(main)

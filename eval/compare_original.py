@@ -11,17 +11,21 @@ or below, at random. A quantity may differ by FACTOR times the furthest that it 
 all pixels of all canvases, loses when it is added up in another order.
 """
 
+from data_gen.command_line import UserError, parse, run_module
+from eval.options import CompareOriginal as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.compare_original", lambda: parse(Arguments, "eval.compare_original"))
+
 import json
 import math
 import pathlib
-from typing import Annotated, Callable, Dict, List, NamedTuple, Tuple
+from typing import Callable, Dict, List, NamedTuple, Tuple
 
 import attrs
 import numpy as np
 import tensorflow as tf
-import tyro
 
-from data_gen.command_line import UserError, parse, run
 from eval.original_sampling import OriginalSampling, Sampled, nothing_sampled
 from sqair import original, spatial_transformer
 from sqair.checkpoint_values import read_values
@@ -331,14 +335,6 @@ def compare(recording: Recording, measured: Measured) -> Tuple[List[Row], Dict[s
     return rows, left_out
 
 
-@attrs.frozen
-class Arguments:
-    """Compares our model with what the original program recorded."""
-
-    folder: Annotated[str, tyro.conf.Positional]
-    """Folder with flags.json, a checkpoint, inputs.npz, outputs.npz and gradient_norms.json."""
-
-
 def _print_named(what: str, names: Dict[str, str]) -> None:
     """One line a reason: what, the names with it, and it."""
     for reason in dict.fromkeys(names.values()):
@@ -362,7 +358,3 @@ def main() -> int:
     print(f"{arguments.folder}: {len(rows) - len(failed)} of {len(rows)} quantities equal the original's"
           + (f"; FAILED: {', '.join(failed[:5])}" if failed else f"; nearest to its tolerance: {worst.name}"))
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    run(main)

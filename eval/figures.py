@@ -9,17 +9,20 @@ sequences is the paper's figure 3, one part for each data file: `--data balls4ma
 figure4 shows log-likelihoods of the last frame from the figures of eval.tables, curves how the training went.
 """
 
+from data_gen.command_line import UserError, read_json, run_module
+from eval.options import Curves, Figure4, Sequences, read_figure
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.figures", read_figure)
+
 import math
 import pathlib
 import sys
 from collections.abc import Iterable
-from typing import Literal, Optional
 
-import attrs
 import numpy as np
 import tensorflow as tf
 
-from data_gen.command_line import UserError, parse, read_json, run, within
 from eval import predict, tables
 from eval.drawing import (Bar, Curve, Panel, Scene, animate, check_pictures, draw_bars, draw_curves, draw_scenes, save,
                           save_gif)
@@ -37,8 +40,6 @@ LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bo
           "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size",
           "seconds_per_step": "seconds a training step", "cpu_seconds_per_step": "seconds of all cores a step",
           "memory_mb": "memory, MB", "open_files": "open files"}
-
-Paths = tuple[pathlib.Path, ...]
 
 
 def _model_name(relation: str) -> str:
@@ -100,111 +101,55 @@ def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames
             for s in range(n_sequences)]
 
 
-def _endings(endings: tuple[str, ...]):
-    def check(settings, attribute, paths: Iterable[pathlib.Path]) -> None:
-        for path in paths:
-            if path.suffix.lower() not in endings:
-                raise UserError(f"--{attribute.name} {path}: expected a name that ends in {' or '.join(endings)}")
+def write_sequences(settings: Sequences) -> list[pathlib.Path]:
+    """Writes the figure, and the animation if asked; returns the files."""
+    animation = settings.out[0].with_suffix(".gif")
+    check_pictures((*settings.out, animation) if settings.gif else settings.out, (*settings.data, *settings.predictions))
+    parts, rows = {}, []
+    for title, scenes, columns in _from_predictions(settings) if settings.predictions else _from_run(settings):
+        parts[title] = scenes
+        rows.extend(columns)
+    scenes = [scene for part in parts.values() for scene in part]
+    if len({scene.frames.shape[1:] for scene in scenes}) > 1:
+        raise UserError("the files have frames of different sizes; make a figure of each")
+    title = f"Sequences: {', '.join(parts)}"
+    save(draw_scenes(parts, settings.attention), settings.out, title, _describe_scenes(parts))
+    written = list(settings.out)
+    if settings.gif:
+        written.append(animation)
+        save_gif(animate(rows), animation, title, _describe_animation(rows))
+    return written
 
-    return check
+
+def _check_attention(settings: Sequences, relation: str) -> None:
+    if settings.attention and relation == "none":
+        raise UserError("--attention: this model has no relational module, there is no attention to show")
 
 
-_PICTURE = _endings((".png", ".pdf"))
+def _from_run(settings: Sequences):
+    loaded = predict.load(str(settings.run), settings.checkpoint, settings.k_particles, settings.n_slots)
+    _check_attention(settings, loaded.config.model.relation)
+    after = settings.n_frames - 1 if settings.generate_after is None else settings.generate_after
+    rollout_after = (settings.n_frames - 1) // 2 if settings.generate_after is None else after
+    name = MODELS[_model_name(loaded.config.model.relation)]
+    for path in settings.data:
+        with Source(path, settings.split, loaded.model.config.image_size, settings.n_frames,
+                    settings.n_sequences) as source:
+            for line in source.describe():
+                print(line, file=sys.stderr)
+            kinds = {k: scenes_from_run(loaded, source, k, settings.seed)
+                     for k in {after + 1} | ({settings.n_frames, rollout_after + 1} if settings.gif else set())}
+        columns = list(zip(*(kinds[k] for k in sorted(kinds, reverse=True)))) if settings.gif else []
+        yield f"{name} on {path.stem}", kinds[after + 1], columns
 
 
-def _not_empty(settings, attribute, paths) -> None:
-    if not paths:
-        raise UserError(f"--{attribute.name}: name at least one")
-
-
-@attrs.frozen(kw_only=True)
-class Sequences:
-    """The paper's figure 3: inputs above what the model makes of them, boxes coloured by the object's id."""
-
-    out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
-    """Files to write, .png or .pdf."""
-    run: Optional[pathlib.Path] = None
-    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
-    data: Paths = ()
-    """Data files, HDF5, each a part of the figure."""
-    predictions: Paths = ()
-    """Files of eval.predict --canvases, each a part of the figure, in place of --run and --data."""
-    split: str = "test"
-    """Split of the data files."""
-    checkpoint: str = "best"
-    """best, newest, or an iteration."""
-    n_sequences: int = attrs.field(default=4, validator=within(1, 100))
-    """Sequences of each file, from the first on."""
-    n_frames: int = attrs.field(default=10, validator=within(1, 100))
-    """T: frames a sequence, from the first on."""
-    generate_after: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(0, 99)))
-    """Frames after this one (the first is 0) are predicted from the propagation prior; none if left out."""
-    k_particles: int = attrs.field(default=5, validator=within(1, 1000))
-    """K: particles, of which one is drawn."""
-    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out."""
-    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
-    attention: bool = False
-    """Show the attention between objects, under the frames."""
-    gif: bool = False
-    """Write an animation too, FILE.gif beside FILE.png: input, reconstruction and rollout, which begins after
-    generate_after, or half-way. (From predictions: input and rollout.)"""
-
-    def __attrs_post_init__(self):
-        if bool(self.predictions) == bool(self.run or self.data) or bool(self.run) != bool(self.data):
-            raise UserError("give --run with --data, or --predictions alone")
-        if self.generate_after is not None and self.predictions:
-            raise UserError("--generate_after: with --predictions the file says what is predicted; leave it out")
-        if self.generate_after is not None and self.generate_after >= self.n_frames - 1:
-            raise UserError(f"--generate_after {self.generate_after}: no frame of --n_frames {self.n_frames} is left "
-                            f"after it; choose at most {self.n_frames - 2}")
-
-    def write(self) -> list[pathlib.Path]:
-        """Writes the figure, and the animation if asked; returns the files."""
-        animation = self.out[0].with_suffix(".gif")
-        check_pictures((*self.out, animation) if self.gif else self.out, (*self.data, *self.predictions))
-        parts, rows = {}, []
-        for title, scenes, columns in self._from_predictions() if self.predictions else self._from_run():
-            parts[title] = scenes
-            rows.extend(columns)
-        scenes = [scene for part in parts.values() for scene in part]
-        if len({scene.frames.shape[1:] for scene in scenes}) > 1:
-            raise UserError("the files have frames of different sizes; make a figure of each")
-        title = f"Sequences: {', '.join(parts)}"
-        save(draw_scenes(parts, self.attention), self.out, title, _describe_scenes(parts))
-        written = list(self.out)
-        if self.gif:
-            written.append(animation)
-            save_gif(animate(rows), animation, title, _describe_animation(rows))
-        return written
-
-    def _check_attention(self, relation: str) -> None:
-        if self.attention and relation == "none":
-            raise UserError("--attention: this model has no relational module, there is no attention to show")
-
-    def _from_run(self):
-        loaded = predict.load(str(self.run), self.checkpoint, self.k_particles, self.n_slots)
-        self._check_attention(loaded.config.model.relation)
-        after = self.n_frames - 1 if self.generate_after is None else self.generate_after
-        rollout_after = (self.n_frames - 1) // 2 if self.generate_after is None else after
-        name = MODELS[_model_name(loaded.config.model.relation)]
-        for path in self.data:
-            with Source(path, self.split, loaded.model.config.image_size, self.n_frames, self.n_sequences) as source:
-                for line in source.describe():
-                    print(line, file=sys.stderr)
-                kinds = {k: scenes_from_run(loaded, source, k, self.seed)
-                         for k in {after + 1} | ({self.n_frames, rollout_after + 1} if self.gif else set())}
-            columns = list(zip(*(kinds[k] for k in sorted(kinds, reverse=True)))) if self.gif else []
-            yield f"{name} on {path.stem}", kinds[after + 1], columns
-
-    def _from_predictions(self):
-        for path in self.predictions:
-            with Predictions(path) as predictions:
-                scenes = scenes_from_predictions(predictions, self.n_sequences, self.n_frames)
-                about = predictions.about
-            self._check_attention(about.flags["relation"])
-            yield f"{MODELS[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]
+def _from_predictions(settings: Sequences):
+    for path in settings.predictions:
+        with Predictions(path) as predictions:
+            scenes = scenes_from_predictions(predictions, settings.n_sequences, settings.n_frames)
+            about = predictions.about
+        _check_attention(settings, about.flags["relation"])
+        yield f"{MODELS[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]
 
 
 def _describe_scenes(parts: dict[str, list[Scene]]) -> str:
@@ -279,29 +224,20 @@ def likelihood_panels(data_sets: Iterable[tables.DataSet]) -> list[list[Panel | 
     return rows
 
 
-@attrs.frozen(kw_only=True)
-class Figure4:
-    """The paper's figure 4: log-likelihood and relational log-likelihood of the last frame, by model and data set."""
-
-    metrics: Paths = attrs.field(validator=_not_empty)
-    """Files metrics/*.json of eval.tables, or the folder of them."""
-    out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
-    """Files to write, .png or .pdf."""
-
-    def write(self) -> list[pathlib.Path]:
-        """Writes the figure; returns the files."""
-        check_pictures(self.out)
-        data_sets = read_metrics(self.metrics)
-        panels = likelihood_panels(data_sets)
-        said = [f"{panel.label} on {panel.title}: "
-                + ", ".join(_spoken(model, bar.values) for model, bar in panel.bars.items())
-                for row in panels for panel in row if panel]
-        for data in data_sets:
-            said += [f"failed and left out: {MODELS.get(model, model)}, seed {seed} on {data.name}"
-                     for model, seed, _ in data.failed]
-        save(draw_bars(panels), self.out, "Log-likelihoods of the last, predicted frame",
-             f"Bar charts, mean ± standard deviation over seeds and samples. {'; '.join(said)}.")
-        return list(self.out)
+def write_figure4(settings: Figure4) -> list[pathlib.Path]:
+    """Writes the figure; returns the files."""
+    check_pictures(settings.out)
+    data_sets = read_metrics(settings.metrics)
+    panels = likelihood_panels(data_sets)
+    said = [f"{panel.label} on {panel.title}: "
+            + ", ".join(_spoken(model, bar.values) for model, bar in panel.bars.items())
+            for row in panels for panel in row if panel]
+    for data in data_sets:
+        said += [f"failed and left out: {MODELS.get(model, model)}, seed {seed} on {data.name}"
+                 for model, seed, _ in data.failed]
+    save(draw_bars(panels), settings.out, "Log-likelihoods of the last, predicted frame",
+         f"Bar charts, mean ± standard deviation over seeds and samples. {'; '.join(said)}.")
+    return list(settings.out)
 
 
 def _spoken(model: str, values: np.ndarray) -> str:
@@ -385,75 +321,48 @@ _SHOWN = {"validation": "validation set", "training": "training set", "batch": "
 _LEARNING, _MACHINE = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy"), (*health.SPEED, *health.RESOURCES)
 
 
-@attrs.frozen(kw_only=True)
-class Curves:
-    """Learning curves of several runs: mean and range of the seeds of each model."""
-
-    runs: Paths = attrs.field(validator=_not_empty)
-    """Run folders of sqair.train."""
-    out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
-    """Files to write, .png or .pdf."""
-    of: Literal["validation", "training", "batch", "machine"] = "validation"
-    """What is shown: evaluations on the validation or the training set, the training batches, or what the training
-    process used of the machine."""
-    quantities: Optional[tuple[str, ...]] = None
-    """Columns of metrics.csv (of machine: of resources.csv); left out: bound, likelihood, KL and count accuracy (of
-    machine: seconds a step gone by and computed, memory and open files)."""
-
-    beside: Optional[pathlib.Path] = None
-    """Learning curve of the original program (JSON) to draw beside runs of one fixed length."""
-
-    def write(self) -> list[pathlib.Path]:
-        """Writes the figure; returns the files."""
-        check_pictures(self.out)
-        panels: dict[str, dict[str, list[Curve]]] = {}
-        trained, last = [], 0
-        quantities = self.quantities or (_MACHINE if self.of == "machine" else _LEARNING)
-        for folder in self.runs:
-            config, _ = load_flags(folder / "flags.json")
-            model = _model_name(config.model.relation)
-            trained.append(config.train)
-            for name, curve in read_curves(folder, self.of, quantities).items():
-                panels.setdefault(LABELS.get(name, name), {}).setdefault(model, []).append(curve)
-                last = max(last, int(curve.steps[-1]))
-        changes = []
-        if len({(train.seq_len, train.stage_itr, train.max_seq_len) for train in trained}) == 1:    # all share one
-            train = trained[0]
-            steps = range(train.stage_itr, last + 1, train.stage_itr) if train.stage_itr else ()
-            changes = [(step, sequence_length(train, step)) for step in steps
-                       if sequence_length(train, step) != sequence_length(train, step - 1)]
-        original = {}
-        if self.beside:
-            lengths = {(sequence_length(train, 0), sequence_length(train, last)) for train in trained}
-            if len(lengths) != 1 or len(set(*lengths)) != 1:
-                raise UserError(f"--beside {self.beside}: the original's curve is of one length, that of --runs is not")
-            found = read_original_curves(self.beside, *set(*lengths), quantities)
-            original = {LABELS.get(name, name): curve for name, curve in found.items()}
-        said = []
-        for label, models in panels.items():
-            ends = ", ".join(f"{MODELS[model]} {np.mean([c.values[-1] for c in curves]):.3g}"
-                             for model, curves in models.items())
-            said.append(f"{label}: at the end {ends}")
-        title = f"Learning curves: {_SHOWN[self.of]}"
-        save(draw_curves(title, panels, changes, original), self.out, title,
-             f"Learning curves over training steps of {len(self.runs)} runs, mean and range of the seeds; "
-             f"{_SHOWN[self.of]}. {'; '.join(said)}.")
-        return list(self.out)
+def write_curves(settings: Curves) -> list[pathlib.Path]:
+    """Writes the figure; returns the files."""
+    check_pictures(settings.out)
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    trained, last = [], 0
+    quantities = settings.quantities or (_MACHINE if settings.of == "machine" else _LEARNING)
+    for folder in settings.runs:
+        config, _ = load_flags(folder / "flags.json")
+        model = _model_name(config.model.relation)
+        trained.append(config.train)
+        for name, curve in read_curves(folder, settings.of, quantities).items():
+            panels.setdefault(LABELS.get(name, name), {}).setdefault(model, []).append(curve)
+            last = max(last, int(curve.steps[-1]))
+    changes = []
+    if len({(train.seq_len, train.stage_itr, train.max_seq_len) for train in trained}) == 1:    # all share one
+        train = trained[0]
+        steps = range(train.stage_itr, last + 1, train.stage_itr) if train.stage_itr else ()
+        changes = [(step, sequence_length(train, step)) for step in steps
+                   if sequence_length(train, step) != sequence_length(train, step - 1)]
+    original = {}
+    if settings.beside:
+        lengths = {(sequence_length(train, 0), sequence_length(train, last)) for train in trained}
+        if len(lengths) != 1 or len(set(*lengths)) != 1:
+            raise UserError(f"--beside {settings.beside}: the original's curve is of one length, that of --runs is not")
+        found = read_original_curves(settings.beside, *set(*lengths), quantities)
+        original = {LABELS.get(name, name): curve for name, curve in found.items()}
+    said = []
+    for label, models in panels.items():
+        ends = ", ".join(f"{MODELS[model]} {np.mean([c.values[-1] for c in curves]):.3g}"
+                         for model, curves in models.items())
+        said.append(f"{label}: at the end {ends}")
+    title = f"Learning curves: {_SHOWN[settings.of]}"
+    save(draw_curves(title, panels, changes, original), settings.out, title,
+         f"Learning curves over training steps of {len(settings.runs)} runs, mean and range of the seeds; "
+         f"{_SHOWN[settings.of]}. {'; '.join(said)}.")
+    return list(settings.out)
 
 
-COMMANDS = {"sequences": Sequences, "figure4": Figure4, "curves": Curves}
+_WRITERS = {Sequences: write_sequences, Figure4: write_figure4, Curves: write_curves}
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    name = arguments.pop(0) if arguments[:1] and arguments[0] in COMMANDS else "sequences"
-    chosen = COMMANDS[name]
-    others = ", ".join(f"python -m eval.figures {other}" for other in COMMANDS if other != name)
-    settings = parse(chosen, f"eval.figures {name}", arguments,
-                     description=f"{chosen.__doc__}\n\nOther figures: {others}.")
-    for path in settings.write():
+    settings = read_figure()
+    for path in _WRITERS[type(settings)](settings):
         print(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    run(main)

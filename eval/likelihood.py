@@ -6,6 +6,13 @@
 All frames are inferred. Many particles are computed in chunks: only their numbers are kept, not their pictures.
 """
 
+from data_gen.command_line import (UserError, begins, check_output, fingerprint, output_path, parse, progress,
+                                   run_module, to_json)
+from eval.options import Likelihood as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.likelihood", lambda: parse(Arguments, "eval.likelihood"))
+
 import math
 import pathlib
 import sys
@@ -16,8 +23,6 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import softmax
 
-from data_gen.command_line import (UserError, begins, check_output, fingerprint, output_path, parse, progress, run,
-                                   to_json, within)
 from eval import metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
@@ -178,34 +183,6 @@ def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, se
     return totals.result(source.n_frames)
 
 
-@attrs.frozen(kw_only=True)
-class Arguments:
-    """Computes bounds and likelihoods of a run, ours or the original's, on a data split."""
-
-    run: str
-    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
-    data: str
-    """Data file, HDF5."""
-    split: str = "test"
-    """Split of the data file."""
-    checkpoint: str = "best"
-    """best, newest, an iteration, or all for a table over the checkpoints of the folder."""
-    k_particles: int = attrs.field(default=5, validator=within(1, 10**6))
-    """K: particles of the bounds; more than fit into memory are computed in chunks."""
-    n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
-    """T: frames a sequence, from the first on."""
-    n_sequences: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
-    """How many sequences, from the first on; all if left out."""
-    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out."""
-    batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
-    """Sequences at once."""
-    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
-    out: Optional[pathlib.Path] = None
-    """JSON file to write the figures to."""
-
-
 def chunk_size(k_particles: int, batch_size: int) -> int:
     """Particles at once: equal chunks that fit, of which the last one's surplus is left out."""
     most = max(_MOST_PARTICLES // batch_size, 1)
@@ -297,7 +274,3 @@ def main() -> None:
         with output_path(arguments.out, _KIND, (arguments.data,)) as temporary:
             temporary.write_text(to_json(content))
         print(f"wrote {arguments.out}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -9,6 +9,12 @@ every data set, below them the other tables, folded away, and all else. Pictures
 and a policy that forbids it to load anything.
 """
 
+from data_gen.command_line import UserError, begins, check_output, output_path, parse, read_json, run_module
+from eval.options import Page as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.page", lambda: parse(Arguments, "eval.page"))
+
 import base64
 import datetime
 import html
@@ -20,11 +26,9 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Optional
 
-import attrs
 import markdown
 from PIL import Image
 
-from data_gen.command_line import UserError, begins, check_output, output_path, parse, read_json, run
 from eval.drawing import this_command
 from eval.predictions import Predictions
 
@@ -301,20 +305,6 @@ def build(folder: pathlib.Path, title: str, command: Optional[str] = None, runs:
                            for name, content in shown.items()))
 
 
-@attrs.frozen(kw_only=True)
-class Arguments:
-    """Makes index.html, one self-contained file, of a folder of results."""
-
-    results: pathlib.Path
-    """Folder of results; index.html is written there."""
-    title: Optional[str] = None
-    """Heading; the folder's name if left out."""
-    command: Optional[str] = None
-    """The command that made the results, to be shown."""
-    runs: tuple[pathlib.Path, ...] = ()
-    """Run folders elsewhere whose settings and versions are to be shown."""
-
-
 def main() -> None:
     arguments = parse(Arguments, "eval.page")
     if not arguments.results.is_dir():
@@ -326,7 +316,3 @@ def main() -> None:
     with output_path(path, kind) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"wrote {path} ({os.path.getsize(path) / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -11,6 +11,12 @@ All seeds' first come before any's second: each model's first seed, then each on
 predictions are made and the tables are made anew from all finished ones.
 """
 
+from data_gen.command_line import PARENT, UserError, fingerprint, on_signals, parse, run_module
+from eval.options import Paper as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.paper", lambda: parse(Arguments, "eval.paper"))
+
 import collections
 import functools
 import json
@@ -21,13 +27,12 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, Literal, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import attrs
 import h5py
 
 from data_gen import bouncing_balls, hdf5
-from data_gen.command_line import PARENT, UserError, fingerprint, on_signals, parse, run
 from eval import predict
 from eval.predictions import Predictions, data_set_name
 from eval.tables import metrics_name
@@ -58,75 +63,6 @@ SCALES = {
                     "--learning_rate", "3e-5"],
                    ["--n_sequences", "32", "--canvases"]),
 }
-
-
-def _unique(settings: Any, attribute: attrs.Attribute, values: Tuple) -> None:
-    if not values:
-        raise UserError(f"--{attribute.name} must name at least one")
-    repeated = [value for value, count in collections.Counter(values).items() if count > 1]
-    if repeated:
-        raise UserError(f"--{attribute.name}: {repeated[0]} is there twice; name each once")
-
-
-def _seeds(settings: Any, attribute: attrs.Attribute, values: Tuple[int, ...]) -> None:
-    for value in values:
-        if not 0 <= value < 2**31:
-            raise UserError(f"--seeds: {value} is no seed; expected whole numbers from 0 to 2,147,483,647")
-
-
-def _positive(settings: Any, attribute: attrs.Attribute, value: Optional[int]) -> None:
-    if value is not None and value < 1:
-        raise UserError(f"--{attribute.name} {value}: expected at least 1")
-
-
-@attrs.frozen
-class Arguments:
-    """Reproduces the paper's tables and figures."""
-
-    models: Tuple[Literal["sqair", "in", "rmc", "rmc_slots"], ...] = attrs.field(default=("sqair", "in", "rmc"),
-                                                                                 validator=_unique)
-    """Models to compare."""
-    seeds: Tuple[int, ...] = attrs.field(default=(0, 1, 2, 3, 4), validator=[_unique, _seeds])
-    """One training run each and model."""
-    scale: Literal["paper", "short", "small"] = "paper"
-    """paper; short: the paper's protocol with less data and the short recipe of training, about an hour a run on two
-    cores; or small: little data and hardly any training, to try the whole pipeline in 20 minutes."""
-    jobs: Optional[int] = attrs.field(default=None, validator=_positive)
-    """Runs at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
-    xla: bool = False
-    """Train with --xla, which is slower on a processor of two cores and was not measured on GPUs."""
-    dry_run: bool = False
-    """Print the commands, say of each why it would run or not, and stop."""
-    report: bool = False
-    """Make the tables and figures from what is finished, and nothing else; another process may be training."""
-    data_4: Optional[pathlib.Path] = None
-    """Data file with 4 balls, ours or R-NEM's, to train and test on; made in data_dir if left out."""
-    data_678: Optional[pathlib.Path] = None
-    """Data file with 6 to 8 balls to test on; made in data_dir if left out."""
-    n_sequences: Optional[int] = attrs.field(default=None, validator=_positive)
-    """Test sequences to predict, from the first on; all if left out (small: 32)."""
-    name: Optional[str] = None
-    """Name of the folders in runs and results; the scale if left out."""
-    runs: Optional[pathlib.Path] = None
-    """Folder of the run folders; runs/NAME if left out."""
-    results: Optional[pathlib.Path] = None
-    """Folder of predictions, logs, tables and figures; results/NAME if left out."""
-    data_dir: Optional[pathlib.Path] = None
-    """Folder of the data that are made; data, data/short or data/small if left out."""
-
-    def __attrs_post_init__(self):
-        for name in ("data_4", "data_678", "name", "runs", "results", "data_dir"):
-            if getattr(self, name) is not None and str(getattr(self, name)) in ("", "."):
-                raise UserError(f"--{name} is empty; leave it out or name something")
-        if self.name and pathlib.PurePath(self.name).name != self.name:
-            raise UserError(f"--name {self.name}: expected the name of a folder, without /; --runs and --results take "
-                            "whole paths")
-        if self.dry_run and self.report:
-            raise UserError("--dry_run and --report: give one of them")
-
-    @property
-    def results_folder(self) -> pathlib.Path:
-        return self.results or pathlib.Path("results", self.name or self.scale)
 
 
 def _always() -> str:
@@ -568,7 +504,3 @@ def main() -> int:
     print(f"{len(failed)} commands failed; the results ({whole}) are in {results}" if failed
           else f"all done ({whole}); open {results}/index.html")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    run(main)

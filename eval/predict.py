@@ -9,8 +9,13 @@ the draw: weights that included their likelihood would pick the luckiest guess a
 One more pass infers all frames, for the bounds. The file's members are listed in `eval.predictions`.
 """
 
+from data_gen.command_line import check_output, fingerprint, parse, progress, run_module
+from eval.options import Predict as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.predict", lambda: parse(Arguments, "eval.predict"))
+
 import os
-import pathlib
 import sys
 from typing import Any, Iterator, NamedTuple, Optional
 
@@ -18,7 +23,6 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
-from data_gen.command_line import UserError, check_output, fingerprint, parse, progress, run, within
 from data_gen.hdf5 import new_file
 from eval import metrics
 from eval.predictions import PREDICTIONS, About, Writer
@@ -226,45 +230,6 @@ def predict(model: SQAIR, source: Source, first_generated: int, n_samples: int, 
         yield {name: value[:size] for name, value in members.items()}
 
 
-@attrs.frozen(kw_only=True)
-class Arguments:
-    """Infers the first frames of sequences, predicts the last ones, and writes all of it to a file."""
-
-    run: str
-    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
-    data: str
-    """Data file, HDF5."""
-    out: pathlib.Path
-    """File to write; it appears once it is whole, in place of one that was there."""
-    split: str = "test"
-    """Split of the data file."""
-    checkpoint: str = "best"
-    """best, newest, or an iteration."""
-    n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
-    """T: frames a sequence, from the first on."""
-    n_generated: int = attrs.field(default=1, validator=within(0, 9_999))
-    """How many of them, the last ones, are predicted."""
-    n_samples: int = attrs.field(default=5, validator=within(1, 1000))
-    """Samples a sequence."""
-    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out. (Not for relation rmc, whose weights bind them.)"""
-    k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
-    """K: particles a sample."""
-    canvases: bool = False
-    """Store the decoded frames too, for pictures."""
-    n_sequences: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
-    """How many sequences, from the first on; all if left out."""
-    batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
-    """Sequences at once; the noise depends on it."""
-    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
-
-    def __attrs_post_init__(self):
-        if self.n_generated >= self.n_frames:
-            raise UserError(f"--n_generated {self.n_generated}: at least one of the --n_frames {self.n_frames} has to "
-                            "be inferred")
-
-
 def settings(arguments: Arguments) -> dict[str, Any]:
     """The options as JSON values."""
     return attrs.asdict(attrs.evolve(arguments, out=str(arguments.out)))
@@ -307,7 +272,3 @@ def main() -> None:
     for note in write(arguments):
         print(f"note: {note}")
     print(f"wrote {arguments.out} ({os.path.getsize(arguments.out) / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -8,6 +8,13 @@ Metrics are numpy over the files: neither the model nor the data file is needed.
 since this code last read it are taken from its JSON.
 """
 
+from data_gen.command_line import (Kind, UserError, begins, check_output, fingerprint, output_path, parse, progress,
+                                   read_json, run, run_module)
+from eval.options import Tables as Arguments
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.tables", lambda: parse(Arguments, "eval.tables"))
+
 import csv
 import glob
 import itertools
@@ -17,13 +24,11 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
 
-from data_gen.command_line import (Kind, UserError, begins, check_output, fingerprint, output_path, parse, progress,
-                                   read_json, run)
 from eval import metrics, tracking
 from eval.predictions import Predictions
 from eval.statistics import Difference, Summary, bootstrap_difference, summarise
@@ -626,23 +631,6 @@ def find(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@attrs.frozen(kw_only=True)
-class Arguments:
-    """Makes the paper's comparison from files of predictions."""
-
-    predictions: tuple[str, ...]
-    """Files of eval.predict, patterns, or folders of them."""
-    out: pathlib.Path
-    """Folder to write to."""
-    expected_models: tuple[str, ...] = ()
-    """Models that should be there (sqair, rsqair_in, rsqair_rmc, rsqair_rmc_slots), with every expected seed."""
-    expected_seeds: tuple[int, ...] = ()
-    """Seeds that should be there; runs without predictions are listed as failed."""
-    boxes: Literal["drawn", "window"] = "drawn"
-    """An object's box and centre, for MOTA and position errors: drawn, of the pixels of its pasted glimpse above half
-    of its greatest; or window, of its attention window, which may be far larger."""
-
-
 # What an older result begins with, which a new one may replace.
 _BEGINNINGS = {"table.md": "# Comparison", "table.tex": "% Made by eval.tables", "table.csv": ",".join(_CSV[:3]),
                "differences.csv": "data_set,model,minus"}
@@ -701,7 +689,3 @@ def main() -> None:
     _write(arguments.out / "differences.csv", _difference_rows(data_sets))
     print(text)
     print(f"wrote {arguments.out}/table.md, table.tex, table.csv, differences.csv and metrics/")
-
-
-if __name__ == "__main__":
-    run(main)

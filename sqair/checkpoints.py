@@ -8,6 +8,12 @@ of the original's holds flags.json and model.ckpt-<itr>.*; a model to share, mod
     python -m sqair.checkpoints safetensors RUN OUT
 """
 
+from data_gen.command_line import UserError, fingerprint, made_folder, run_folder_of, run_module, to_disc
+from sqair.options import Export, read_checkpoints
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("sqair.checkpoints", read_checkpoints)
+
 import contextlib
 import glob
 import json
@@ -16,14 +22,12 @@ import pathlib
 import secrets
 import shutil
 import sys
-from typing import Annotated, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import attrs
 import numpy as np
 import tensorflow as tf
-import tyro
 
-from data_gen.command_line import UserError, fingerprint, made_folder, parse, run, run_folder_of, to_disc
 from sqair import original, safetensors_folder
 from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
 from sqair.config import Config, ModelConfig, load_flags
@@ -574,62 +578,13 @@ def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = 
     return [f"{out}: {len(run_.model.trainable_variables)} tensors of {run_.source} (step {run_.step})"]
 
 
-_Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-_Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-
-
-@attrs.frozen
-class Export:
-    """Writes a run as a checkpoint of the original program, which restores it and goes on with it.
-
-    The original looks for RESULTS_DIR/RUN_NAME/NUMBER: make OUT such a folder and start it with --resume.
-    """
-
-    run: _Run
-    """Run folder or checkpoint."""
-    out: _Out
-    """Folder to write model.ckpt-<step>.*, checkpoint and flags.json in."""
-    which: str = "newest"
-    """best, newest, or an iteration."""
-    without_relation: bool = False
-    """Leave out a relational module and its inputs, of which the original knows nothing."""
-    overwrite: bool = False
-    """Replace a checkpoint of the same iteration."""
-    train_itr: Optional[int] = None
-    """Steps at most that the original goes on to, by which it divides its schedule too; left out: the run's. A
-    finished run needs more."""
-
-    def write(self) -> List[str]:
-        """Does it; see `export`."""
-        return export(load_run(self.run, self.which), self.out, self.without_relation, self.overwrite, self.train_itr)
-
-
-@attrs.frozen
-class Safetensors:
-    """Writes a run's weights as safetensors, with its flags and a model card, to share or to load elsewhere."""
-
-    run: _Run
-    """Run folder or checkpoint."""
-    out: _Out
-    """Folder to write model.safetensors, config.json and README.md in."""
-    which: str = "best"
-    """best, newest, or an iteration."""
-    overwrite: bool = False
-    """Replace a model that is there."""
-
-    def write(self) -> List[str]:
-        """Does it; see `save_safetensors`."""
-        return save_safetensors(load_run(self.run, self.which), self.out, self.overwrite)
-
-
 def main() -> int:
-    command = parse(Union[Export, Safetensors], "sqair.checkpoints",
-                    description="Writes runs in other programs' formats.",
-                    config=(tyro.conf.HelptextFromCommentsOff,))
-    for line in command.write():
+    command = read_checkpoints()
+    if isinstance(command, Export):
+        lines = export(load_run(command.run, command.which), command.out, command.without_relation, command.overwrite,
+                       command.train_itr)
+    else:
+        lines = save_safetensors(load_run(command.run, command.which), command.out, command.overwrite)
+    for line in lines:
         print(line)
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

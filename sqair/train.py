@@ -7,6 +7,12 @@ TensorBoard's events.
 The same command started again in the same folder goes on where the run was.
 """
 
+from data_gen.command_line import UserError, atomic_path, fingerprint, n_cores, on_signals, run_module, to_json
+from sqair.options import asked_flags, begin, parse
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("sqair.train", begin)
+
 import contextlib
 import json
 import math
@@ -16,19 +22,16 @@ import signal
 import subprocess
 import sys
 from importlib import metadata
-from typing import Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import attrs
 import numpy as np
 import tensorflow as tf
-import tyro
 from tqdm import tqdm
 
-from data_gen import command_line, hdf5, pipeline
-from data_gen.command_line import (UserError, atomic_path, fingerprint, n_cores, on_signals, read_json, run,
-                                   to_json)
+from data_gen import hdf5, pipeline
 from sqair import checkpoints, distribution, health, spatial_transformer, xla_cache
-from sqair.config import PRESETS, RECIPES, Config, load_flags, to_flags, with_recipe
+from sqair.config import Config, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
 from sqair.run_folder import (STARTED_FROM, TRAIN_DATA, MetricsFile, RunLock, append, first_step, tensorboard,
@@ -584,76 +587,6 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(seconds % 60)} s"
 
 
-@attrs.frozen
-class Arguments:
-    """Trains SQAIR or R-SQAIR. Options are the original's; --preset sets them to a row of the paper's table."""
-
-    run_dir: str
-    """Run folder; the same command in the same folder goes on where the run was."""
-    init_from: Optional[str] = None
-    """Run folder or checkpoint, ours (the best) or the original's, that a new run takes its weights from; steps,
-    schedule, curriculum and optimiser start anew. Flags that say where weights start, if given, set them anew."""
-    continue_from: Optional[str] = None
-    """Run folder or checkpoint, ours (the newest) or the original's, that a new run goes on with: weights, optimiser,
-    steps, schedule, curriculum. Options that are not given are that run's; --train_itr, --learning_rate and most
-    others may be."""
-    describe: bool = False
-    """Print the number of parameters of every module and stop."""
-    config: tyro.conf.OmitArgPrefixes[Config] = Config()
-
-
-def _take(arguments: List[str], name: str) -> Optional[str]:
-    """Removes an option with its value, wherever it stands; returns the value, None if it is not there."""
-    for i in reversed(range(len(arguments))):
-        option, equals, value = arguments[i].partition("=")
-        if option.replace("-", "_") == f"__{name}" and (equals or i + 1 < len(arguments)):
-            del arguments[i]
-            return value if equals else arguments.pop(i)
-    return None
-
-
-def parse(arguments: List[str]) -> Arguments:
-    """Parses the command line. `--preset NAME` or the run that `--continue_from` names, wherever they stand, set the
-    defaults of all other options; `--recipe NAME` those of training."""
-    arguments = list(arguments)
-    preset, recipe = _take(arguments, "preset"), _take(arguments, "recipe")
-    source, run_dir, train_data = (_take(list(arguments), name) for name in ("continue_from", "run_dir", "train_data"))
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
-    if preset and source:
-        raise UserError("--preset and --continue_from: options that are not given are those of the run that is gone on "
-                        "with; leave --preset out")
-    config = _continued(source, run_dir, train_data) if source else PRESETS[preset] if preset else Config()
-    if recipe is not None:
-        config = with_recipe(config, recipe)
-    description = (f"{Arguments.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
-                   f"{', '.join(PRESETS)}.\n\nRecipes (--recipe NAME, likewise): {', '.join(RECIPES)}; without one, "
-                   "training as in the paper.")
-    return command_line.parse(Arguments, "sqair.train", arguments, may_be_empty=("schedule",),
-                              default=Arguments(run_dir=tyro.MISSING, config=config), description=description,
-                              config=(tyro.conf.HelptextFromCommentsOff,))
-
-
-def _continued(source: str, run_dir: Optional[str], train_data: Optional[str]) -> Config:
-    """The configuration of a run to go on with, or of the run that has gone on with it, should that be gone."""
-    own = pathlib.Path(run_dir or "") / "flags.json"
-    try:
-        config, is_original = checkpoints.load_config(source)
-    except UserError:
-        if not own.exists():
-            raise
-        return load_flags(own)[0]
-    if is_original and not train_data:
-        raise UserError(f"--continue_from {source}: a run of the original program does not name data that can be read "
-                        "here; add --train_data FILE")
-    return config
-
-
-def asked_flags(arguments: Sequence[str]) -> Set[str]:
-    """The names of the options that a command line gives."""
-    return {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
-
-
 def use_machine(train) -> None:
     """Gives each shard its share of the cores, and products their precision; call it before TensorFlow computes
     anything. Args: train: `TrainConfig`."""
@@ -687,7 +620,3 @@ def main() -> int:
     except tf.errors.OpError as error:
         state = f"step {trainer.saved_step}" if trainer else "the last checkpoint"
         raise replicas.lost_worker(error, state) from None
-
-
-if __name__ == "__main__":
-    run(main)

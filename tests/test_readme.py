@@ -16,7 +16,8 @@ from checkout_helpers import make_checkout, write_script
 from data_helpers import ROOT
 
 from data_gen.command_line import parse
-from eval import figures, paper
+from eval import paper
+from eval.options import FIGURES
 from sqair import train
 
 # But those that a comment before says are tested elsewhere.
@@ -55,8 +56,8 @@ def parse_as(name, words):
     if name == "sqair.train":
         return train.parse(words)
     if name == "eval.figures":
-        kind = figures.COMMANDS[words[0] if words[0] in figures.COMMANDS else "sequences"]
-        return parse(kind, name, words[words[0] in figures.COMMANDS:])
+        kind = FIGURES[words[0] if words[0] in FIGURES else "sequences"]
+        return parse(kind, name, words[words[0] in FIGURES:])
     if name == "data_gen.bouncing_balls":
         options = {"default": module.CommandLine(out=tyro.MISSING, settings=module.PRESETS["balls4mass64"])}
     return parse(getattr(module, "Arguments", None) or module.CommandLine, name, words, **options)

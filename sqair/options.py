@@ -1,0 +1,143 @@
+"""The options of sqair.train and sqair.checkpoints, known before TensorFlow is imported, which takes seconds."""
+
+import pathlib
+import sys
+from typing import Annotated, List, Optional, Sequence, Set, Union
+
+import attrs
+import tyro
+
+from data_gen import command_line, hdf5
+from data_gen.command_line import UserError
+from sqair.config import PRESETS, RECIPES, Config, load_flags, with_recipe
+
+
+@attrs.frozen
+class Train:
+    """Trains SQAIR or R-SQAIR. Options are the original's; --preset sets them to a row of the paper's table."""
+
+    run_dir: str
+    """Run folder; the same command in the same folder goes on where the run was."""
+    init_from: Optional[str] = None
+    """Run folder or checkpoint, ours (the best) or the original's, that a new run takes its weights from; steps,
+    schedule, curriculum and optimiser start anew. Flags that say where weights start, if given, set them anew."""
+    continue_from: Optional[str] = None
+    """Run folder or checkpoint, ours (the newest) or the original's, that a new run goes on with: weights, optimiser,
+    steps, schedule, curriculum. Options that are not given are that run's; --train_itr, --learning_rate and most
+    others may be."""
+    describe: bool = False
+    """Print the number of parameters of every module and stop."""
+    config: tyro.conf.OmitArgPrefixes[Config] = Config()
+
+
+def _take(arguments: List[str], name: str) -> Optional[str]:
+    """Removes an option with its value, wherever it stands; returns the value, None if it is not there."""
+    for i in reversed(range(len(arguments))):
+        option, equals, value = arguments[i].partition("=")
+        if option.replace("-", "_") == f"__{name}" and (equals or i + 1 < len(arguments)):
+            del arguments[i]
+            return value if equals else arguments.pop(i)
+    return None
+
+
+def parse(arguments: List[str]) -> Train:
+    """Parses the command line. `--preset NAME` or the run that `--continue_from` names, wherever they stand, set the
+    defaults of all other options; `--recipe NAME` those of training."""
+    arguments = list(arguments)
+    preset, recipe = _take(arguments, "preset"), _take(arguments, "recipe")
+    source, run_dir, train_data = (_take(list(arguments), name) for name in ("continue_from", "run_dir", "train_data"))
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
+    if preset and source:
+        raise UserError("--preset and --continue_from: options that are not given are those of the run that is gone on "
+                        "with; leave --preset out")
+    config = _continued(source, run_dir, train_data) if source else PRESETS[preset] if preset else Config()
+    if recipe is not None:
+        config = with_recipe(config, recipe)
+    description = (f"{Train.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
+                   f"{', '.join(PRESETS)}.\n\nRecipes (--recipe NAME, likewise): {', '.join(RECIPES)}; without one, "
+                   "training as in the paper.")
+    return command_line.parse(Train, "sqair.train", arguments, may_be_empty=("schedule",),
+                              default=Train(run_dir=tyro.MISSING, config=config), description=description,
+                              config=(tyro.conf.HelptextFromCommentsOff,))
+
+
+def _continued(source: str, run_dir: Optional[str], train_data: Optional[str]) -> Config:
+    """The configuration of a run to go on with, or of the run that has gone on with it, should that be gone."""
+    own = pathlib.Path(run_dir or "") / "flags.json"
+    with command_line.without_notices():
+        from sqair import checkpoints       # TensorFlow too, which only a run to go on with needs this early
+    try:
+        config, is_original = checkpoints.load_config(source)
+    except UserError:
+        if not own.exists():
+            raise
+        return load_flags(own)[0]
+    if is_original and not train_data:
+        raise UserError(f"--continue_from {source}: a run of the original program does not name data that can be read "
+                        "here; add --train_data FILE")
+    return config
+
+
+def asked_flags(arguments: Sequence[str]) -> Set[str]:
+    """The names of the options that a command line gives."""
+    return {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+
+
+_Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+_Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+
+
+@attrs.frozen
+class Export:
+    """Writes a run as a checkpoint of the original program, which restores it and goes on with it.
+
+    The original looks for RESULTS_DIR/RUN_NAME/NUMBER: make OUT such a folder and start it with --resume.
+    """
+
+    run: _Run
+    """Run folder or checkpoint."""
+    out: _Out
+    """Folder to write model.ckpt-<step>.*, checkpoint and flags.json in."""
+    which: str = "newest"
+    """best, newest, or an iteration."""
+    without_relation: bool = False
+    """Leave out a relational module and its inputs, of which the original knows nothing."""
+    overwrite: bool = False
+    """Replace a checkpoint of the same iteration."""
+    train_itr: Optional[int] = None
+    """Steps at most that the original goes on to, by which it divides its schedule too; left out: the run's. A
+    finished run needs more."""
+
+
+@attrs.frozen
+class Safetensors:
+    """Writes a run's weights as safetensors, with its flags and a model card, to share or to load elsewhere."""
+
+    run: _Run
+    """Run folder or checkpoint."""
+    out: _Out
+    """Folder to write model.safetensors, config.json and README.md in."""
+    which: str = "best"
+    """best, newest, or an iteration."""
+    overwrite: bool = False
+    """Replace a model that is there."""
+
+
+def begin() -> None:
+    """Parses the command line of sqair.train, looks for the data, and says at once what begins."""
+    arguments = parse(sys.argv[1:])
+    if arguments.describe:
+        return
+    config = arguments.config
+    for split in ("training", "validation"):
+        hdf5.open_split(config.train.train_data, split).close()
+    print(f"{arguments.run_dir}: relation {config.model.relation}, data {config.train.train_data}; loading TensorFlow",
+          flush=True)
+
+
+def read_checkpoints() -> Union[Export, Safetensors]:
+    """Parses the command line of sqair.checkpoints."""
+    return command_line.parse(Union[Export, Safetensors], "sqair.checkpoints",
+                              description="Writes runs in other programs' formats.",
+                              config=(tyro.conf.HelptextFromCommentsOff,))
