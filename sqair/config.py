@@ -192,8 +192,9 @@ class TrainConfig:
     """Compile frames by XLA: after a slow start about as quick as batches in one piece, on two cores slower than two
     shards. Other runs load what one has compiled, from $XDG_CACHE_HOME/r-sqair or ~/.cache/r-sqair. (ours)"""
     shards: int = attrs.field(default=0, validator=[_at_least(0), attrs.validators.le(1024)])
-    """Compute batches in this many parts side by side, each on its share of the cores; equal but for rounding. 0: two
-    on a processor of several cores without --xla and --distribute, if the batch is even; else one. (ours)"""
+    """Compute batches in this many parts side by side, each on its share of the cores; equal but for rounding. 0: one
+    a core without --xla and --distribute, as long as they are equal and of 8 sequences or more (of two cores: of any
+    even batch); else one. (ours)"""
     bfloat16: bool = False
     """Let oneDNN round the factors of matrix products to bfloat16 on CPUs that multiply such; not with --xla. It
     changes results. (ours)"""

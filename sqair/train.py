@@ -55,11 +55,25 @@ class StepResult(NamedTuple):
     report: Report
 
 
+LEAST_SEQUENCES = 8     # of a shard where there are more than two: smaller products have not been measured
+
+
+def default_shards(cores: int, batch_size: int) -> int:
+    """Into how many parts a batch is split on a processor: one for each core as long as they are equal and not too
+    small; halves, the measured case of two cores, of any even batch. Why is in docs/performance.md, "More cores".
+
+    Args: cores: that the process may use. batch_size: B.
+    """
+    equal = [parts for parts in range(1, cores + 1) if batch_size % parts == 0]
+    return max(parts for parts in equal if parts <= 2 or batch_size // parts >= LEAST_SEQUENCES)
+
+
 def n_shards(train) -> int:
     """Into how many parts batches are split: what --shards says, or else what is quickest on this machine."""
-    halves = (n_cores() > 1 and train.batch_size % 2 == 0 and not train.xla and train.distribute == "none"
-              and not tf.config.list_physical_devices("GPU"))
-    return train.shards or (2 if halves else 1)
+    if train.shards:
+        return train.shards
+    one_piece = train.xla or train.distribute != "none" or bool(tf.config.list_physical_devices("GPU"))
+    return 1 if one_piece else default_shards(n_cores(), train.batch_size)
 
 
 def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_parts: int) -> List[Tuple]:

@@ -458,16 +458,26 @@ def test_presets_are_defaults_that_options_override():
     assert (arguments.config.model.relation, arguments.config.model.n_what, arguments.config.train.seed) == ("rmc", 7, 3)
 
 
-def test_batches_are_halved_where_that_is_quicker(monkeypatch):
+def test_batches_are_split_where_that_is_quicker(monkeypatch):
     def shards(cores, **training):
         monkeypatch.setattr(train, "n_cores", lambda: cores)
         return train.n_shards(TrainConfig(**training))
 
-    assert [shards(2), shards(16), shards(2, shards=4), shards(1, shards=2)] == [2, 2, 4, 2]
+    assert [shards(2), shards(16), shards(2, shards=4), shards(1, shards=2), shards(16, shards=2)] == [2, 4, 4, 2, 2]
     assert [shards(1), shards(2, batch_size=5), shards(2, xla=True), shards(2, distribute="mirrored")] == [1] * 4
     with monkeypatch.context() as patch:
         patch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"] if kind == "GPU" else [])
         assert shards(2) == 1
+
+
+@pytest.mark.parametrize("cores, batch_size, shards", [
+    *[(1, size, 1) for size in (1, 2, 5, 32, 64)],                              # as it always was
+    *[(2, size, 1 if size % 2 else 2) for size in (1, 2, 4, 5, 31, 32, 64)],    # as it always was
+    (3, 32, 2), (4, 32, 4), (7, 32, 4), (8, 32, 4), (16, 32, 4), (128, 32, 4),  # shards of 8
+    (8, 64, 8), (16, 64, 8), (12, 96, 12), (16, 16, 2), (16, 4, 2), (16, 7, 1), (3, 24, 3), (3, 27, 3), (16, 1, 1)])
+def test_shards_by_cores_and_batch(cores, batch_size, shards):
+    assert train.default_shards(cores, batch_size) == shards
+    assert batch_size % shards == 0 and shards <= cores
 
 
 def test_shards_change_nothing_but_rounding(data):
