@@ -1,6 +1,6 @@
 """XLA's persistent cache: what one run has compiled the next one loads, such as the other seeds of a comparison.
 
-The loaded programs give the same bits (tests/test_reliability.py). They are machine code, and TensorFlow loads what it
+The loaded programs give the same bits (tests/test_real_training.py). They are machine code, and TensorFlow loads what it
 finds: so they are kept where only their user can write, one folder for each processor and TensorFlow, and none is
 left there to be loaded that is not as it was written.
 """

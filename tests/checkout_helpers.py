@@ -5,7 +5,7 @@ import shutil
 import stat
 import sys
 
-from data_helpers import ROOT
+from tests.data_helpers import ROOT
 
 PACKAGES = ("data_gen", "eval", "relational", "sqair")
 

@@ -1,5 +1,8 @@
-"""Runs the data command lines as a user would, in processes of their own."""
+"""Runs command lines as a user would, in processes of their own or in this one."""
 
+import contextlib
+import importlib
+import io
 import os
 import pathlib
 import resource
@@ -7,6 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+
+import pytest
+
+from data_gen.command_line import run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -16,6 +23,27 @@ def run_command(module, *arguments, file_limit=None):
     limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))) if file_limit else None
     return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, capture_output=True,
                           text=True, preexec_fn=limit, timeout=120)
+
+
+def run_here(module, *arguments, file_limit=None):
+    """The same within this process, for what ends soon: TensorFlow, which takes seconds to start, is here already."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    command, code = importlib.import_module(module), None
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as output, \
+            contextlib.redirect_stderr(io.StringIO()) as errors:
+        patched.setattr(sys, "argv", [command.__file__, *map(str, arguments)])
+        if file_limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, limits[1]))
+        try:
+            run(command.main)
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess([module, *arguments], code, output.getvalue(), errors.getvalue())
 
 
 def interrupt(signal_name, folder, module, *arguments):

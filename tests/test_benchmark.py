@@ -1,19 +1,22 @@
 """The benchmark's formula against the graph it speaks of, and its table. Nothing is timed here."""
 
 import contextlib
+import functools
 import json
 
+import attrs
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import run_command
-from eval_helpers import save_run
 
+from data_gen import bouncing_balls
 from eval import benchmark
 from sqair.config import ModelConfig
 from sqair.model import SQAIR
+from tests.data_helpers import run_here
+from tests.eval_helpers import save_run
 from tests.model_helpers import eagerly
-from train_helpers import error_line, make_data
+from tests.train_helpers import error_line, make_data
 
 
 def matmul_operations(graph, definitions):
@@ -75,10 +78,20 @@ def test_the_table_has_a_row_for_each_case():
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
 
 
-def test_the_command_times_cases_in_turns_and_writes_them_down(tmp_path):
+@pytest.fixture
+def small_limits(monkeypatch):
+    """What the machine and the pipeline can do at most is measured at small size; cases have processes of their own."""
+    monkeypatch.setattr(benchmark, "machine_gflops", functools.partial(benchmark.machine_gflops, 256))
+    monkeypatch.setattr(benchmark, "pipeline_rate", functools.partial(benchmark.pipeline_rate, n_batches=3))
+    balls = bouncing_balls.PRESETS["balls4mass64"]
+    monkeypatch.setitem(bouncing_balls.PRESETS, "balls4mass64", attrs.evolve(balls, n_frames=3))
+
+
+@pytest.mark.slow
+def test_the_command_times_cases_in_turns_and_writes_them_down(small_limits, tmp_path):
     small = ("--lengths", 1, "--modes", "graph", "--batch_size", 2, "--k_particles", 2, "--n_steps_per_image", 1,
              "--repeats", 8)
-    done = run_command("eval.benchmark", "--models", "sqair_balls", "rsqair_in", *small, "--json", tmp_path / "b.json")
+    done = run_here("eval.benchmark", "--models", "sqair_balls", "rsqair_in", *small, "--json", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr[-2000:]
     written = json.loads((tmp_path / "b.json").read_text())
     assert [case["model"] for case in written["cases"]] == ["sqair_balls", "rsqair_in"]
@@ -89,17 +102,18 @@ def test_the_command_times_cases_in_turns_and_writes_them_down(tmp_path):
     assert "| rsqair_in | 1 | graph |" in done.stdout and "1 frames" in done.stdout
 
 
-def test_a_trained_model_is_timed_on_real_frames_in_turns_with_all_slots(tmp_path, tmp_path_factory):
+@pytest.mark.slow
+def test_a_trained_model_is_timed_on_real_frames_in_turns_with_all_slots(small_limits, tmp_path, tmp_path_factory):
     run = save_run(tmp_path / "tiny")
     data = make_data(tmp_path_factory)
     small = ("--lengths", 2, "--modes", "graph", "--batch_size", 2, "--repeats", 8, "--json", tmp_path / "b.json")
-    done = run_command("eval.benchmark", "--run", run, "--data", data, "--all_slots", *small)
+    done = run_here("eval.benchmark", "--run", run, "--data", data, "--all_slots", *small)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, every = json.loads((tmp_path / "b.json").read_text())["cases"]
     assert (ours["model"], ours["all_slots"], every["all_slots"]) == ("tiny", False, True)
     assert ours["bound"] == pytest.approx(every["bound"], rel=1e-5) and ours["train_gflop"] < every["train_gflop"]
     assert "| tiny, all slots | 2 | graph |" in done.stdout
-    assert "--run" in error_line(run_command("eval.benchmark", "--data", data))
+    assert "--run" in error_line(run_here("eval.benchmark", "--data", data))
 
 
 def test_a_turn_is_compared_with_the_limit_just_before_it(monkeypatch):
@@ -120,6 +134,7 @@ def test_a_turn_is_compared_with_the_limit_just_before_it(monkeypatch):
     assert [row["train_s"] for row in rows] == pytest.approx([0.75, 1.5])
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_is_named():
     with pytest.raises(benchmark.UserError, match="no_such_model, length 1, graph failed: error: --models no_such_model"):
         benchmark.time_cases([(benchmark.Arguments(), "no_such_model", 1, "graph")])

@@ -4,12 +4,14 @@ import attrs
 import h5py
 import numpy as np
 import pytest
-from data_helpers import interrupt, run_command
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from data_gen import bouncing_balls, physics, rendering
 from data_gen.bouncing_balls import PRESETS, BouncingBalls, make_block
 from data_gen.command_line import UserError
+from tests.data_helpers import interrupt, run_command, run_here
 
 BOX = 15.0
 
@@ -259,7 +261,7 @@ def test_help_explains_every_option_with_its_default():
     (["--curtain", "65"], "--curtain"),
 ])
 def test_bad_settings_are_one_line(tmp_path, arguments, named):
-    result = run_command("data_gen.bouncing_balls", "--out", tmp_path / "x.h5", *arguments)
+    result = run_here("data_gen.bouncing_balls", "--out", tmp_path / "x.h5", *arguments)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and named in result.stderr
     assert not list(tmp_path.iterdir())

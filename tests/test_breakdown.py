@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import run_command
-from eval_helpers import save_run
 
 from eval import breakdown, metrics, predict
 from eval.breakdown import Objects
 from eval.truth import Source
 from sqair import spatial_transformer
+from tests.data_helpers import run_command
+from tests.eval_helpers import save_run
 
 S, T, K, BATCH = 6, 4, 3, 4
 

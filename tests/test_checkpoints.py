@@ -10,14 +10,14 @@ import struct
 import numpy as np
 import pytest
 import safetensors.numpy
-from data_helpers import run_command
-from run_helpers import assert_same, command, draw, make_run, make_state, values_of
 
 from data_gen import moving_mnist
 from data_gen.command_line import UserError
 from sqair import checkpoints, original
 from sqair.config import load_flags, to_flags
 from sqair.optimizers import Optimizer
+from tests.data_helpers import run_command, run_here
+from tests.run_helpers import assert_same, command, draw, make_run, make_state, values_of
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +191,7 @@ def test_bad_safetensors_are_one_line(kind, shared, tmp_path):
     assert line in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_training_on_moving_mnist_goes_on_with_an_original_run(tmp_path):
     data = tmp_path / "mnist.h5"
     moving_mnist.write(moving_mnist.MovingMNIST(n_frames=1, training=8, validation=4, test=0), data,
@@ -200,7 +201,7 @@ def test_training_on_moving_mnist_goes_on_with_an_original_run(tmp_path):
     checkpoints.export(checkpoints.load_run(tmp_path / "run"), tmp_path / "original")
     go_on = ("sqair.train", "--run_dir", tmp_path / "next", "--continue_from", tmp_path / "original", "--max_seq_len",
              1, "--batch_size", 4, "--train_itr", 6, "--no_eval_on_train")
-    result = run_command(*go_on)
+    result = run_here(*go_on)
     assert result.returncode == 1 and "add --train_data FILE" in result.stderr and not (tmp_path / "next").exists()
     result = run_command(*go_on, "--train_data", data)
     assert result.returncode == 0, result.stderr[-2000:]

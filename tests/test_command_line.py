@@ -13,14 +13,15 @@ import attrs
 import h5py
 import numpy as np
 import pytest
-from data_helpers import ROOT, run_command
-from eval_helpers import TINY, save_original, save_run
-from test_moving_mnist import release_data
 
 from data_gen import bouncing_balls, command_line
 from data_gen.command_line import UserError
 from sqair import checkpoints, train
 from sqair.run_folder import RunLock
+from tests.data_helpers import ROOT, run_command, run_here
+from tests.eval_helpers import TINY, save_original, save_run
+from tests.mnist_helpers import release_data
+from tests.model_helpers import eagerly
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,7 @@ def test_no_command_writes_over_anything_but_its_own_kind(sound, monkeypatch, ca
     assert contents(sound) == before
 
 
+@pytest.mark.slow
 def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
     lines = [*(line.replace("--out {0}", f"--out {tmp_path}") for line in (
                  f"{SEQUENCES}/g.png", f"{PREDICT}/predictions.h5 --canvases", f"{LIKELIHOOD}/l.json")),
@@ -141,19 +143,18 @@ def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
     for _ in range(2):
         for line in lines:
             module, *arguments = line.format(sound).split()
-            code, err = call(monkeypatch, capsys, module, arguments)
+            with eagerly():
+                code, err = call(monkeypatch, capsys, module, arguments)
             assert not code, err
             assert ("data.h5: test holds 4 sequences of 3 frames, 64 x 64, bool" in err) == ("--data" in line)
+        left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mtime == 0]
+        assert not left
         for path in tmp_path.rglob("*"):
             if path.is_file():
                 os.utime(path, (0, 0))
-    for line in lines:
-        module, *arguments = line.format(sound).split()
-        assert not call(monkeypatch, capsys, module, arguments)[0]
-    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mtime == 0]
-    assert not left
 
 
+@pytest.mark.slow
 def test_a_data_set_survives_a_command_that_names_it_twice(sound):
     """The real command, in a process of its own."""
     before = (sound / "data.h5").read_bytes()
@@ -267,6 +268,7 @@ def test_cores_where_the_system_does_not_say_which(monkeypatch):
     assert command_line.n_cores() == 6
 
 
+@pytest.mark.slow
 def test_versions_of_a_copy_in_somebodys_repository_do_not_report_that(tmp_path):
     for name in ("sqair", "relational", "data_gen"):
         shutil.copytree(ROOT / name, tmp_path / "copy" / name)
@@ -281,7 +283,7 @@ def test_versions_of_a_copy_in_somebodys_repository_do_not_report_that(tmp_path)
 
 def test_unknown_options_name_a_command_that_works(tmp_path):
     for module in ("sqair.train", "eval.compare_original"):
-        result = run_command(module, "--nonsense", "3")
+        result = run_here(module, "--nonsense", "3")
         assert result.returncode and f"python -m {module}" in result.stderr + result.stdout
         assert f"{module.rsplit('.')[-1]}.py" not in result.stderr + result.stdout
 

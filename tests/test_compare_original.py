@@ -19,9 +19,9 @@ from eval import compare_original
 from sqair.core import WhereHead
 from sqair.model import SQAIR, report
 from sqair.original import write_original
+from tests.data_helpers import ROOT
 from tests.reference import redraw
 
-ROOT = Path(__file__).parent.parent
 needs_recordings = pytest.mark.skipif(not redraw.RECORDED.exists(), reason="the whole recordings are not here")
 
 
@@ -99,7 +99,7 @@ def command(folder, monkeypatch, capsys):
     return stopped.value.code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("name", [*redraw.CARRIED, *(pytest.param(name, marks=needs_recordings)
+@pytest.mark.parametrize("name", [*redraw.CARRIED, *(pytest.param(name, marks=[needs_recordings, pytest.mark.slow])
                                                      for name in ("mnist_default", "generate"))])
 def test_every_recorded_quantity_and_gradient_is_equal(name, compared):
     recording, _ = compared(name)
@@ -173,7 +173,8 @@ def test_l2_counts(compared, few_passes):
 
 
 @pytest.mark.parametrize("name, recorded, ours", [
-    ("sample_nogen", 6342.69, -740.68), pytest.param("generate", 43969.9, -2429.9, marks=needs_recordings)])
+    ("sample_nogen", 6342.69, -740.68),
+    pytest.param("generate", 43969.9, -2429.9, marks=[needs_recordings, pytest.mark.slow])])
 def test_our_bounds_of_samples_from_the_prior_are_others(name, recorded, ours, compared):
     """docs/port.md has these figures."""
     recording, measured = compared(name)
@@ -234,6 +235,7 @@ def test_redrawn_weights_are_the_recorded_ones(recording):
         np.testing.assert_allclose(value, reader.get_tensor(name), rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_command_succeeds_and_names_what_it_does_not_honour(small):
     change_flags(small, l2=0.0, learning_rate=1e-5, train_itr=2e6)
     change_npz(small / "outputs.npz", data_ll=None)

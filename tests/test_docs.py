@@ -4,7 +4,8 @@ import ast
 import re
 
 import pytest
-from data_helpers import ROOT
+
+from tests.data_helpers import ROOT
 
 ROOMS = ("sqair", "relational", "data_gen", "eval", "tests")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -103,3 +104,15 @@ def test_links_lead_somewhere(path):
         target = path.parent / target if target else path
         assert target.exists(), link
         assert not fragment or fragment in map(anchor, headings(target)), link
+
+
+def test_every_test_that_holds_a_promise_exists():
+    """Of the table in docs/reliability.md: files, tests in a file, and tests alone."""
+    tests = {str(path): path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    named = re.findall(r"`(?:([\w/]+\.py)(?:::)?)?(test_\w+)?`", rows)
+    for file, name in named:
+        assert any(f"def {name}" in content for path, content in tests.items() if path.endswith(f"/{file}" * bool(file))
+                   ), f"{file} {name}"
+    assert len(named) > 30

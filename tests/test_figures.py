@@ -6,8 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from data_helpers import run_command
-from eval_helpers import save_original, save_run
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -16,6 +14,8 @@ from data_gen.command_line import UserError, run
 from eval import drawing, figures, predict
 from eval.truth import Source
 from sqair.config import Config, to_flags
+from tests.data_helpers import run_command
+from tests.eval_helpers import save_original, save_run
 
 T, SIDE = 4, 50
 
@@ -220,6 +220,7 @@ def description(path):
         return image.info["Description"]
 
 
+@pytest.mark.slow
 def test_figure_3_of_a_run_as_a_user_asks_for_it(folder, data, tiny_run):
     out = folder / "new" / "figure3.png"
     done = run_command("eval.figures", "--run", tiny_run, "--data", data, data, "--n_sequences", 2, "--n_frames", T,

@@ -1,6 +1,6 @@
-"""Hostile and broken files: hundreds of damaged ones a format (`fuzz_helpers`), each read or refused in one line.
+"""Hostile and broken files: dozens of damaged ones of each format (`tests.fuzz`), each read or refused in one line.
 
-Every case is deterministic. FUZZ_CASES=5000 in the environment tries so many of each format instead of 200. What
+Every case is deterministic. FUZZ_CASES=5000 in the environment tries so many of each format instead of 60. What
 crashes, hangs, takes more than 2 GB or ends in another exception than `UserError` fails, with the case and how it was
 damaged.
 """
@@ -15,20 +15,21 @@ import subprocess
 import sys
 import time
 
-import fuzz_helpers
 import h5py
 import pytest
-from data_helpers import ROOT, run_command
-from eval_helpers import save_run
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_moving_mnist import Danger, release_data
 
 from data_gen import bouncing_balls
 from data_gen.command_line import LONGEST_MESSAGE, UserError
 from sqair.config import Config, from_flags, to_flags
+from tests.data_helpers import ROOT, run_command, run_here
+from tests.eval_helpers import save_run
+from tests.fuzz.formats import FORMATS
+from tests.fuzz.hdf5 import packed_zeros
+from tests.mnist_helpers import Danger, release_data
 
-CASES = int(os.environ.get("FUZZ_CASES", 200))
+CASES = int(os.environ.get("FUZZ_CASES", 60))
 HANGS = 1200            # looks, a tenth of a second apart, without a new case
 MEMORY_MB = 2000
 MOST_CRASHES = 20
@@ -68,7 +69,7 @@ def try_cases(folder, formats, n):
     log, crashes = folder / "cases.jsonl", []
     while len(crashes) < MOST_CRASHES:
         with open(folder / "stderr", "w+") as stderr:
-            command = [sys.executable, fuzz_helpers.__file__, folder, str(n), *formats]
+            command = [sys.executable, "-m", "tests.fuzz", folder, str(n), *formats]
             process = subprocess.Popen(command, cwd=ROOT, stdout=stderr, stderr=stderr)
             try:
                 trouble = watch(process, log)
@@ -86,6 +87,7 @@ def try_cases(folder, formats, n):
             if "problem" in row and (row["format"], row["case"]) == (begun["format"], begun["case"])], crashes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formats", PROCESSES, ids=" ".join)
 def test_broken_files_are_read_or_refused_in_one_line(formats, tmp_path):
     tried, crashes = try_cases(tmp_path, formats, CASES)
@@ -95,7 +97,7 @@ def test_broken_files_are_read_or_refused_in_one_line(formats, tmp_path):
     assert max(row["memory_mb"] for row in tried) < MEMORY_MB
     for name in formats:
         refused = [row["refused"] for row in tried if row["format"] == name]
-        assert len(refused) >= CASES * fuzz_helpers.FORMATS[name].share and not all(refused), name
+        assert len(refused) >= CASES * FORMATS[name].share and not all(refused), name
         assert any(refused) or name == "csv", name          # of a table, only what is damaged is dropped
 
 
@@ -106,7 +108,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 FLAG = st.sampled_from(sorted(to_flags(Config())))
 
 
-@settings(max_examples=max(CASES, 300), derandomize=True, deadline=None, database=None,
+@settings(max_examples=max(CASES, 100), derandomize=True, deadline=None, database=None,
           suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(FLAG | st.text(max_size=5), JSON, max_size=3))
 @example({"scale_prior": 10**400})
@@ -121,7 +123,7 @@ def test_any_flags_make_a_configuration_that_lasts_or_one_line(flags):
         assert from_flags(json.loads(json.dumps(to_flags(config)))) == (config, [])
 
 
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@settings(max_examples=max(CASES, 100), derandomize=True, deadline=None, database=None)
 @given(st.text(max_size=3 * LONGEST_MESSAGE))
 def test_errors_are_one_short_line_whatever_they_quote(text):
     message = str(UserError(f"name: {text} advice"))
@@ -129,7 +131,7 @@ def test_errors_are_one_short_line_whatever_they_quote(text):
     assert len(message) <= LONGEST_MESSAGE
 
 
-# --- the real commands ---
+# --- the commands ---
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def bomb(path):
         shape = (2, 4, 64, 64, 1)
         del file["test/features"]
         data = file.create_dataset("test/features", shape, "u1", chunks=shape, compression="gzip")
-        data.id.write_direct_chunk((0,) * 5, fuzz_helpers.packed_zeros(3 * 2**30))
+        data.id.write_direct_chunk((0,) * 5, packed_zeros(3 * 2**30))
 
 
 LIKELIHOOD = ("eval.likelihood", "--run", "run", "--data", "balls.h5", "--n_frames", 2)
@@ -190,7 +192,8 @@ def test_commands_end_in_one_error_line(kind, sound, tmp_path):
     spoil(folder)
     before = sorted(folder.rglob("*"))
     names = ("run", "new", "out", "out.h5", "out.png", "balls.h5", "release.pickle", "digits", "labels", "m.json")
-    done = run_command(module, *(folder / word if word in names else word for word in arguments))
+    call = run_command if module == "sqair.train" else run_here     # it sets TensorFlow up as it needs it
+    done = call(module, *(folder / word if word in names else word for word in arguments))
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 1 and len(lines) == 1 and str(folder) in lines[0], done.stderr[-2000:]
     assert "Traceback" not in done.stderr

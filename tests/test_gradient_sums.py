@@ -2,13 +2,13 @@
 
 import pytest
 import tensorflow as tf
-from train_helpers import config, make_data
 
 from data_gen import pipeline
 from sqair import train
 from sqair.distribution import compiled
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
+from tests.train_helpers import config, make_data
 
 
 @pytest.fixture

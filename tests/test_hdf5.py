@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -16,9 +15,10 @@ from data_gen import hdf5
 from data_gen.bouncing_balls import BouncingBalls, make_block, write
 from data_gen.command_line import UserError, atomic_path
 from eval.predictions import Predictions
+from tests.data_helpers import ROOT
 
 T, S = 23, 120
-CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
+CASES = ROOT.parent / "shared" / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +420,7 @@ def test_missing_permission_disc_and_damage_are_told_apart(tmp_path):
             ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 
     said = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True,
-                          cwd=pathlib.Path(__file__).parents[1], preexec_fn=without_privileges)
+                          cwd=ROOT, preexec_fn=without_privileges)
     assert said.stdout == f"{path}: no permission to read it\n", said.stderr
     for error, message in (
             (OSError("unable to lock file, errno = 37, error message"), "HDF5_USE_FILE_LOCKING=FALSE"),

@@ -8,17 +8,17 @@ import sys
 import tracemalloc
 
 import h5py
-import example_film
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from data_helpers import ROOT, interrupt, run_command
 from PIL import Image
 
 from data_gen import hdf5, pipeline
 from data_gen.command_line import UserError
 from data_gen.import_videos import CommandLine, convert, place
 from data_gen.rendering import render_groups
+from tests import example_film
+from tests.data_helpers import ROOT, interrupt, run_here
 
 S, T, H, W = 10, 12, 24, 32
 CASES = ROOT.parent / "shared" / "cases"
@@ -77,7 +77,7 @@ def read(path, **members):
 
 def run_import(folder, *arguments):
     """Runs the command and returns its file's contents and its output."""
-    result = run_command("data_gen.import_videos", *arguments, "--out", folder / "out.h5")
+    result = run_here("data_gen.import_videos", *arguments, "--out", folder / "out.h5")
     assert result.returncode == 0, result.stderr
     assert not list(folder.glob(".*")), "something was left over"
     return read(folder / "out.h5"), result.stdout
@@ -562,7 +562,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(bad, tmp_path, name):
     (("--axes", "STHW", "--truth", "nowhere.npz"), "nowhere.npz: no such file"),
 ])
 def test_options_that_do_not_fit_are_one_line_that_names_them(bad, tmp_path, options, message):
-    result = run_command("data_gen.import_videos", "--inputs", bad / "good.npy", "--out", tmp_path / "out.h5", *options)
+    result = run_here("data_gen.import_videos", "--inputs", bad / "good.npy", "--out", tmp_path / "out.h5", *options)
     assert result.returncode == 1 and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error:") and re.search(message, line), line
@@ -586,7 +586,7 @@ def test_an_input_is_never_written_over(tmp_path):
     for inputs, out in ((folder / "in.npz", folder / "in.npz"), (folder / "in.npz", tmp_path / "hard.npz"),
                         (folder / "in.npz", tmp_path / "soft.npz"), (folder, folder / "new.h5"),
                         (folder, folder / "in.npz"), (folder / "in.npz", tmp_path / "groups.npy")):
-        result = run_command("data_gen.import_videos", "--inputs", inputs, "--out", out, "--axes", "STHW", "--truth",
+        result = run_here("data_gen.import_videos", "--inputs", inputs, "--out", out, "--axes", "STHW", "--truth",
                              tmp_path / "groups.npy")
         assert result.returncode == 1 and (
             "lies in the input folder" in result.stderr or "is read by this command" in result.stderr), result.stderr
@@ -610,7 +610,7 @@ def test_a_full_disc_is_one_line_and_leaves_what_was_there(tmp_path):
     np.save(tmp_path / "in.npy", rng.integers(0, 256, (40, 10, 64, 64), np.uint8))
     imported(tmp_path, tmp_path / "in.npy", axes="STHW", n_frames=1, size=(8,))
     before = (tmp_path / "out.h5").read_bytes()
-    result = run_command("data_gen.import_videos", "--inputs", tmp_path / "in.npy", "--axes", "STHW", "--out",
+    result = run_here("data_gen.import_videos", "--inputs", tmp_path / "in.npy", "--axes", "STHW", "--out",
                          tmp_path / "out.h5", file_limit=500_000)
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"error: {tmp_path / 'out.h5'}: File too large"
     assert (tmp_path / "out.h5").read_bytes() == before and sorted(os.listdir(tmp_path)) == ["in.npy", "out.h5"]
@@ -673,6 +673,7 @@ def test_the_table_of_members_is_complete():
     assert axes == {name: member.axes for name, member in hdf5.MEMBERS.items()}
 
 
+@pytest.mark.slow
 def test_the_example_from_film_to_figure(tmp_path):
     """The commands of docs/data.md as they stand, on a shorter film and with a smaller model."""
     folder, film, *commands = code_blocks("bash")[-1].replace("\\\n", " ").splitlines()

@@ -10,12 +10,12 @@ from importlib import metadata
 
 import attrs
 import pytest
-from checkout_helpers import PACKAGES
-from data_helpers import ROOT
-from eval_helpers import save_run
 from packaging.requirements import Requirement
 
 from data_gen import bouncing_balls
+from tests.checkout_helpers import PACKAGES
+from tests.data_helpers import ROOT
+from tests.eval_helpers import save_run
 
 
 def build(folder):
@@ -56,12 +56,14 @@ def installed(wheel, tmp_path_factory):
     return execute
 
 
+@pytest.mark.slow
 def test_the_wheel_has_all_modules(wheel):
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if name.endswith(".py")}
     assert packed == {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
 
 
+@pytest.mark.slow
 def test_every_command_of_a_module_has_a_console_command_that_works(installed):
     entries = metadata.distributions(path=[str(installed.target)])
     commands = {entry.name for distribution in entries for entry in distribution.entry_points}
@@ -84,6 +86,7 @@ def test_console_commands_are_those_modules():
         assert module.rsplit(".", 1)[1] == name and (ROOT / f"{module.replace('.', '/')}.py").is_file()
 
 
+@pytest.mark.slow
 def test_readme_from_python_works_in_any_folder(installed):
     block, = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     save_run(installed.folder / "runs" / "rsqair_in_0", relation="in")

@@ -1,12 +1,11 @@
 """The interaction network: parity with R-NEM's cell, and what an interaction network must and must not depend on."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from relational import InteractionNetwork, make_relation
+from tests.data_helpers import ROOT
 from tests.reference.relational_reference import (
     FIXTURE,
     assert_close,
@@ -28,7 +27,7 @@ LAYERS = {
     "attention_out": "interaction_network/fully_connected_4",
     "update": "interaction_network/fully_connected_5",
 }
-SHARED = Path(__file__).parents[2] / "shared" / "reference" / "relational"
+SHARED = ROOT.parent / "shared" / "reference" / "relational"
 
 
 def original_names(network):

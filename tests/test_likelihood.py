@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import run_command
-from eval_helpers import save_original, tiny_model
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -15,6 +13,8 @@ from eval import likelihood
 from eval.predict import generator, infer, noise_seed
 from eval.truth import Source
 from sqair.model import report
+from tests.data_helpers import run_command
+from tests.eval_helpers import save_original, tiny_model
 
 S, T, K = 12, 3, 3
 
@@ -119,6 +119,7 @@ def test_accuracy_and_confusion_by_hand():
     assert totals.result(1)["count_accuracy"] is None and totals.result(1)["confusion"] is None
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_an_original_run_folder(data, tmp_path):
     folder = save_original(tmp_path / "original", steps=(20, 3))
     out = tmp_path / "out" / "likelihood.json"

@@ -132,6 +132,7 @@ def test_gradients_reach_every_variable(relation):
         assert np.any(gradient), name
 
 
+@pytest.mark.slow
 def test_eager_graph_and_xla_agree(request):
     model = busy_model(relation="in", n_steps_per_image=2)
     model.sequence.all_slots = True         # as for XLA
@@ -176,6 +177,7 @@ def test_skipping_propagation_at_the_first_frame_changes_nothing(kind, relation)
     assert np.abs(whole.frame.propagated.where[0]).max() > 0 == np.abs(skipped.frame.propagated.where[0]).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, relation", [("rnn", "none"), ("guided", "rmc_slots")])
 def test_leaving_out_absent_slots_changes_no_number(kind, relation, request):
     """In graphs, whose branches and their derivatives are made in another way than those of eager execution."""

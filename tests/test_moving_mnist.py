@@ -8,12 +8,13 @@ import struct
 import h5py
 import numpy as np
 import pytest
-from data_helpers import interrupt, run_command
 
 from data_gen import hdf5, moving_mnist
 from data_gen.command_line import UserError
 from data_gen.moving_mnist import Digits, MovingMNIST, crop_tightly, hold_out, make_block, read_digits, write
 from data_gen.release_pickle import read_release_pickle
+from tests.data_helpers import interrupt, run_command
+from tests.mnist_helpers import Danger, idx, python2_pickle, release_data, user_digits
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +149,6 @@ def test_interrupted_run_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def user_digits():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (40, 28, 28), np.uint8)
-    images[:, :4] = 0
-    return images, rng.integers(0, 10, 40).astype(np.uint8)
-
-
-def idx(array):
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
 def test_the_users_own_digits_are_read(tmp_path):
     images, labels = user_digits()
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images))
@@ -171,16 +161,6 @@ def test_the_users_own_digits_are_read(tmp_path):
                 read_digits(tmp_path / "keras.npz"), read_digits(tmp_path / "plain.npz")):
         np.testing.assert_array_equal(got.images, images)
         np.testing.assert_array_equal(got.labels, labels)
-
-
-class Danger:
-    """Unpickled without care, it makes a folder."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 def test_files_that_are_not_digits_are_one_line(tmp_path):
@@ -207,40 +187,6 @@ def test_files_that_are_not_digits_are_one_line(tmp_path):
     assert not (tmp_path / "made").exists()
     with pytest.raises(UserError, match="expected at least 2"):
         hold_out(Digits(images[:10], labels[:10]), "test")
-
-
-def python2_pickle(arrays, order="C"):
-    """The bytes of Python 2's cPickle with protocol 2 for a dictionary of arrays: all strings are byte strings.
-
-    Written out by hand, as Python 3 cannot make them.
-    """
-
-    def string(value):
-        return b"T" + struct.pack("<i", len(value)) + value
-
-    def integer(value):
-        return b"J" + struct.pack("<i", value)
-
-    def array(value):
-        shape = b"(" + b"".join(map(integer, value.shape)) + b"t"
-        dtype = (b"cnumpy\ndtype\n(" + string(value.dtype.str[1:].encode()) + integer(0) + integer(1) + b"tR("
-                 + integer(3) + string(value.dtype.str[:1].encode()) + b"NNN" + integer(-1) + integer(-1) + integer(0)
-                 + b"tb")
-        return (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + integer(0) + b"t" + string(b"b") + b"tR("
-                + integer(1) + shape + dtype + (b"\x89" if order == "C" else b"\x88") + string(value.tobytes(order))
-                + b"tb")
-
-    items = b"".join(string(name.encode()) + array(value) for name, value in arrays.items())
-    return b"\x80\x02}(" + items + b"u."
-
-
-def release_data(n_sequences=7, n_frames=4):
-    rng = np.random.default_rng(0)
-    n = rng.integers(0, 3, n_sequences)
-    return {"imgs": rng.integers(0, 256, (n_frames, n_sequences, 50, 50), np.uint8),
-            "labels": rng.integers(0, 10, (n_sequences, 2), np.uint8),
-            "nums": (np.arange(3) < n[:, None])[None].astype(np.uint8),
-            "coords": rng.uniform(0, 50, (n_frames, n_sequences, 2, 4))}
 
 
 @pytest.mark.parametrize("dump", [

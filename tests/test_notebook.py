@@ -1,15 +1,15 @@
 """notebooks/play.ipynb runs as Jupyter would run it, here on a run of the original's form."""
 
-import pathlib
-
 import nbclient
 import nbformat
-from run_helpers import make_run
+import pytest
 
 from data_gen import moving_mnist
 from sqair import checkpoints
+from tests.data_helpers import ROOT
+from tests.run_helpers import make_run
 
-NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "play.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "play.ipynb"
 
 
 def test_it_is_stored_without_outputs():
@@ -17,6 +17,7 @@ def test_it_is_stored_without_outputs():
         assert not cell.get("outputs") and not cell.get("execution_count")
 
 
+@pytest.mark.slow
 def test_it_runs_and_shows_its_pictures(tmp_path):
     data, run = tmp_path / "mnist.h5", tmp_path / "original"
     moving_mnist.write(moving_mnist.MovingMNIST(n_frames=3, training=4, validation=4, test=0), data,

@@ -1,19 +1,18 @@
 """Optimisers against TensorFlow 1.6's recorded trajectories; the schedule's boundaries."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from data_gen.command_line import UserError
 from sqair.optimizers import SLOTS, Optimizer, Schedule
+from tests.data_helpers import ROOT
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kind", ["rmsprop", "adam", "momentum", "sgd"])
 def test_trajectories_of_tensorflow_1(kind, compiled):
-    with np.load(Path(__file__).parent / "reference" / "optimizers.npz") as recorded:
+    with np.load(ROOT / "tests" / "reference" / "optimizers.npz") as recorded:
         gradients, initial, expected = (recorded[name] for name in ("gradients", "initial", kind))
     first, second = tf.Variable(initial[:3]), tf.Variable(initial[3:])
     optimizer = Optimizer(kind, [first, second])

@@ -11,11 +11,11 @@ import subprocess
 
 import numpy as np
 import pytest
-from data_helpers import run_command
 from matplotlib.figure import Figure
 from PIL import Image
 
 from eval import drawing, page
+from tests.data_helpers import run_command, run_here
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TABLE = """# Comparison
@@ -161,14 +161,14 @@ def test_settings_tell_what_differs(tmp_path):
 def test_bad_results_are_one_line(tmp_path, name, content, message):
     if name:
         (tmp_path / name).write_bytes(content)
-    result = run_command("eval.page", "--results", tmp_path)
+    result = run_here("eval.page", "--results", tmp_path)
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not (tmp_path / "index.html").exists()
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
-    result = run_command("eval.page", "--results", tmp_path / "none")
+    result = run_here("eval.page", "--results", tmp_path / "none")
     assert result.returncode == 1 and "none: no such folder" in result.stderr and result.stderr.count("\n") == 1
 
 

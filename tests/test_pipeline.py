@@ -13,6 +13,7 @@ from data_gen import hdf5, pipeline
 from data_gen.bouncing_balls import BouncingBalls, write
 from data_gen.command_line import UserError
 from data_gen.pipeline import batches, count_visible, crop_slices, mean_image
+from tests.data_helpers import ROOT
 
 S, T = 2230, 4
 
@@ -177,6 +178,7 @@ def test_a_window_at_most_is_read_ahead(numbered, monkeypatch):
     assert sum(read) <= pipeline.WINDOW + 1 and max(read) <= 50
 
 
+@pytest.mark.slow
 def test_damage_found_while_streaming_is_one_line_for_the_user(tmp_path):
     path = tmp_path / "nan.h5"
     features = np.zeros((2, 40, 8, 8, 1), np.float32)
@@ -186,12 +188,13 @@ def test_damage_found_while_streaming_is_one_line_for_the_user(tmp_path):
     program = ("import sys; from data_gen.command_line import run; from data_gen.pipeline import batches\n"
                "run(lambda: [None for _ in batches(sys.argv[1], 'training', 4, 2, crop=None).take(20)] and None)")
     result = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True,
-                            cwd=pathlib.Path(__file__).parents[1], timeout=120)
+                            cwd=ROOT, timeout=120)
     assert result.returncode == 1
     assert f"error: {path}: training/features: values from nan" in result.stderr
     assert "Traceback" not in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_program_may_end_while_batches_are_read_ahead(numbered):
     program = ("import sys, time; from data_gen import pipeline; read = pipeline._read\n"
                "def slowly(*arguments):\n"
@@ -201,5 +204,5 @@ def test_a_program_may_end_while_batches_are_read_ahead(numbered):
                "for _ in range(31): next(data)     # the next window of 1,024 sequences is being read now\n"
                "print('ended')")
     result = subprocess.run([sys.executable, "-c", program, numbered], capture_output=True, text=True,
-                            cwd=pathlib.Path(__file__).parents[1], timeout=120)
+                            cwd=ROOT, timeout=120)
     assert result.stdout == "ended\n" and result.returncode == 0

@@ -4,14 +4,14 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import run_command
-from eval_helpers import save_run
 from scipy.stats import norm
 
 from data_gen.command_line import UserError
 from eval import metrics, predict
 from eval.predictions import MEMBERS, Predictions
 from eval.truth import Source
+from tests.data_helpers import run_command, run_here
+from tests.eval_helpers import save_run
 
 S, M, T, N, K, FIRST, BATCH = 20, 2, 4, 3, 3, 2, 16
 SEED = 5
@@ -275,7 +275,7 @@ def test_the_memory_core_is_bound_to_its_slots(folder):
 
 
 def test_bad_input_is_one_line_and_leaves_no_file(command, folder, data, tiny_run):
-    done = run_command("eval.predict", *command[0], "--n_frames", T + 1, "--out", folder / "no.h5")
+    done = run_here("eval.predict", *command[0], "--n_frames", T + 1, "--out", folder / "no.h5")
     assert done.returncode == 1 and not (folder / "no.h5").exists()
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and f"test has {T} frames a sequence, {T + 1} were asked for" in errors[0]

@@ -12,13 +12,13 @@ import sys
 
 import pytest
 import tyro
-from checkout_helpers import make_checkout, write_script
-from data_helpers import ROOT
 
 from data_gen.command_line import parse
 from eval import paper
 from eval.options import FIGURES
 from sqair import train
+from tests.checkout_helpers import make_checkout, write_script
+from tests.data_helpers import ROOT
 
 # But those that a comment before says are tested elsewhere.
 BLOCKS = re.findall(r"(?<!-->\n)^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)

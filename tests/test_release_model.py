@@ -6,20 +6,19 @@ flags.json has the same keys and types.
 
 import csv
 import json
-import pathlib
 import re
 import subprocess
 import sys
 
 import attrs
 import pytest
-from run_helpers import make_state
-from test_moving_mnist import python2_pickle, release_data
 
 from sqair import checkpoints, original
 from sqair.config import load_flags
+from tests.data_helpers import ROOT
+from tests.mnist_helpers import python2_pickle, release_data
+from tests.run_helpers import make_state
 
-ROOT = pathlib.Path(__file__).parents[1]
 STEP = 7
 # Numbers are floats, scale_prior is one too; `DEAD` are flags of other times, or of no use here.
 DEAD = {"constant_prop_prior": 0.0, "data_config": "configs/seq_mnist_data.py", "debug": False,
@@ -55,6 +54,7 @@ def release(tmp_path):
     return state
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_evaluate_it_see_it_and_go_on_with_it(release, tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- tested: tests/test_release_model.py -->\n```bash\n(.*?)```", text, re.DOTALL).group(1)

@@ -1,11 +1,12 @@
-"""The promises of docs/reliability.md: power losses, full and vanished discs, determinism, memory."""
+"""The promises of docs/reliability.md within this process: power losses, damage, full discs, numbers that go wrong.
+
+`test_real_training` has those that are seen in real runs alone.
+"""
 
 import csv
-import ctypes
 import json
 import os
 import pathlib
-import re
 import resource
 import shutil
 import subprocess
@@ -15,16 +16,22 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_helpers import ROOT, run_command
-from eval_helpers import save_run
-from run_helpers import assert_same, draw, make_state
-from train_helpers import STEPS, command, config, error_line, execute, make_data, newest
 
 from data_gen.command_line import UserError
 from sqair import checkpoints, train, xla_cache
 from sqair.run_folder import MetricsFile, RunLock
+from tests.data_helpers import ROOT, run_here
+from tests.eval_helpers import save_run
+from tests.model_helpers import eagerly
+from tests.run_helpers import assert_same, draw, make_state
+from tests.train_helpers import STEPS, config, error_line, make_data, newest, tiniest
 
-CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
+
+@pytest.fixture(scope="module", autouse=True)
+def run_eagerly():
+    """Small steps are quicker than their tracing."""
+    with eagerly():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,10 @@ class Disc:
         for descriptor in self._held.values():
             os.close(descriptor)
 
+    def is_unsure(self, moment):
+        """Whether files have more bytes than are surely on the disc."""
+        return bool(self.moments[moment][3])
+
     def left_at(self, moment, target, rng=None):
         """Makes `target` what is left: what is sure; with `rng`, all names, and of what is not sure any first bytes."""
         sure_names, sure_bytes, names, now = self.moments[moment]
@@ -102,28 +113,38 @@ class Disc:
         return target
 
 
-@pytest.mark.parametrize("torn", [False, True])
-def test_a_loss_of_power_at_any_moment_loses_nothing(data, tmp_path, monkeypatch, torn):
-    whole, rng = tmp_path / "whole", np.random.default_rng(torn)
-    settings = config(data, eval_on_train=False, report_loss_every=2)
-    with RunLock(whole), monkeypatch.context() as patched:
-        disc = Disc(whole, patched)
-        trainer = train.Trainer(settings, str(whole))
+@pytest.fixture(scope="module")
+def recorded(data, tmp_path_factory):
+    """A run's settings, its folder, its trainer, and what its `Disc` has seen."""
+    folder = tmp_path_factory.mktemp("recorded") / "whole"
+    settings = tiniest(data, eval_on_train=False, report_loss_every=2)
+    with RunLock(folder), pytest.MonkeyPatch.context() as patched:
+        disc = Disc(folder, patched)
+        trainer = train.Trainer(settings, str(folder))
         assert trainer.run() == 0
         disc.close()
+    return settings, folder, trainer, disc
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_loss_of_power_at_any_moment_loses_nothing(recorded, tmp_path, torn):
+    settings, whole, trainer, disc = recorded
+    rng = np.random.default_rng(torn)
     lines = (whole / "metrics.csv").read_text().splitlines()
-    steps = []
+    steps = {}
     for moment in range(len(disc.moments)):
+        if torn and not disc.is_unsure(moment):
+            continue                    # what is left is what it was at the moment before
         left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
         with RunLock(left):
             prefix, _ = checkpoints.RunCheckpoints(left, trainer.state, 3).restore()
-            steps.append(int(trainer.state.step) if prefix else 0)
-            MetricsFile(left / "metrics.csv", lines[0].split(","), steps[-1])
+            steps[moment] = int(trainer.state.step) if prefix else 0
+            MetricsFile(left / "metrics.csv", lines[0].split(","), steps[moment])
         assert (left / "metrics.csv").read_text().splitlines() == [
-            line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= steps[-1]]
+            line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= steps[moment]]
         assert not list(left.rglob("*.part"))
-    assert steps == sorted(steps) and set(steps) == {0, 4, 8, STEPS}
-    moment = rng.choice(np.flatnonzero(np.array(steps) < STEPS))
+    assert list(steps.values()) == sorted(steps.values()) and set(steps.values()) == {0, 4, 8, STEPS}
+    moment = rng.choice([moment for moment, step in steps.items() if step < STEPS])
     left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
     with RunLock(left):
         assert train.Trainer(settings, str(left)).run() == 0
@@ -143,7 +164,7 @@ def test_a_checkpoint_damaged_from_any_byte_on_is_passed_over(tmp_path, file, da
     saved.save()
     path = tmp_path / "checkpoints" / file
     content = path.read_bytes()
-    for place in [0, 1, len(content) - 1, *np.random.default_rng(0).integers(2, len(content) - 1, 20)]:
+    for place in [0, 1, len(content) - 1, *np.random.default_rng(0).integers(2, len(content) - 1, 5)]:
         path.write_bytes(content[:place] + (b"\0" * (len(content) - place) if damage == "zeros" else b""))
         if path.read_bytes() == content:
             continue                       # it ends in zeros by itself
@@ -184,35 +205,10 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
 # Full, read-only and removed.
 
 
-def test_a_full_disc_stops_the_run_which_goes_on_when_there_is_room(data, tmp_path):
-    """A file system of 1.9 MB, which holds two checkpoints and not three, and then one of 64 MB."""
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("this machine lets no user mount a file system of his own")
-    settings, small, out = config(data, eval_on_train=False), tmp_path / "small", tmp_path / "out"
-    small.mkdir()
-    script = """mount -t tmpfs -o size=1900k tmpfs "$1"; shift
-                small=$1 out=$2; shift 2
-                "$@" >"$out.first" 2>"$out.error"; echo $? >"$out.code"
-                cp -r "$small/run" "$out.full"
-                mount -o remount,size=64m "$small" && "$@" && cp -r "$small/run" "$out" """
-    result = execute(["unshare", "-rm", "sh", "-c", script, "sh", small, small, out,
-                      *command(settings, small / "run")])
-    assert result.returncode == 0, result.stderr[-2000:]
-    error = (tmp_path / "out.error").read_text()
-    assert (tmp_path / "out.code").read_text() == "1\n" and "Traceback" not in error
-    lines = [line for line in error.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and str(small / "run") in lines[0] and "No space left on device" in lines[0]
-    assert not list((tmp_path / "out.full").rglob("*.part"))
-    assert checkpoints.find_checkpoint(tmp_path / "out.full", "newest")[1].endswith("step-4")
-
-    assert execute(command(settings, tmp_path / "whole")).returncode == 0
-    assert_same(newest(out), newest(tmp_path / "whole"))
-    assert (out / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-
-
 def test_every_log_that_cannot_be_written_is_named(data, tmp_path):
     folder = tmp_path / "run"
-    trainer = train.Trainer(config(data, train_itr=100, save_itr=100, log_itr=100, fig_itr=100), str(folder))
+    trainer = train.Trainer(tiniest(data, max_seq_len=1, train_itr=100, save_itr=100, log_itr=100, fig_itr=100),
+                            str(folder))
     for name in ("metrics.csv", "resources.csv", "train.log"):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to("/dev/full")
@@ -247,53 +243,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
             "step-1.index", "step-1.data-00000-of-00001"}
 
 
-def test_a_removed_run_folder_stops_the_run(data, tmp_path):
-    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    process = subprocess.Popen(command(config(data, train_itr=100_000), folder), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("step 3 "):
-            break
-    folder.rename(elsewhere)               # at once, as `rm -r` is not
-    shutil.rmtree(elsewhere)
-    _, errors = process.communicate(timeout=300)
-    line = error_line(subprocess.CompletedProcess([], process.returncode, stderr=errors))
-    assert str(folder) in line and "No such file or directory" in line
-    assert not folder.exists()
-
-
-def _without_privileges():
-    """Has root stopped by permissions like everybody else."""
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
-
-
-def test_read_only_folders_are_one_line(data, tmp_path):
-    """No new run in one, no going on in one, no checkpoint in one."""
-    def start(folder):
-        return subprocess.run(command(config(data, eval_on_train=False), folder), capture_output=True, text=True,
-                              timeout=300, preexec_fn=_without_privileges)
-
-    locked, run = tmp_path / "locked", tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    locked.mkdir()
-    for folder in (locked, run, run / "checkpoints"):
-        folder.chmod(0o555)
-    try:
-        assert f"{locked / 'run'}: cannot be written (Permission denied)" in error_line(start(locked / "run"))
-        assert f"{run}: cannot be written (Permission denied)" in error_line(start(run))
-        run.chmod(0o755)
-        line = error_line(start(run))
-        assert f"{run / 'checkpoints'}/step-0" in line and "Permission denied" in line
-    finally:
-        for folder in (locked, run, run / "checkpoints"):
-            folder.chmod(0o755)
-    assert not list(locked.iterdir()) and not list((run / "checkpoints").iterdir())
-
-
 @pytest.mark.parametrize("module, limit", [("eval.likelihood", 1000), ("eval.predict", 20_000)])
 def test_evaluation_on_a_full_disc_is_one_line_and_leaves_no_file(data, tmp_path, module, limit):
     run, out = save_run(tmp_path / "run"), tmp_path / "results" / "out"
-    result = run_command(module, "--run", run, "--data", data, "--n_frames", 4, "--out", out, file_limit=limit)
+    result = run_here(module, "--run", run, "--data", data, "--n_frames", 4, "--out", out, file_limit=limit)
     assert error_line(result) == f"error: {out}: File too large"
     assert not out.parent.exists()          # nor the folder that was made for it
 
@@ -303,7 +256,7 @@ def test_evaluation_on_a_full_disc_is_one_line_and_leaves_no_file(data, tmp_path
 
 def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    trainer = train.Trainer(config(data), str(folder))
+    trainer = train.Trainer(tiniest(data), str(folder))
     bad = trainer.model.decoder.output_scale
     loss = trainer.model.loss
     # The root of 0 has no derivative.
@@ -333,7 +286,7 @@ def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path
             ("all", dict(disc_step_bias=30.0, prop_step_bias=30.0, n_steps_per_image=5, output_std=1e-3), {},
              ["all 5 slots are always used", "with a smaller --disc_step_bias and --prop_step_bias",
               "the effective sample size is 1.00 of 2 particles", "with a greater --output_std"])):
-        short = config(data, settings, **{**dict(train_itr=6, stage_itr=0, learning_rate=1e-9), **training})
+        short = tiniest(data, settings, **{**dict(train_itr=6, stage_itr=0, learning_rate=1e-9), **training})
         train.Trainer(short, str(tmp_path / name)).run()
         log = (tmp_path / name / "train.log").read_text()
         assert all(text in log for text in expected), log
@@ -346,7 +299,7 @@ def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path
 def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed, flags):
     """A run without objects, or with all slots in use, stays so; the same weights with the biases set anew do not."""
     def objects(name, model, **start):
-        short = config(data, model, train_itr=10, seq_len=1, max_seq_len=1, learning_rate=1e-3, log_itr=10,
+        short = config(data, model, train_itr=4, seq_len=1, max_seq_len=1, learning_rate=1e-3, log_itr=4,
                        eval_on_train=False)
         train.Trainer(short, str(tmp_path / name), **start).run()
         with open(tmp_path / name / "metrics.csv", encoding="utf-8") as file:
@@ -360,69 +313,7 @@ def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed,
     assert 0.1 < mended < 1.9
 
 
-# The same again.
-
-
-def _chain(folder):
-    """Data, training, bounds and predictions by the real commands; what each of them made."""
-    data, run, figures, predicted = (folder / name for name in ("balls.h5", "run", "likelihood.json", "predicted.h5"))
-    for module, *arguments in (
-            ("data_gen.bouncing_balls", "--n_frames", 4, "--training", 40, "--validation", 16, "--test", 16, "--seed", 3,
-             "--out", data),
-            ("sqair.train", *command(config(data), run)[3:]),
-            ("eval.likelihood", "--run", run, "--data", data, "--n_frames", 4, "--out", figures),
-            ("eval.predict", "--run", run, "--data", data, "--n_frames", 4, "--out", predicted)):
-        result = run_command(module, *arguments)
-        assert result.returncode == 0, result.stderr[-2000:]
-    with h5py.File(predicted) as file:
-        members = {}
-        file.visititems(lambda name, item: members.update({name: item[:]}) if hasattr(item, "shape") else None)
-    by_name = re.sub(r'"(run|data|checkpoint|out|command)": [^\n]*', "", figures.read_text())
-    return {"data": np.frombuffer(data.read_bytes(), np.uint8), **newest(run), **members}, \
-        (run / "metrics.csv").read_text(), by_name
-
-
-def test_the_same_seed_gives_the_same_data_weights_bounds_and_predictions(tmp_path):
-    arrays, metrics, figures = _chain(tmp_path / "one")
-    again, metrics_again, figures_again = _chain(tmp_path / "two")
-    assert "rollout/what" in arrays and '"iwae"' in figures
-    assert_same(arrays, again)
-    assert metrics == metrics_again and figures.replace(str(tmp_path / "one"), "") == figures_again.replace(
-        str(tmp_path / "two"), "")
-
-
-def test_steps_at_full_size_are_the_same_twice(data, tmp_path):
-    """Gradients of the paper's model are sums of many terms, which must be added in one order."""
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        result = run_command("sqair.train", "--preset", "sqair_balls", "--train_data", data, "--max_seq_len", 3,
-                             "--batch_size", 16, "--train_itr", 4, "--report_loss_every", 1, "--no_eval_on_train",
-                             "--run_dir", folder)
-        assert result.returncode == 0, result.stderr[-2000:]
-    assert_same(newest(tmp_path / "one"), newest(tmp_path / "two"))
-    assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
-
-
-def test_programs_of_the_xla_cache_give_the_same_bits_and_only_sound_ones_are_loaded(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    short = config(data, xla=True, train_itr=2, stage_itr=0, log_itr=2)
-
-    def trained(name):
-        result = execute(command(short, tmp_path / name))
-        assert result.returncode == 0, result.stderr[-2000:]
-        programs = (tmp_path / "cache" / "r-sqair").glob("*/*.pb")
-        return newest(tmp_path / name), {path: path.stat().st_mtime_ns for path in programs}
-
-    compiled, programs = trained("one")
-    assert len(programs) > 1 and all(xla_cache._seal(path).exists() for path in programs)
-    broken, *sound = programs
-    good = broken.read_bytes()
-    broken.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])     # perhaps an instruction
-    loaded, after = trained("two")
-    assert all(after[path] == programs[path] for path in sound), "compiled again, though it was there"
-    assert after[broken] != programs[broken] and broken.read_bytes()[1000] == good[1000]
-    assert_same(compiled, loaded)
-    assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
+# What is used of the machine.
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
@@ -447,34 +338,9 @@ def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
         mend()
 
 
-# Memory.
-
-
-def peak_memory(*arguments):
-    """MB (10^6 bytes) that `python -m ARGUMENTS` held at most."""
-    process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss * 1024 / 1e6
-
-
-@pytest.mark.parametrize("module", ["eval.likelihood", "eval.predict"])
-def test_memory_of_an_evaluation_does_not_grow_with_the_data(tmp_path, module):
-    data, n_frames, few, many = tmp_path / "balls.h5", 20, 64, 1600
-    assert run_command("data_gen.bouncing_balls", "--n_frames", n_frames, "--training", 0, "--validation", 0, "--test",
-                       many, "--out", data).returncode == 0
-    run = save_run(tmp_path / "run", k_particles=1)
-    frames = many * n_frames * 50 * 50 * 4 / 1e6
-    few, many = (peak_memory(module, "--run", run, "--data", data, "--n_frames", n_frames, "--k_particles", 1,
-                             "--n_sequences", n, "--out", tmp_path / f"{n}") for n in (few, many))
-    assert many - few < frames / 4, (few, many, frames)
-
-
 def test_a_run_keeps_no_file_open(data, tmp_path):
-    trainer = train.Trainer(config(data, train_itr=60, stage_itr=20, max_seq_len=4, save_itr=5, log_itr=5, fig_itr=20,
-                                   report_loss_every=10), str(tmp_path / "run"))
+    trainer = train.Trainer(tiniest(data, train_itr=24, stage_itr=8, max_seq_len=3, save_itr=4, log_itr=8, fig_itr=12,
+                                    report_loss_every=4), str(tmp_path / "run"))
     assert trainer.run() == 0
     lines = (tmp_path / "run" / "resources.csv").read_text().splitlines()
     files = [int(line.split(",")[-1]) for line in lines[1:]]

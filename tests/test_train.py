@@ -1,19 +1,17 @@
-"""Training by its real command: what it leaves behind, how it goes on after a kill, how it refuses."""
+"""Training within this process: its curriculum, how it ends, goes on and starts from others, how it refuses.
+
+`test_real_training` has the real command.
+"""
 
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import attrs
 import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from train_helpers import STEPS, command, config, error_line, execute, make_data, newest, rows
 
 from data_gen import pipeline
 from data_gen.command_line import UserError
@@ -22,6 +20,9 @@ from sqair.config import RECIPES, TrainConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 from sqair.run_folder import RunLock
+from tests.data_helpers import run_here
+from tests.model_helpers import eagerly
+from tests.train_helpers import STEPS, command, config, error_line, execute_here, make_data, newest, rows, tiniest
 
 
 @pytest.fixture(scope="module")
@@ -29,62 +30,37 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def run_eagerly():
+    """Small steps are quicker than their tracing."""
+    with eagerly():
+        yield
+
+
+@pytest.fixture
+def compiled():
+    """But for who looks at that, or takes many; graphs are not rewritten, as in the command."""
+    tf.config.run_functions_eagerly(False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    tf.config.run_functions_eagerly(True)
+
+
+def settings_of_finished(data, model=(), **training):
+    return config(data, model, **{**dict(train_itr=4, log_itr=4, fig_itr=4, eval_on_train=False), **training})
+
+
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    """A run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    result = execute(command(config(data, shards=2), folder))
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert train.Trainer(settings_of_finished(data), str(folder)).run() == 0
     return folder
-
-
-def test_a_run_leaves_what_it_promises(finished, data):
-    flags = json.loads((finished / "flags.json").read_text())
-    assert flags["n_what"] == 2 and flags["train_data"] == str(data)
-    versions = json.loads((finished / "versions.json").read_text())
-    assert versions["tensorflow"] == tf.__version__ and "git_commit" in versions
-    assert json.loads((finished / "finished.json").read_text())["step"] == STEPS
-    log = (finished / "train.log").read_text()
-    for split, n in (("training", 40), ("validation", 16)):
-        assert f"{data}: {split} holds {n} sequences of 4 frames, 64 x 64, bool\n" in log
-    batches = [row for row in rows(finished) if row["data"] == "batch"]
-    assert [int(row["step"]) for row in batches] == list(range(1, STEPS + 1))
-    assert [int(row["length"]) for row in batches] == [2] * 8 + [3] * 4
-    assert all(np.isfinite(float(row["iwae"])) for row in rows(finished))
-    assert {row["data"] for row in rows(finished)} == {"batch", "validation", "training"}
-    assert list(finished.glob("events.out.tfevents.*"))
-    assert len(list((finished / "checkpoints").glob("*.index"))) == 3
-    assert len(list((finished / "best").glob("*.index"))) == 1
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path, how):
-    folder, rng = tmp_path / "killed", np.random.default_rng(how)
-    for _ in range(2):
-        process = subprocess.Popen(command(config(data, shards=2), folder), stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True)
-        until = f"step {rng.integers(1, STEPS - 1)} "
-        for line in process.stdout:
-            if line.startswith(until) or line.startswith("finished"):
-                break
-        time.sleep(float(rng.uniform(0, 0.3)))
-        process.send_signal(how)
-        process.stdout.read()
-        code = process.wait(timeout=120)
-        if not (folder / "finished.json").exists():      # else it was too quick for us
-            assert code == (-how if how == signal.SIGKILL else 128 + how)
-    result = execute(command(config(data, shards=2), folder))
-    assert result.returncode == 0, result.stderr[-2000:]
-    expected, got = newest(finished), newest(folder)
-    assert expected.keys() == got.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
-    assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
 
 
 def test_the_same_command_again_has_nothing_to_do(finished, data):
     before = newest(finished)
-    trainer = train.Trainer(config(data), str(finished))
+    trainer = train.Trainer(settings_of_finished(data), str(finished))
     assert trainer.run() == 0
     assert all(np.array_equal(before[name], value) for name, value in newest(finished).items())
 
@@ -101,15 +77,15 @@ def test_the_mean_image_is_that_of_the_frames_trained_on(data, tmp_path, lengths
     np.testing.assert_allclose(trainer.model.decoder.mean_image, features.mean((0, 1)), atol=1e-6)
 
 
-def test_the_step_is_traced_once_a_length(data, tmp_path):
-    trainer = train.Trainer(config(data), str(tmp_path / "run"))
+def test_the_step_is_traced_once_a_length(data, tmp_path, compiled):
+    trainer = train.Trainer(tiniest(data, eval_on_train=False), str(tmp_path / "run"))
     assert trainer.run() == 0
     assert trainer.train_step.experimental_get_tracing_count() == 2
 
 
-def test_training_improves_the_bound(data, tmp_path):
-    config_ = config(data, train_itr=60, seq_len=2, stage_itr=0, max_seq_len=2, opt="adam", learning_rate=3e-3,
-                     log_itr=60, save_itr=60, eval_on_train=False)
+def test_training_improves_the_bound(data, tmp_path, compiled):
+    config_ = tiniest(data, train_itr=60, stage_itr=0, opt="adam", learning_rate=3e-3, log_itr=60, save_itr=60,
+                      eval_on_train=False)
     trainer = train.Trainer(config_, str(tmp_path / "run"))
     trainer.run()
     bounds = [float(row["iwae_per_frame"]) for row in rows(tmp_path / "run") if row["data"] == "batch"]
@@ -118,8 +94,8 @@ def test_training_improves_the_bound(data, tmp_path):
 
 def test_early_stopping(data, tmp_path):
     # A rate of nearly nothing: the bound does not improve, epochs are 5 steps.
-    config_ = config(data, train_itr=100, stage_itr=0, log_itr=5, patience=2, learning_rate=1e-30, opt="sgd",
-                     eval_on_train=False)
+    config_ = tiniest(data, train_itr=100, stage_itr=0, log_itr=5, patience=2, learning_rate=1e-30, opt="sgd",
+                      eval_on_train=False)
     trainer = train.Trainer(config_, str(tmp_path / "run"))
     assert trainer.run() == 0
     assert trainer.step == 15 and int(trainer.state.best_step) == 5
@@ -137,29 +113,29 @@ def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatc
         return values._replace(iwae_per_frame=values.iwae_per_frame - 1000 * lengths[0])
 
     monkeypatch.setattr(train, "evaluate", falling)
-    for stage_itr, stop in ((15, 25), (12, 25)):        # the growth is at an evaluation, or before one
-        trainer = train.Trainer(config(data, train_itr=100, stage_itr=stage_itr, log_itr=5, patience=2, opt="sgd",
-                                       learning_rate=1e-30, eval_on_train=False), str(tmp_path / str(stage_itr)))
+    for stage_itr, stop in ((10, 20), (7, 20)):        # the growth is at an evaluation, or before one
+        trainer = train.Trainer(tiniest(data, train_itr=100, stage_itr=stage_itr, log_itr=5, patience=2, opt="sgd",
+                                        learning_rate=1e-30, eval_on_train=False), str(tmp_path / str(stage_itr)))
         trainer.run()
-        assert trainer.step == stop and int(trainer.state.best_step) == 15
-        assert checkpoints.find_checkpoint(tmp_path / str(stage_itr), "best")[1].endswith("step-15")
+        assert trainer.step == stop and int(trainer.state.best_step) == 10
+        assert checkpoints.find_checkpoint(tmp_path / str(stage_itr), "best")[1].endswith("step-10")
         lengths = {row["step"]: row["length"] for row in rows(tmp_path / str(stage_itr)) if row["data"] == "validation"}
-        assert lengths == {"5": "2", "10": "2", "15": "3", "20": "3", "25": "3"}
+        assert lengths == {"5": "1", "10": "2", "15": "2", "20": "2"}
 
 
 def test_validation_where_the_curriculum_grows_is_of_the_new_length(data, tmp_path):
-    config_ = config(data, log_itr=8, save_itr=8, keep_checkpoints=2, eval_on_train=False)
+    config_ = tiniest(data, log_itr=8, save_itr=8, keep_checkpoints=2, eval_on_train=False)
     train.Trainer(config_, str(tmp_path / "run")).run()
     row = next(row for row in rows(tmp_path / "run") if row["data"] == "validation")
     model = checkpoints.load_run(tmp_path / "run", "8").model
     expected = train.evaluate(train.compile_eval_step(model, config_.train),
-                              iter(pipeline.batches(data, "validation", 8, 3, crop=20, shuffle=False)), 2, 0)
-    assert (row["step"], row["length"]) == ("8", "3")
+                              iter(pipeline.batches(data, "validation", 8, 2, crop=20, shuffle=False)), 2, 0)
+    assert (row["step"], row["length"]) == ("8", "2")
     assert float(row["iwae"]) == pytest.approx(expected.iwae, rel=1e-5)
 
 
 def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monkeypatch):
-    config_ = config(data, train_itr=2, log_at_start=True)
+    config_ = tiniest(data, train_itr=2, log_at_start=True)
     save = checkpoints.RunCheckpoints.save
     # A kill just before the first checkpoint, then one just after.
     for stop in (lambda self: 1 / 0, lambda self: save(self) and 1 / 0):
@@ -174,7 +150,7 @@ def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monke
 
 
 def test_air_is_one_frame(data, tmp_path):
-    trainer = train.Trainer(config(data, seq_len=1, stage_itr=0, max_seq_len=1, train_itr=2), str(tmp_path / "air"))
+    trainer = train.Trainer(tiniest(data, stage_itr=0, max_seq_len=1, train_itr=2), str(tmp_path / "air"))
     assert trainer.run() == 0
     assert {row["length"] for row in rows(tmp_path / "air")} == {"1"}
     assert all(float(row["num_prop_steps"]) == 0 for row in rows(tmp_path / "air"))
@@ -183,7 +159,8 @@ def test_air_is_one_frame(data, tmp_path):
 def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_path):
     step = checkpoints.find_checkpoint(finished, "newest")[1]
     for relation in ("in", "rmc", "rmc_slots"):
-        trainer = train.Trainer(config(data, dict(relation=relation)), str(tmp_path / relation), init_from=step)
+        trainer = train.Trainer(settings_of_finished(data, dict(relation=relation)), str(tmp_path / relation),
+                                init_from=step)
         source = checkpoints.load_run(step).model
         obs = tf.random.stateless_uniform([3, 8, 20, 20], [0, 1])
         noise = source.draw_noise([1, 2], 3, 8)
@@ -194,7 +171,7 @@ def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_p
 
 def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_path):
     source = checkpoints.load_run(finished)
-    trainer = train.Trainer(config(data), str(tmp_path / "run"), init_from=str(finished))
+    trainer = train.Trainer(settings_of_finished(data), str(tmp_path / "run"), init_from=str(finished))
     for variable, value in zip(trainer.model.trainable_variables, source.model.trainable_variables):
         np.testing.assert_array_equal(variable, value)
     assert trainer.step == int(trainer.optimizer.updates) == 0
@@ -205,7 +182,8 @@ def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_pa
     trainer.state.step.assign(5)
     trainer.checkpoints.save()
     for how, step, earlier in (("init_from", 0, 5 + source.step), ("continue_from", 5, source.step)):
-        again = train.Trainer(config(data), str(tmp_path / how), **{how: str(tmp_path / "run")})
+        again = train.Trainer(settings_of_finished(data, train_itr=8), str(tmp_path / how),
+                              **{how: str(tmp_path / "run")})
         again.checkpoints.save()        # steps of a chain of runs are counted once each
         run = checkpoints.load_run(again.folder, "newest")
         assert (run.step, run.earlier_steps, run.all_steps) == (step, earlier, 5 + source.step)
@@ -215,7 +193,8 @@ def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, 
     model = dict(disc_step_bias=2.5, prop_step_bias=-1.5, transform_var_bias=-2.0, output_scale=0.7, scale_prior="-1,0")
     asked = train.asked_flags(["--disc_step_bias", "2.5", "--output-scale=0.7", "--scale_prior=-1,0"])
     trained = {v.name: v.numpy() for v in checkpoints.load_run(finished).model.trainable_variables}
-    trainer = train.Trainer(config(data, model), str(tmp_path / "run"), init_from=str(finished), asked=asked)
+    trainer = train.Trainer(settings_of_finished(data, model), str(tmp_path / "run"), init_from=str(finished),
+                            asked=asked)
     expected = {"disc_step_bias": 2.5, "output_scale": 0.7, "scale_prior": [-1, 0, 0, 0, 1, 1, 1, 1]}
     for flag, variables in checkpoints.STARTS.items():
         for variable in variables(trainer.model):
@@ -249,9 +228,9 @@ def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
 
 def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tmp_path):
     """The same steps in one run and in two, of which the second is given the number of steps alone."""
-    settings = dict(schedule="", seq_len=1, max_seq_len=2, keep_checkpoints=1, log_itr=STEPS, eval_on_train=False)
-    train.Trainer(config(data, **settings), str(tmp_path / "long")).run()
-    train.Trainer(config(data, **settings, train_itr=7), str(tmp_path / "short")).run()
+    settings = dict(schedule="", keep_checkpoints=1, log_itr=STEPS, eval_on_train=False)
+    train.Trainer(tiniest(data, **settings), str(tmp_path / "long")).run()
+    train.Trainer(tiniest(data, **settings, train_itr=7), str(tmp_path / "short")).run()
     arguments = ["--continue_from", str(tmp_path / "short"), "--run_dir", str(tmp_path / "next"), "--train_itr",
                  str(STEPS)]
 
@@ -274,8 +253,8 @@ def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tm
 
 
 def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
-    still = config(data, train_itr=100, seq_len=1, max_seq_len=1, log_itr=5, patience=1, learning_rate=1e-30, opt="sgd",
-                   eval_on_train=False)
+    still = tiniest(data, train_itr=100, max_seq_len=1, log_itr=5, patience=1, learning_rate=1e-30, opt="sgd",
+                    eval_on_train=False)
     train.Trainer(still, str(tmp_path / "run")).run()
     assert "early stopping at step 10" in (tmp_path / "run" / "finished.json").read_text()
     again = train.Trainer(still, str(tmp_path / "run"))
@@ -295,11 +274,11 @@ def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
     (dict(n_what=3), {}, "of another model .n_what differ.* --init_from takes what fits"),
     (dict(relation="in"), {}, "of another model .relation differ"),
     (dict(mean_image=False), {}, "of another model .mean_image differ"),
-    ({}, dict(train_itr=STEPS), "has come to step 12 and train_itr is 12: ask for more with --train_itr"),
+    ({}, dict(train_itr=4), "has come to step 4 and train_itr is 4: ask for more with --train_itr"),
 ])
 def test_continue_from_refuses_what_would_be_another_run(finished, data, tmp_path, model, training, message):
     with pytest.raises(UserError, match=message):
-        train.Trainer(config(data, model, **{"train_itr": 20, **training}), str(tmp_path / "run"),
+        train.Trainer(settings_of_finished(data, model, **{"train_itr": 20, **training}), str(tmp_path / "run"),
                       continue_from=str(finished))
     assert not (tmp_path / "run").exists()
 
@@ -308,7 +287,7 @@ def test_continue_from_takes_its_options_from_the_run(finished, data):
     arguments = ["--run_dir", "x", "--continue_from", str(finished), "--train_itr", "50", "--k_particles=3", "--shards",
                  "2"]
     parsed = train.parse(arguments)
-    expected = config(data, dict(k_particles=3), train_itr=50, shards=2)
+    expected = settings_of_finished(data, dict(k_particles=3), train_itr=50, shards=2)
     assert parsed.config == expected
     with pytest.raises(UserError, match="leave --preset out"):
         train.parse([*arguments, "--preset", "sqair_balls"])
@@ -319,35 +298,34 @@ def test_continue_from_takes_its_options_from_the_run(finished, data):
 def test_a_run_that_has_learnt_nothing_does_not_bind_its_folder(data, tmp_path):
     """It stopped before its first checkpoint; then it has one, and does."""
     folder = tmp_path / "run"
-    trainer = train.Trainer(config(data, train_itr=8, seq_len=1, max_seq_len=1, log_at_start=True), str(folder))
+    trainer = train.Trainer(tiniest(data, train_itr=8, max_seq_len=1, log_at_start=True), str(folder))
     trainer.model.decoder.output_scale.assign(float("inf"))
     trainer.eval_step = lambda *_: train.Report(*[0.0] * len(train.Report._fields))
     with pytest.raises(UserError, match=f"--continue_from {folder} goes on"):
         trainer.run()
     assert list((folder / "best").glob("step-0*")) and (folder / "non_finite.json").exists()
-    other = config(data, dict(n_what=3), train_itr=4, seq_len=1, max_seq_len=1, eval_on_train=False)
+    other = tiniest(data, dict(n_what=3), train_itr=4, max_seq_len=1, eval_on_train=False)
     train.Trainer(other, str(folder)).run()
     assert json.loads((folder / "flags.json").read_text())["n_what"] == 3
     assert {row["step"] for row in rows(folder)} == {"1", "2", "3", "4"}
     assert not (folder / "non_finite.json").exists() and not list((folder / "best").glob("step-0*"))
     with pytest.raises(UserError, match="holds a run with n_what 3, asked was 2"):
-        train.Trainer(config(data, train_itr=4, seq_len=1, max_seq_len=1), str(folder))
+        train.Trainer(tiniest(data, train_itr=4, max_seq_len=1), str(folder))
 
 
 def test_a_failed_start_leaves_no_folder(data, tmp_path):
     """Neither the run folder nor those above it that were made for it; a folder that was there stays."""
     for change, more in ((dict(train_data="nowhere.h5"), {}), ({}, dict(init_from="nowhere")),
                          (dict(schedule="4,x"), {})):
-        error_line(execute(command(config(data, **change), tmp_path / "runs" / "new" / "run", **more)))
+        error_line(execute_here(command(config(data, **change), tmp_path / "runs" / "new" / "run", **more)))
         assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    error_line(execute(command(config(data, crop=50), tmp_path / "mine")))
+    error_line(execute_here(command(config(data, crop=50), tmp_path / "mine")))
     assert (tmp_path / "mine").exists()
 
 
 def test_describe_prints_the_parameters():
-    result = execute([sys.executable, "-m", "sqair.train", "--preset", "rsqair_in", "--no-mean_image", "--run_dir", "x",
-                      "--describe"])
+    result = run_here("sqair.train", "--preset", "rsqair_in", "--no-mean_image", "--run_dir", "x", "--describe")
     assert result.returncode == 0, result.stderr
     assert f"{2_660_630 + 21_677:,}" in result.stdout and "interaction_network" in result.stdout
     assert not os.path.exists("x")
@@ -357,7 +335,7 @@ def test_one_writer_a_folder(data, tmp_path):
     (tmp_path / "run").mkdir()
     with RunLock(tmp_path / "run") as note:
         assert note is None
-        line = error_line(execute(command(config(data), tmp_path / "run")))
+        line = error_line(execute_here(command(config(data), tmp_path / "run")))
         assert f"process {os.getpid()} on" in line
     with RunLock(tmp_path / "run") as note:
         assert note is None                                  # given up in order
@@ -367,7 +345,7 @@ def test_one_writer_a_folder(data, tmp_path):
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
-    config_ = config(data, train_itr=8, eval_on_train=False)
+    config_ = tiniest(data, train_itr=8, eval_on_train=False)
     train.Trainer(config_, str(tmp_path / "run")).run()
     (tmp_path / "run" / "finished.json").unlink()
     damaged = next((tmp_path / "run" / "checkpoints").glob("step-8.data*"))
@@ -388,7 +366,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
 
 def test_non_finite_numbers_stop_the_run_before_the_update(data, tmp_path):
     folder = tmp_path / "run"
-    trainer = train.Trainer(config(data), str(folder))
+    trainer = train.Trainer(tiniest(data), str(folder))
     before = [v.numpy() for v in trainer.model.trainable_variables]
     trainer.model.decoder.output_scale.assign(float("inf"))
     with pytest.raises(UserError, match="not finite"):
@@ -405,7 +383,7 @@ def test_non_finite_numbers_stop_the_run_before_the_update(data, tmp_path):
 def test_clipping_bounds_the_gradient(data, tmp_path):
     norms = []
     for clip in (0.0, 1e-3):
-        config_ = config(data, train_itr=1, opt="sgd", learning_rate=1.0, clip_norm=clip, eval_on_train=False)
+        config_ = tiniest(data, train_itr=1, opt="sgd", learning_rate=1.0, clip_norm=clip, eval_on_train=False)
         trainer = train.Trainer(config_, str(tmp_path / str(clip)))
         before = [v.numpy() for v in trainer.model.trainable_variables]
         trainer.run()
@@ -422,23 +400,23 @@ def test_clipping_bounds_the_gradient(data, tmp_path):
     (dict(schedule="4,x"), "schedule"),
 ])
 def test_bad_settings_are_one_line(data, tmp_path, change, message):
-    result = execute(command(config(data, **change), tmp_path / "run"))
+    result = execute_here(command(config(data, **change), tmp_path / "run"))
     assert message in error_line(result)
     assert not list(tmp_path.rglob("step-*"))
 
 
 def test_another_configuration_does_not_enter_a_run_folder(finished, data):
     with pytest.raises(UserError, match="learning_rate 0.0001, asked was 0.5"):
-        train.Trainer(config(data, learning_rate=0.5), str(finished))
+        train.Trainer(settings_of_finished(data, learning_rate=0.5), str(finished))
 
 
 def test_unknown_flags_presets_and_unwritable_folders(tmp_path, data):
-    result = execute([sys.executable, "-m", "sqair.train", "--run_dir", str(tmp_path / "run"), "--n_whta", "5"])
+    result = run_here("sqair.train", "--run_dir", tmp_path / "run", "--n_whta", "5")
     assert result.returncode != 0 and "n_whta" in result.stderr and "Traceback" not in result.stderr
     with pytest.raises(UserError, match="no such preset"):
         train.parse(["--preset", "sqair_bals", "--run_dir", "x"])
     (tmp_path / "file").write_text("")
-    assert "file" in error_line(execute(command(config(data), tmp_path / "file" / "run")))
+    assert "file" in error_line(execute_here(command(config(data), tmp_path / "file" / "run")))
 
 
 def test_recipes_are_defaults_of_training_that_options_override():
@@ -489,7 +467,7 @@ def test_shards_change_nothing_but_rounding(data):
         model = SQAIR(config(data).model)
         optimizer = Optimizer("rmsprop", model.trainable_variables)
         step, evaluate = train.compile_train_step(model, optimizer, settings), train.compile_eval_step(model, settings)
-        batch = next(iter(pipeline.batches(data, "training", 8, 3, crop=20)))
+        batch = next(iter(pipeline.batches(data, "training", 8, 2, crop=20)))
         taken = [step(*batch, tf.constant(i, tf.int64), tf.constant(1e-3)) for i in range(2)]
         report = evaluate(*batch, tf.constant([0, 1]))
         results.append([*tf.nest.flatten(taken), *report, *model.trainable_variables])
@@ -503,7 +481,7 @@ def clipped(data, tmp_path_factory):
     folder, norms = tmp_path_factory.mktemp("clipped"), []
 
     def run(name, **changes):
-        settings = config(data, stage_itr=0, max_seq_len=2, eval_on_train=False, report_loss_every=5, **changes)
+        settings = tiniest(data, stage_itr=0, eval_on_train=False, report_loss_every=5, **changes)
         trainer = train.Trainer(settings, str(folder / name))
         step = trainer.train_step
 

@@ -1,15 +1,18 @@
-"""Tiny training runs by the real command, and what is read off their folders."""
+"""Tiny training runs, by the real command and within this process, and what is read off their folders."""
 
 import csv
+import socket
 import subprocess
 import sys
 
 import attrs
+import pytest
 import tensorflow as tf
 
 from data_gen import bouncing_balls
 from sqair import checkpoints, train
 from sqair.config import Config, ModelConfig, TrainConfig
+from tests.data_helpers import run_here
 
 STEPS = 12
 
@@ -32,6 +35,11 @@ def config(data, model=(), **training):
     return Config(ModelConfig(**{**tiny, **dict(model)}), TrainConfig(**{**short, **training}))
 
 
+def tiniest(data, model=(), **training):
+    """The same with one slot and lengths 1 and 2, for what does not depend on them."""
+    return config(data, {"n_steps_per_image": 1, **dict(model)}, **{"seq_len": 1, "max_seq_len": 2, **training})
+
+
 def command(config_, folder, **options):
     flags = {**train.to_flags(config_), "run_dir": str(folder), **options}
     words = [sys.executable, "-m", "sqair.train"]
@@ -47,6 +55,24 @@ def command(config_, folder, **options):
 
 def execute(words):
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def execute_here(words):
+    """The same within this process, whose settings for TensorFlow stay: for what is refused."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "use_machine", lambda _: None)
+        return run_here(*words[2:])
+
+
+def free_ports(n):
+    """Ports of this machine that nobody listens on."""
+    sockets = [socket.socket() for _ in range(n)]
+    for socket_ in sockets:
+        socket_.bind(("localhost", 0))
+    ports = [socket_.getsockname()[1] for socket_ in sockets]
+    for socket_ in sockets:
+        socket_.close()
+    return ports
 
 
 def error_line(result):
