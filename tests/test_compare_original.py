@@ -99,8 +99,13 @@ def command(folder, monkeypatch, capsys):
     return stopped.value.code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("name", [*redraw.CARRIED, *(pytest.param(name, marks=[needs_recordings, pytest.mark.slow])
-                                                     for name in ("mnist_default", "generate"))])
+# With the recordings that the quick tests look at.
+QUICK = ("cells", "sample_nogen")
+
+
+@pytest.mark.parametrize("name", [
+    *QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in redraw.CARRIED if name not in QUICK),
+    *(pytest.param(name, marks=[needs_recordings, pytest.mark.slow]) for name in ("mnist_default", "generate"))])
 def test_every_recorded_quantity_and_gradient_is_equal(name, compared):
     recording, _ = compared(name)
     rows = compared(name).rows()
@@ -112,6 +117,7 @@ def test_every_recorded_quantity_and_gradient_is_equal(name, compared):
 
 
 @needs_recordings
+@pytest.mark.slow
 def test_whole_gradients_are_equal(compared):
     rows = compared("balls").rows(gradients=compare_original.load_gradients(redraw.RECORDED / "balls"))
     whole = {name: row for name, row in rows.items() if name.endswith(", whole")}
@@ -139,9 +145,9 @@ def test_tolerances_are_as_tight_as_rounding_is_small(compared):
 
 
 def test_a_wrong_sign_of_a_gradient_fails(compared):
-    recording, _ = compared("balls")
+    recording, _ = compared("cells")
     wrong = {name: {**parts, "sum": -parts["sum"]} for name, parts in recording.gradients.items()}
-    assert len(failed(compared("balls").rows(gradients=wrong))) > 100
+    assert len(failed(compared("cells").rows(gradients=wrong))) > 100
 
 
 def test_an_error_of_a_sum_that_cancels_fails(compared, monkeypatch, few_passes):
@@ -163,6 +169,7 @@ def test_an_error_of_a_sum_that_cancels_fails(compared, monkeypatch, few_passes)
                                                             for part in ("norm", "sum")}
 
 
+@pytest.mark.slow
 def test_l2_counts(compared, few_passes):
     recording, _ = compared("l2")
     assert recording.l2 == 0.01
@@ -183,6 +190,7 @@ def test_our_bounds_of_samples_from_the_prior_are_others(name, recorded, ours, c
     assert report(forward, recording.counts).iwae.numpy() == pytest.approx(ours, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_guided_walk_is_predicted_by_what_was_inferred_in_the_original(compared):
     """docs/port.md: first different in the second predicted frame, where the presences are."""
     recording, measured = compared("generate_guided")
@@ -280,11 +288,11 @@ def test_another_target_is_honoured(copy):
 
 
 def test_recorded_quantities_we_do_not_know_fail(compared):
-    recording, _ = compared("balls")
+    recording, _ = compared("cells")
     gradients = dict(recording.gradients)
     gradients["somewhere/else/w"] = gradients.pop("propagation/gru/uz")
     outputs = {"novelty": np.ones(3), "target": np.ones([2]), "presence": recording.outputs["presence"]}
-    assert failed(compared("balls").rows(outputs=outputs, gradients=gradients)) == [
+    assert failed(compared("cells").rows(outputs=outputs, gradients=gradients)) == [
         "novelty", "target", "gradient of somewhere/else/w, norm", "gradient of somewhere/else/w, sum",
         "gradient of propagation/gru/uz (not recorded)"]
 
@@ -292,8 +300,8 @@ def test_recorded_quantities_we_do_not_know_fail(compared):
 def test_not_a_number_does_not_pass(compared):
     difference = compare_original.relative_difference([1.0, np.nan], [1.0, 2.0], 2.0)
     assert not compare_original.Row("x", difference, 0.0, 1e-4).passed
-    outputs = {**compared("balls").recording.outputs, "target": np.float32("nan")}
-    assert failed(compared("balls").rows(outputs=outputs)) == ["target"]
+    outputs = {**compared("cells").recording.outputs, "target": np.float32("nan")}
+    assert failed(compared("cells").rows(outputs=outputs)) == ["target"]
 
 
 def test_with_one_particle_the_loss_is_left_out_by_name(small, monkeypatch, capsys, few_passes):

@@ -126,6 +126,7 @@ def recorded(data, tmp_path_factory):
     return settings, folder, trainer, disc
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_loss_of_power_at_any_moment_loses_nothing(recorded, tmp_path, torn):
     settings, whole, trainer, disc = recorded
@@ -205,6 +206,7 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
 # Full, read-only and removed.
 
 
+@pytest.mark.slow
 def test_every_log_that_cannot_be_written_is_named(data, tmp_path):
     folder = tmp_path / "run"
     trainer = train.Trainer(tiniest(data, max_seq_len=1, train_itr=100, save_itr=100, log_itr=100, fig_itr=100),
@@ -273,6 +275,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tm
     assert checkpoints.find_checkpoint(folder, "newest")[1].endswith("step-0")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path):
     """Nothing discovered; all slots in use, one particle that counts; frames of validation unlike those of training."""
     other = tmp_path / "other.h5"
@@ -293,6 +296,7 @@ def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path
         assert ("validation bound is" in log) == (name == "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collapsed, flags", [
     (dict(disc_step_bias=-8.0), {"disc_step_bias": 1.0}),
     (dict(disc_step_bias=30.0, prop_step_bias=30.0), {"disc_step_bias": -2.0, "prop_step_bias": -2.0})])
@@ -338,6 +342,7 @@ def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
         mend()
 
 
+@pytest.mark.slow
 def test_a_run_keeps_no_file_open(data, tmp_path):
     trainer = train.Trainer(tiniest(data, train_itr=24, stage_itr=8, max_seq_len=3, save_itr=4, log_itr=8, fig_itr=12,
                                     report_loss_every=4), str(tmp_path / "run"))

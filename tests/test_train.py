@@ -77,12 +77,14 @@ def test_the_mean_image_is_that_of_the_frames_trained_on(data, tmp_path, lengths
     np.testing.assert_allclose(trainer.model.decoder.mean_image, features.mean((0, 1)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_step_is_traced_once_a_length(data, tmp_path, compiled):
     trainer = train.Trainer(tiniest(data, eval_on_train=False), str(tmp_path / "run"))
     assert trainer.run() == 0
     assert trainer.train_step.experimental_get_tracing_count() == 2
 
 
+@pytest.mark.slow
 def test_training_improves_the_bound(data, tmp_path, compiled):
     config_ = tiniest(data, train_itr=60, stage_itr=0, opt="adam", learning_rate=3e-3, log_itr=60, save_itr=60,
                       eval_on_train=False)
@@ -102,6 +104,7 @@ def test_early_stopping(data, tmp_path):
     assert "early stopping" in json.loads((tmp_path / "run" / "finished.json").read_text())["reason"]
 
 
+@pytest.mark.slow
 def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatch):
     """Weights stay as they are. Longer sequences have lower bounds, and the first of them counts as the best."""
     evaluate = train.evaluate
@@ -123,6 +126,7 @@ def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatc
         assert lengths == {"5": "1", "10": "2", "15": "2", "20": "2"}
 
 
+@pytest.mark.slow
 def test_validation_where_the_curriculum_grows_is_of_the_new_length(data, tmp_path):
     config_ = tiniest(data, log_itr=8, save_itr=8, keep_checkpoints=2, eval_on_train=False)
     train.Trainer(config_, str(tmp_path / "run")).run()
@@ -156,6 +160,7 @@ def test_air_is_one_frame(data, tmp_path):
     assert all(float(row["num_prop_steps"]) == 0 for row in rows(tmp_path / "air"))
 
 
+@pytest.mark.slow
 def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_path):
     step = checkpoints.find_checkpoint(finished, "newest")[1]
     for relation in ("in", "rmc", "rmc_slots"):
@@ -207,6 +212,7 @@ def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, 
     assert "--disc_step_bias 2.5 starts anew" in log and "--prop_step_bias" not in log
 
 
+@pytest.mark.slow
 def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
     """Of two models that differ in one flag, other variables start the same."""
     def start(**flags):
@@ -226,6 +232,7 @@ def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
     assert checkpoints.STARTS["scale_prior"](start(rec_where_prior=False)) == []
 
 
+@pytest.mark.slow
 def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tmp_path):
     """The same steps in one run and in two, of which the second is given the number of steps alone."""
     settings = dict(schedule="", keep_checkpoints=1, log_itr=STEPS, eval_on_train=False)
@@ -252,6 +259,7 @@ def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tm
     assert "finished before, 12 steps" in go_on()
 
 
+@pytest.mark.slow
 def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
     still = tiniest(data, train_itr=100, max_seq_len=1, log_itr=5, patience=1, learning_rate=1e-30, opt="sgd",
                     eval_on_train=False)
