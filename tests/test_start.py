@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from data_helpers import ROOT
 
 from data_gen import bouncing_balls
+from tests.data_helpers import ROOT
 
 
 START = """
