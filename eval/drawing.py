@@ -42,6 +42,7 @@ class Scene(NamedTuple):
       first_generated: index of the first frame that was predicted; T if none was.
       relation: none, in, rmc or rmc_slots.
       attention: [T, A, R, R], row by attended row, among the objects of the frame before; None without a relation.
+      box: [T, N, 4], what each object draws: top, left, height, width in pixels, NaN where nothing; None: its window.
     """
 
     frames: np.ndarray
@@ -52,6 +53,7 @@ class Scene(NamedTuple):
     first_generated: int
     relation: str = "none"
     attention: np.ndarray | None = None
+    box: np.ndarray | None = None
 
 
 def colour(object_id: int) -> str:
@@ -60,9 +62,16 @@ def colour(object_id: int) -> str:
 
 
 def boxes(scene: Scene, t: int) -> list[tuple[int, np.ndarray]]:
-    """The (id, [top, left, height, width] in pixels, pixel centres at whole numbers) of a frame's objects."""
-    found = boxes_from_where(scene.where[t], scene.canvas.shape[1:3])
-    return [(int(scene.object_id[t, n]), found[n]) for n in np.flatnonzero(scene.presence[t])]
+    """The (id, [top, left, height, width] in pixels, pixel centres at whole numbers) of a frame's objects.
+
+    Around what is drawn a pixel is left free, so that the object itself stays in sight.
+    """
+    if scene.box is None:
+        found = boxes_from_where(scene.where[t], scene.canvas.shape[1:3])
+    else:
+        found = scene.box[t] + [-1, -1, 2, 2]
+    return [(int(scene.object_id[t, n]), found[n]) for n in np.flatnonzero(scene.presence[t])
+            if np.isfinite(found[n]).all()]
 
 
 # ---------------------------------------------------------------------------------------------------------------

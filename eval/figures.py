@@ -23,7 +23,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from eval import predict, tables
+from eval import metrics, predict, tables
 from eval.drawing import (Bar, Curve, Panel, Scene, animate, check_pictures, draw_bars, draw_curves, draw_scenes, save,
                           save_gif)
 from eval.predictions import Predictions
@@ -51,7 +51,7 @@ def _model_name(relation: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def scenes_from_run(loaded, source: Source, first_generated: int, seed: int) -> list[Scene]:
+def scenes_from_run(loaded, source: Source, first_generated: int, seed: int, boxes: str = "drawn") -> list[Scene]:
     """Runs a model on all sequences of a source, one sample each.
 
     Args:
@@ -59,6 +59,7 @@ def scenes_from_run(loaded, source: Source, first_generated: int, seed: int) -> 
       source: data.
       first_generated: frames from this one on are predicted; T to infer all.
       seed: of the noise. The same seed infers the same, whatever is predicted after it.
+      boxes: what an object's box is, a key of `tables.BOXES`.
 
     Returns:
       A scene for every sequence.
@@ -72,16 +73,19 @@ def scenes_from_run(loaded, source: Source, first_generated: int, seed: int) -> 
     drawn = predict.draw_particle(model, forward, first_generated, uniform)
     drawn = {name: value.numpy() for name, value in drawn._asdict().items()}
     attention = drawn["attention"] if drawn["attention"].ndim == 5 else None
+    box = metrics.boxes_and_centres_from_pixels(drawn["pasted"])[0] if boxes == "drawn" else None
     return [Scene(truth.frames[b], drawn["canvas"][:, b], drawn["where"][:, b], drawn["presence"][:, b],
                   drawn["object_id"][:, b].round().astype(int), first_generated, model.config.relation,
-                  None if attention is None else attention[:, b]) for b in range(source.n_sequences)]
+                  None if attention is None else attention[:, b], None if box is None else box[:, b])
+            for b in range(source.n_sequences)]
 
 
-def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames: int) -> list[Scene]:
-    """The first sample of the first sequences of a file of predictions.
+def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames: int,
+                            boxes: str = "drawn") -> list[Scene]:
+    """The first sample of the first sequences of a file of predictions; boxes as in `scenes_from_run`.
 
     Raises:
-      UserError: it has no canvases, or too few sequences or frames.
+      UserError: it has no canvases, does not tell the boxes asked for, or has too few sequences or frames.
     """
     for letter, asked, name in (("S", n_sequences, "sequences"), ("T", n_frames, "frames")):
         if asked > predictions.sizes[letter]:
@@ -96,8 +100,12 @@ def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames
     frames = predictions["truth/frames"][:n_sequences, :n_frames] / 255
     first_generated = min(predictions.about.first_generated, n_frames)
     where, presence, object_id = first("where"), first("presence"), first("object_id")
+    if boxes == "drawn":
+        tables.check_drawn(predictions, "box")
+    box = first("box") if boxes == "drawn" else None
     return [Scene(frames[s], canvas[s], where[s], presence[s], object_id[s], first_generated,
-                  predictions.about.flags["relation"], None if attention is None else attention[s])
+                  predictions.about.flags["relation"], None if attention is None else attention[s],
+                  None if box is None else box[s])
             for s in range(n_sequences)]
 
 
@@ -137,7 +145,7 @@ def _from_run(settings: Sequences):
                     settings.n_sequences) as source:
             for line in source.describe():
                 print(line, file=sys.stderr)
-            kinds = {k: scenes_from_run(loaded, source, k, settings.seed)
+            kinds = {k: scenes_from_run(loaded, source, k, settings.seed, settings.boxes)
                      for k in {after + 1} | ({settings.n_frames, rollout_after + 1} if settings.gif else set())}
         columns = list(zip(*(kinds[k] for k in sorted(kinds, reverse=True)))) if settings.gif else []
         yield f"{name} on {path.stem}", kinds[after + 1], columns
@@ -146,7 +154,7 @@ def _from_run(settings: Sequences):
 def _from_predictions(settings: Sequences):
     for path in settings.predictions:
         with Predictions(path) as predictions:
-            scenes = scenes_from_predictions(predictions, settings.n_sequences, settings.n_frames)
+            scenes = scenes_from_predictions(predictions, settings.n_sequences, settings.n_frames, settings.boxes)
             about = predictions.about
         _check_attention(settings, about.flags["relation"])
         yield f"{MODELS[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]

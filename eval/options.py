@@ -177,6 +177,9 @@ class Sequences:
     """Of the noise."""
     attention: bool = False
     """Show the attention between objects, under the frames."""
+    boxes: Literal["drawn", "window"] = "drawn"
+    """An object's box: drawn, around the pixels of its pasted glimpse above half of its greatest; or window, its
+    attention window, which may be far larger."""
     gif: bool = False
     """Write an animation too, FILE.gif beside FILE.png: input, reconstruction and rollout, which begins after
     generate_after, or half-way. (From predictions: input and rollout.)"""

@@ -186,14 +186,19 @@ def _bounds(predictions: Predictions) -> dict[str, float]:
             "kl": (weights * kl.mean(-1)).sum(-1).mean()}
 
 
+def check_drawn(predictions: Predictions, member: str) -> None:
+    """Raises: UserError: the file has no such member, box or centre, of what objects draw."""
+    if f"rollout/{member}" not in predictions:
+        raise UserError(f"{predictions.path}: it does not tell what objects draw; make it again with eval.predict, or "
+                        "take their windows: --boxes window")
+
+
 def _objects(predictions: Predictions, boxes: str, where: tuple, member: str) -> np.ndarray:
     """A part of the objects' boxes or centres (member) in pixels."""
     if boxes == "window":
         convert = {"box": metrics.boxes_from_where, "centre": metrics.centres_from_where}[member]
         return convert(predictions["rollout/where"][where], (predictions.sizes["H"], predictions.sizes["W"]))
-    if f"rollout/{member}" not in predictions:
-        raise UserError(f"{predictions.path}: it does not tell what objects draw; make it again with eval.predict, or "
-                        "take their windows: --boxes window")
+    check_drawn(predictions, member)
     return predictions[f"rollout/{member}"][where]
 
 

@@ -99,6 +99,15 @@ def test_a_box_surrounds_its_ball():
     assert abs(rows.min() - top) < 2 and abs(left + width - columns.max()) < 2
 
 
+def test_a_box_of_what_is_drawn_leaves_a_pixel_free_and_black_objects_have_none():
+    box = np.tile([[4.5, 19.5, 12.0, 8.0], [np.nan] * 4, [1, 1, 5, 5]], (T, 1, 1))
+    scene = make_scene(box=box)
+    for t in range(T):
+        (object_id, found), = drawing.boxes(scene, t)       # the second draws nothing, the third slot is empty
+        assert object_id == scene.object_id[t, 0]
+        np.testing.assert_array_equal(found, [3.5, 18.5, 14, 10])
+
+
 def test_absent_slots_have_no_box_and_predicted_frames_a_dashed_border():
     for first_generated in (T, 1):
         scene = make_scene(first_generated)
@@ -252,6 +261,25 @@ def test_a_reconstruction_and_a_rollout_begin_alike(data, loaded):
     assert any((a.where[2:] != b.where[2:]).any() for a, b in zip(whole, rollout))
 
 
+def test_boxes_are_of_what_is_drawn_unless_windows_are_asked_for(data, loaded):
+    with Source(data, "test", (SIDE, SIDE, 1), T, 4) as source:
+        drawn, windows = (figures.scenes_from_run(loaded, source, T, 1, kind) for kind in ("drawn", "window"))
+    seen = 0
+    for scene, window in zip(drawn, windows):
+        assert window.box is None
+        np.testing.assert_array_equal(scene.where, window.where)
+        for t in range(T):
+            around = dict(drawing.boxes(window, t))
+            for object_id, box in drawing.boxes(scene, t):
+                # These glimpses are bright all over: what is drawn is the window, as far as the frame reaches, give
+                # or take half of one of the glimpse's 6 x 6 pixels.
+                start, end = np.clip([around[object_id][:2], around[object_id][:2] + around[object_id][2:]], -0.5,
+                                     SIDE - 0.5)
+                np.testing.assert_allclose(box, [*start - 1, *end - start + 2], atol=5)
+                seen += 1
+    assert seen > T
+
+
 def test_predictions_in_place_of_a_run(folder, data, tiny_run, loaded, command, monkeypatch):
     monkeypatch.setattr(predict, "load", lambda *_: loaded)
     stored, out = folder / "predictions.h5", folder / "predictions.png"
@@ -262,6 +290,7 @@ def test_predictions_in_place_of_a_run(folder, data, tiny_run, loaded, command, 
     assert "R-SQAIR (IN), seed 0, on balls: 4 sequences" in description(out)
     scene = figures.scenes_from_predictions(figures.Predictions(stored), 4, T)[2]
     assert scene.attention.shape == (T, 1, 3, 3) and scene.first_generated == T - 1
+    np.testing.assert_array_equal(scene.box, figures.Predictions(stored)["rollout/box"][2, 0])
     code, error = command("--predictions", stored, "--n_frames", T + 1, "--out", out)
     assert code == 1 and f"it has {T} frames, {T + 1} were asked for" in error
 
