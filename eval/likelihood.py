@@ -30,6 +30,7 @@ from sqair import original, spatial_transformer
 from sqair.checkpoints import BEST, CHECKPOINTS, checkpoint_fingerprint, fill
 from sqair.config import to_flags
 from sqair.model import SQAIR
+from sqair.safetensors_folder import WEIGHTS
 from sqair.train import versions
 
 _KIND = begins("a file of eval.likelihood", '{\n "results":')
@@ -43,6 +44,8 @@ def checkpoints_of(folder: str) -> List[str]:
     Raises:
       UserError: there is none.
     """
+    if (pathlib.Path(folder) / WEIGHTS).is_file():
+        return ["best"]             # a model to share is one checkpoint
     found = set(original.original_checkpoints(folder))
     for place in (CHECKPOINTS, BEST):
         for path in pathlib.Path(folder, place).glob("step-*.index"):

@@ -366,3 +366,36 @@ class CompareOriginal:
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder with flags.json, a checkpoint, inputs.npz, outputs.npz and gradient_norms.json."""
+
+
+@attrs.frozen
+class AddModel:
+    """Makes a model to share of a run: as `sqair.checkpoints safetensors`, with figures in its card."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder or checkpoint."""
+    out: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder to write model.safetensors, config.json, card.json and README.md in."""
+    which: str = "best"
+    """best, newest, or an iteration."""
+    metrics: Paths = ()
+    """Files metrics/*.json of eval.tables, or the folder of them: the card tells those of this checkpoint."""
+    overwrite: bool = False
+    """Replace a model that is there."""
+
+
+@attrs.frozen
+class CheckModels:
+    """Computes what the cards of models record again, and tells where it is not the same."""
+
+    folders: Annotated[Paths, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...")] = attrs.field(
+        validator=_not_empty)
+    """Folders of models."""
+
+
+def read_models() -> Union[AddModel, CheckModels]:
+    """Parses the command line of eval.models."""
+    kinds = Union[Annotated[AddModel, tyro.conf.subcommand("add")],
+                  Annotated[CheckModels, tyro.conf.subcommand("check")]]
+    return parse(kinds, "eval.models", description="Makes models to share of runs, and checks them.",
+                 config=(tyro.conf.HelptextFromCommentsOff,))

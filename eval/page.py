@@ -203,7 +203,8 @@ def sources(folder: pathlib.Path, runs: Iterable[pathlib.Path]) -> list[Source]:
     Where runs are named, of their predictions alone.
     """
     found, runs = {}, list(runs)
-    for flags in [*(run_ / "flags.json" for run_ in runs), *_files(folder, "flags.json")]:
+    named = [run_ / ("config.json" if (run_ / "model.safetensors").is_file() else "flags.json") for run_ in runs]
+    for flags in [*named, *_files(folder, "flags.json")]:
         if not flags.is_file():
             raise UserError(f"{flags}: no such file; --runs takes run folders")
         versions = flags.with_name("versions.json")

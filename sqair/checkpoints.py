@@ -22,7 +22,7 @@ import pathlib
 import secrets
 import shutil
 import sys
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import attrs
 import numpy as np
@@ -30,10 +30,10 @@ import tensorflow as tf
 
 from sqair import original, safetensors_folder
 from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
-from sqair.config import Config, ModelConfig, load_flags
+from sqair.config import Config, ModelConfig, load_flags, recipe_of
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
-from sqair.run_folder import earlier_steps, train_data_fingerprint
+from sqair.run_folder import earlier_steps, facts, train_data_fingerprint
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 
@@ -544,13 +544,15 @@ def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = Fal
     return [f"{out / name}: {len(values)} values of {run_.source} (step {run_.step})"] + [f"  {x}" for x in notes]
 
 
-def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = False) -> List[str]:
-    """Writes a run as a folder to share: model.safetensors, config.json and README.md, a model card.
+def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = False,
+                     figures: Optional[Mapping[str, Any]] = None) -> List[str]:
+    """Writes a run as a folder to share: model.safetensors, config.json, and a model card, card.json and README.md.
 
     Args:
       run_: any.
       out: the folder.
       overwrite: replace a model that is there.
+      figures: what else the card is to tell, JSON values; see `eval.models`.
 
     Returns:
       A line that says what was written.
@@ -569,12 +571,12 @@ def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = 
         raise UserError(f"{out / safetensors_folder.WEIGHTS} exists already; --overwrite replaces it")
     data = pathlib.PurePath(run_.trained.train.train_data).name     # nobody else has the maker's folders
     config = attrs.evolve(run_.config, train=attrs.evolve(run_.config.train, train_data=data))
-    sha256 = train_data_fingerprint(run_.folder)
-    sha256 = f", SHA-256 {sha256}" if sha256 else ""
-    source = (f"run `{pathlib.Path(run_.folder).resolve().name}`, checkpoint `{pathlib.Path(run_.source).name}`; "
-              f"trained on `{data}`{sha256}")
+    told = {"run": pathlib.Path(run_.folder).resolve().name, "checkpoint": pathlib.Path(run_.source).name,
+            "step": run_.step, "all_steps": run_.all_steps, "recipe": recipe_of(config), "seed": config.train.seed,
+            "data": data, "data_sha256": train_data_fingerprint(run_.folder) or None,
+            **facts(run_.folder, run_.step), **(figures or {})}
     with _appearing(out, safetensors_folder.FILES) as stage:
-        safetensors_folder.save(stage, config, run_.model, run_.step, run_.all_steps, source)
+        safetensors_folder.save(stage, config, run_.model, told)
     return [f"{out}: {len(run_.model.trainable_variables)} tensors of {run_.source} (step {run_.step})"]
 
 

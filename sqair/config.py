@@ -5,7 +5,7 @@ A run folder holds all of them in `flags.json`, flat, beside the checkpoints; an
 
 import json
 import os
-from typing import Any, Dict, List, Literal, Mapping, Tuple, Union, get_args, get_origin
+from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Union, get_args, get_origin
 
 import attrs
 import cattrs
@@ -256,6 +256,12 @@ def with_recipe(config: "Config", name: str) -> "Config":
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: no such recipe; choose from {', '.join(RECIPES)}")
     return attrs.evolve(config, train=attrs.evolve(config.train, **RECIPES[name]))
+
+
+def recipe_of(config: "Config") -> Optional[str]:
+    """The recipe that a configuration was trained by, all of it; None if by none."""
+    train = attrs.asdict(config.train)
+    return next((name for name, values in RECIPES.items() if values.items() <= train.items()), None)
 
 
 _CONVERTER = cattrs.Converter()

@@ -117,7 +117,7 @@ class Safetensors:
     run: _Run
     """Run folder or checkpoint."""
     out: _Out
-    """Folder to write model.safetensors, config.json and README.md in."""
+    """Folder to write model.safetensors, config.json, card.json and README.md in."""
     which: str = "best"
     """best, newest, or an iteration."""
     overwrite: bool = False

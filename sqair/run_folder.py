@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import itertools
+import math
 import os
 import pathlib
 import re
 import shutil
 import socket
-from typing import Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import tensorflow as tf
 
@@ -164,6 +165,53 @@ def read_rows(path: Union[str, os.PathLike]) -> Iterator[List[str]]:
 def step_of(text: str) -> int:
     """The step that a cell says; -1 if it says none."""
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+
+
+def facts(folder: Union[str, os.PathLike], step: int) -> Dict[str, Any]:
+    """What the files of a run folder tell about its weights.
+
+    Args:
+      folder: of the run.
+      step: that the weights are of.
+
+    Returns:
+      commit, and whether it had uncommitted changes; minutes, those of the clock that the steps took, without
+      evaluations, and processor_minutes, those of all cores; validation, the last one up to the step: step, length,
+      bounds and likelihoods in nats per frame. What the files do not tell is left out.
+    """
+    folder, found = pathlib.Path(folder), {}
+    versions = folder / "versions.json"
+    if versions.exists():
+        told = read_json(versions, "remove it, if the run's versions do not matter")
+        if isinstance(told, dict) and re.fullmatch("[0-9a-f]{40}", str(told.get("git_commit"))):
+            found |= {"commit": told["git_commit"], "uncommitted_changes": bool(told.get("uncommitted_changes"))}
+    seconds, before = {"seconds_per_step": 0.0, "cpu_seconds_per_step": 0.0}, 0
+    for row in _numbers(folder / "resources.csv"):
+        if row["step"] <= step and seconds.keys() <= row.keys():
+            seconds = {name: value + (row["step"] - before) * row[name] for name, value in seconds.items()}
+            before = row["step"]
+    if before:
+        minutes = [value / before * step / 60 for value in seconds.values()]      # the last steps are not timed
+        found |= dict(zip(("minutes", "processor_minutes"), minutes))
+    wanted = ("step", "length", "iwae_per_frame", "vae_per_frame", "data_ll", "kl", "num_step_accuracy")
+    for row in _numbers(folder / "metrics.csv"):
+        if row["data"] == "validation" and row["step"] <= step and {"length", "iwae_per_frame"} <= row.keys():
+            found["validation"] = {name: row[name] for name in wanted if name in row}
+    return found
+
+
+def _numbers(path: pathlib.Path) -> Iterator[Dict[str, Any]]:
+    """The rows of a table of ours, but damaged ones: the kind of data, and the cells that are finite numbers."""
+    rows = read_rows(path) if path.exists() else iter(())
+    header = next(rows, [])
+    for cells in rows:
+        row, numbers = dict(zip(header, cells)), {}
+        for name, cell in row.items():
+            with contextlib.suppress(ValueError):
+                numbers[name] = int(cell) if step_of(cell) >= 0 else float(cell)
+        numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        if len(cells) == len(header) and "data" in row and type(numbers.get("step")) is int:
+            yield numbers | {"data": row["data"]}
 
 
 class MetricsFile:

@@ -1,4 +1,5 @@
-"""A model to share: its weights as safetensors, its flags as config.json, and a model card.
+"""A model to share: its weights as safetensors, its flags as config.json, and a model card, README.md for people and
+card.json for programs.
 
 Tensors carry our variables' names (`sqair/decoder/mlp/linear_0/w`); the training step is in the file's metadata.
 """
@@ -6,24 +7,25 @@ Tensors carry our variables' names (`sqair/decoder/mlp/linear_0/w`); the trainin
 import json
 import math
 import pathlib
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
-from data_gen.command_line import UserError, begins
+from data_gen.command_line import UserError, begins, to_json
 from sqair.checkpoint_values import make_model
 from sqair.config import Config, load_flags, to_flags
 from sqair.model import SQAIR
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FILES = (CARD, CONFIG, WEIGHTS)     # the weights last: they make the folder a model
+WEIGHTS, CONFIG, CARD, FACTS = "model.safetensors", "config.json", "README.md", "card.json"
+FILES = (CARD, FACTS, CONFIG, WEIGHTS)     # the weights last: they make the folder a model
 _CARD_HEAD = "---\nlibrary_name: r-sqair\n"
 # What is there already has to be of these, to be replaced.
 KINDS = {CARD: begins("a card of such a model", _CARD_HEAD),
-         CONFIG: begins("the configuration of such a model", '{\n "n_steps_per_image"')}
+         CONFIG: begins("the configuration of such a model", '{\n "n_steps_per_image"'),
+         FACTS: begins("what is known of such a model", '{\n "run"')}
 
 
 def tensor_names(model: SQAIR) -> Dict[str, tf.Variable]:
@@ -31,15 +33,17 @@ def tensor_names(model: SQAIR) -> Dict[str, tf.Variable]:
     return {v.name.split(":")[0]: v for v in model.trainable_variables}
 
 
-def save(folder: pathlib.Path, config: Config, model: SQAIR, step: int, all_steps: int, source: str) -> None:
-    """Writes the three files.
+def save(folder: pathlib.Path, config: Config, model: SQAIR, told: Mapping[str, Any]) -> None:
+    """Writes the four files.
 
     Args:
       folder: where to.
-      config, model, step: what is saved.
-      all_steps: training steps, those of the runs that this one was started from among them, for the model card.
-      source: run, checkpoint and data, for the model card.
+      config, model: what is saved.
+      told: what the card tells, JSON values. Always: run, checkpoint, step, all_steps (those of the runs that this one
+        was started from among them), recipe, seed, data, data_sha256; if known, what `run_folder.facts` returns, and
+        table and check of `eval.models`.
     """
+    step, all_steps = told["step"], told["all_steps"]
     tensors = {name: np.asarray(v.numpy()) for name, v in tensor_names(model).items()}
     metadata = {"format": "tf", "step": str(step), "earlier_steps": str(all_steps - step)}
     # Not save_file, whose files nobody else may read, whatever the user's umask says.
@@ -48,7 +52,8 @@ def save(folder: pathlib.Path, config: Config, model: SQAIR, step: int, all_step
     except OSError as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be written ({error.strerror})") from None
     (folder / CONFIG).write_text(json.dumps(to_flags(config), indent=1) + "\n")
-    (folder / CARD).write_text(_card(config, model, step, all_steps, source))
+    (folder / FACTS).write_text(to_json(told))
+    (folder / CARD).write_text(_card(config, model, told))
 
 
 def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int, int]:
@@ -100,14 +105,21 @@ def _differences(variables: Dict[str, tf.Variable], found: Dict[str, Tuple[str, 
     return wrong + [f"{name[:80]} has no place in the model" for name in found if name not in variables]
 
 
-def _card(config: Config, model: SQAIR, step: int, all_steps: int, source: str) -> str:
+def _card(config: Config, model: SQAIR, told: Mapping[str, Any]) -> str:
     title, what = {"none": ("SQAIR", "objects move on their own"),
                    "in": ("R-SQAIR (IN)", "an interaction network relates the objects"),
                    "rmc": ("R-SQAIR (RMC)", "a relational memory core relates the objects"),
                    "rmc_slots": ("R-SQAIR (RMC, slots)", "a memory core with one row an object relates them"),
                    }[config.model.relation]
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
+    step, all_steps = told["step"], told["all_steps"]
     earlier = f", {all_steps - step:,} of them in the runs that this one was started from" if all_steps > step else ""
+    minutes = f" in {told['minutes']:.0f} minutes ({told['processor_minutes']:.0f} of a processor core)" if (
+        "minutes" in told) else ""
+    sha256 = f", SHA-256 {told['data_sha256']}" if told["data_sha256"] else ""
+    how = [f"seed {told['seed']}"] + [f"recipe `{told['recipe']}`"] * bool(told["recipe"])
+    if "commit" in told:
+        how.append(f"commit {told['commit']}" + " and changes on top of it" * told["uncommitted_changes"])
     return f"""{_CARD_HEAD}\
 tags: [video, object-centric, unsupervised, tracking]
 ---
@@ -116,12 +128,13 @@ tags: [video, object-centric, unsupervised, tracking]
 A generative model of videos of moving objects. It finds the objects of a first frame, follows them and predicts where
 they go; nobody tells it what an object is. In this one {what}.
 
-- {parameters:,} parameters after {all_steps:,} training steps{earlier}
-- {source}
+- {parameters:,} parameters after {all_steps:,} training steps{earlier}{minutes}
+- run `{told["run"]}`, checkpoint `{told["checkpoint"]}`; trained on `{told["data"]}`{sha256}
+- {", ".join(how)}
 - frames of {" x ".join(map(str, config.model.image_shape))} pixels, intensities from 0 to 1, at most \
-  {config.model.n_steps_per_image} objects a frame
+{config.model.n_steps_per_image} objects a frame
 - all flags of the run, its training data among them: `{CONFIG}`
-
+{_figures(told)}
 ```python
 from sqair.checkpoints import load_run
 
@@ -131,3 +144,25 @@ forward = model(frames, model.draw_noise([0, 0], frames.shape[0], frames.shape[1
 forward.presence, forward.latents.where          # [T, B * particles, slots], [..., 4]
 ```
 """
+
+
+def _figures(told: Mapping[str, Any]) -> str:
+    """The part of the card that tells how good the model is, as far as that is known."""
+    lines = []
+    if "validation" in told:
+        found = told["validation"]
+        parts = [f"{name} {found[key]:.{digits}f}" for key, name, digits in (
+            ("iwae_per_frame", "bound (IWAE)", 1), ("data_ll", "log p(x|z)", 1), ("kl", "KL", 1),
+            ("num_step_accuracy", "count accuracy", 3)) if key in found]
+        lines.append(f"- validation at length {found['length']}, nats per frame: {', '.join(parts)}")
+    if "table" in told:
+        names = list(dict.fromkeys(name for row in told["table"] for name in row["figures"]))
+        lines += ["", "Test sequences, nats per frame (predicted: of the last frame):", "",
+                  "| data | sequences | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+                  "|---" * (len(names) + 2) + "|"]
+        for row in told["table"]:
+            cells = ["–" if row["figures"].get(name) is None else f"{row['figures'][name]:.2f}" for name in names]
+            lines.append(f"| {row['data_set']} | {row['n_sequences']} | " + " | ".join(cells) + " |")
+    if "check" in told:
+        lines += ["", f"`python -m eval.models check FOLDER` computes figures recorded in `{FACTS}` again."]
+    return "\n".join(lines) + "\n" if lines else ""

@@ -31,7 +31,7 @@ def make_checkout(folder, python=None):
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "run.sh", folder)
     shutil.copy(ROOT / "requirements.txt", folder)
-    for package in PACKAGES:
+    for package in (*PACKAGES, "models"):
         (folder / package).symlink_to(ROOT / package)
     write_script(folder / ".venv" / "bin" / "python", python or f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     version = "{}.{}".format(*sys.version_info[:2])

@@ -92,7 +92,7 @@ def test_slots_of_another_kind_of_optimiser_stay(run_folder, shared):
 def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys):
     code, out, err = command(monkeypatch, capsys, "safetensors", run_folder, tmp_path / "model")
     assert code == 0, err
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["README.md", "config.json",
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["README.md", "card.json", "config.json",
                                                                            "model.safetensors"]
     expected = checkpoints.load_run(run_folder)
     for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):

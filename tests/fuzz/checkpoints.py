@@ -197,7 +197,8 @@ def make_safetensors(folder):
 
 def damage_safetensors(rng, folder):
     folder, = folder.iterdir()
-    (folder / "README.md").unlink()
+    for name in ("README.md", "card.json"):         # for people; not read where a model is loaded
+        (folder / name).unlink()
     kind = rng.choice(["bytes", "bytes", "header", "header", "header", "config", "files"])
     if kind == "bytes":
         return damage_file(rng, folder)

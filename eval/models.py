@@ -1,0 +1,138 @@
+"""Models to share, in the folder models/: made from runs with all that is known of them, and checked.
+
+    python -m eval.models add RUN models/sqair_balls [--metrics results/short/metrics]
+    python -m eval.models check models/*
+
+What is recorded of a model is computed by the paper's protocol on a small data set that is made anew each time. Damaged
+weights, and a program that computes something else than on the day the model was made, are found out by it.
+"""
+
+from data_gen.command_line import UserError, read_json, run_module
+from eval.options import AddModel, read_models
+
+if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+    run_module("eval.models", read_models)
+
+import pathlib
+import sys
+import tempfile
+from typing import Any, Optional
+
+import numpy as np
+
+from data_gen import bouncing_balls
+from eval import predict, tables
+from eval.predictions import Predictions
+from sqair import safetensors_folder
+from sqair.checkpoints import checkpoint_fingerprint, load_run, save_safetensors
+
+DATA = bouncing_balls.BouncingBalls(n_frames=10, training=0, validation=0, test=32, seed=2026)
+RECORDED = ("iwae", "vae", "kl", "data_ll_inferred", "relational_ll_inferred", "data_ll_predicted",
+            "relational_ll_predicted", "count_accuracy")
+SHOWN = ("data_ll_predicted", "relational_ll_predicted", "data_ll_inferred", "iwae", "count_accuracy", "ari")
+# Other kernels round differently: with oneDNN's and without, figures of the first model were 0.0001 apart at most.
+TOLERANCE = 0.005
+
+
+def _means(figures: dict[str, Any], names: tuple[str, ...]) -> dict[str, Optional[float]]:
+    """Means over the samples of figures of `tables.evaluate`; None where one is not defined."""
+    found = {name: figures["metrics"][name] for name in names if name in figures["metrics"]}
+    return {name: None if None in values else float(np.mean(values)) for name, values in found.items()}
+
+
+def compute(path: str, which: str = "best") -> dict[str, Any]:
+    """The figures that are recorded of a model.
+
+    Args:
+      path, which: see `sqair.checkpoints.find_checkpoint`.
+
+    Returns:
+      data_check: a number that tells whether the data are the same; figures: name of `RECORDED` -> mean over two
+      samples of 32 sequences of 10 frames, of which the last is predicted; nats per frame.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = pathlib.Path(folder, "balls.h5"), pathlib.Path(folder, "predictions.h5")
+        bouncing_balls.write(DATA, data)
+        predict.write(predict.Arguments(run=path, checkpoint=which, data=str(data), out=out, n_samples=2))
+        with Predictions(out) as predictions:
+            found = tables.evaluate(predictions)
+    return {"data_check": found["data_check"], "figures": _means(found, RECORDED)}
+
+
+def table_rows(paths: tuple[pathlib.Path, ...], source: str) -> list[dict[str, Any]]:
+    """What files of eval.tables say of a checkpoint.
+
+    Args:
+      paths: its metrics/*.json, or folders of them; those of other runs are passed over.
+      source: the checkpoint.
+
+    Returns:
+      For each data set: data_set, n_sequences, n_samples, figures (means over the samples, see `SHOWN`).
+
+    Raises:
+      UserError: a file is none of eval.tables, or all are of other checkpoints.
+    """
+    rows, wanted = [], checkpoint_fingerprint(source)
+    for path in [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]:
+        figures = read_json(path, "expected one of metrics/*.json that eval.tables writes")
+        try:
+            tables.check_figures(figures)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a file of eval.tables ({error!r}); expected one of metrics/*.json") from None
+        if figures.get("checkpoint_fingerprint") == wanted:
+            rows.append({"data_set": figures["data_set"], "n_sequences": figures["comparable"]["n_sequences"],
+                         "n_samples": figures["comparable"]["n_samples"], "figures": _means(figures, SHOWN)})
+    if paths and not rows:
+        raise UserError(f"--metrics: no figures of {source} among them; make them with eval.predict and eval.tables")
+    return rows
+
+
+def check(folder: pathlib.Path) -> list[str]:
+    """Computes again what a model's card records.
+
+    Args:
+      folder: of the model.
+
+    Returns:
+      A line for each figure that is another by more than rounding.
+
+    Raises:
+      UserError: nothing is recorded.
+    """
+    card = folder / safetensors_folder.FACTS
+    told = read_json(card, "eval.models add writes it")
+    recorded = told.get("check") if isinstance(told, dict) else None
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("figures"), dict):
+        raise UserError(f"{card}: no figures to check in it; make the model with eval.models add")
+    found = compute(str(folder))
+    if found["data_check"] != recorded.get("data_check"):
+        return ["the data are others: this program or NumPy draws other balls"]
+    if found["figures"].keys() != recorded["figures"].keys():
+        return [f"figures are {', '.join(found['figures'])}, recorded are {', '.join(recorded['figures'])}"]
+    wrong = []
+    for name, value in found["figures"].items():
+        expected = recorded["figures"][name]
+        if value != expected and (None in (value, expected) or not abs(value - expected) <= TOLERANCE):
+            wrong.append(f"{name} is {value}, recorded is {expected}")
+    return wrong
+
+
+def add(settings: AddModel) -> list[str]:
+    """Makes a model of a run; see `AddModel`. Returns lines that say what was written."""
+    loaded = load_run(settings.run, settings.which)
+    rows = table_rows(settings.metrics, loaded.source)
+    figures = {"check": compute(settings.run, settings.which)} | ({"table": rows} if rows else {})
+    return save_safetensors(loaded, settings.out, settings.overwrite, figures)
+
+
+def main() -> int:
+    settings = read_models()
+    if isinstance(settings, AddModel):
+        print(*add(settings), sep="\n")
+        return 0
+    code = 0
+    for folder in settings.folders:
+        wrong = check(folder)
+        print(f"{folder}: {'; '.join(wrong) or 'as recorded'}", file=sys.stderr if wrong else sys.stdout)
+        code |= bool(wrong)
+    return code
