@@ -64,6 +64,8 @@ class Decoder(snt.Module):
     output_std.
     """
 
+    UNROLLED = 10   # frames at most of which each has its own part of the graph
+
     def __init__(self, image_shape: Sequence[int], glimpse_shape: Sequence[int], n_what: int, n_hidden: int,
                  output_scale: float, output_std: float, mean_image: bool, name=None):
         """Args: image_shape (H, W, C); glimpse_shape (h, w, C); D; R; starting scale; deviation; mean image or not."""
@@ -78,9 +80,13 @@ class Decoder(snt.Module):
     def __call__(self, what: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> Decoded:
         """Args: what [T, P, N, D], where [T, P, N, 4], presence [T, P, N]."""
         glimpse = self.mlp(what) * self.output_scale
-        # Frame by frame, so that the weights of a paste stay in the cache.
-        frames = zip(*(tf.unstack(x) for x in (glimpse, where, presence)))
-        return Decoded(tf.stack([self._draw(*frame) for frame in frames]), glimpse)
+        # Frame by frame, so that the weights of a paste stay in the cache; many frames in a loop of the graph.
+        inputs = (glimpse, where, presence)
+        if glimpse.shape[0] <= self.UNROLLED or tf.executing_eagerly():
+            canvas = tf.stack([self._draw(*frame) for frame in zip(*map(tf.unstack, inputs))])
+        else:
+            canvas = tf.map_fn(lambda frame: self._draw(*frame), inputs, fn_output_signature=tf.float32)
+        return Decoded(canvas, glimpse)
 
     def _draw(self, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> tf.Tensor:
         """The canvases [P, H, C*W] of one frame."""

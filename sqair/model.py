@@ -13,7 +13,7 @@ from sqair.discover import LogProbs, number_of_steps
 from sqair.distribution import prepare_gpus
 from sqair.glimpses import Decoder
 from sqair.sequence import SequentialAIR
-from sqair.timestep import Frame, pick
+from sqair.timestep import Frame, State, pick
 
 
 class FrameLogProbs(NamedTuple):
@@ -32,6 +32,7 @@ class Forward(NamedTuple):
     canvas: [T, P, H, C*W] rows; glimpse: [T, P, N, h*w*C].
     q_discovery, p_discovery, q_propagation, p_propagation: `LogProbs`, [T, P].
     data_ll, log_q, log_p, log_weights_per_frame, discrete_log_prob, mse: [T, P]. log_weights: [B, K].
+    state: what is carried to the frame after the last (`State`).
     """
 
     frame: Frame
@@ -49,6 +50,7 @@ class Forward(NamedTuple):
     discrete_log_prob: tf.Tensor
     mse: tf.Tensor
     log_weights: tf.Tensor
+    state: Optional[State]
 
     @property
     def presence(self) -> tf.Tensor:
@@ -93,13 +95,14 @@ class SQAIR(snt.Module):
                                config.n_what, config.n_hidden, config.output_scale, config.output_std,
                                config.mean_image, name="decoder")
 
-    def draw_noise(self, seed, n_frames: int, batch_size: int) -> noise_lib.Noise:
+    def draw_noise(self, seed, n_frames: int, batch_size: int, first: int = 0) -> noise_lib.Noise:
         """The noise of one forward pass, see `sqair.noise.draw`."""
         config = self.config
-        return noise_lib.draw(seed, n_frames, config.n_steps_per_image, batch_size * config.k_particles, config.n_what)
+        return noise_lib.draw(seed, n_frames, config.n_steps_per_image, batch_size * config.k_particles, config.n_what,
+                              first)
 
     def __call__(self, obs: tf.Tensor, noise: noise_lib.Noise, generate_after: Optional[int] = None,
-                 propagate_first: bool = False) -> Forward:
+                 propagate_first: bool = False, state: Optional[State] = None, first: int = 0) -> Forward:
         """One forward pass.
 
         Args:
@@ -108,9 +111,11 @@ class SQAIR(snt.Module):
           generate_after: frames with an index above it are predicted: propagated objects are sampled from the prior
             and nothing is discovered. Their log q is their log p, so that they weigh by their likelihood alone.
           propagate_first: also fill in the absent slots of propagation at the first frame, as the original does.
+          state: `Forward.state` of the frames before these, to go on with a sequence in parts; None: there are none.
+          first: the index of the first of these frames in the sequence.
 
         Returns:
-          `Forward`. Observations and noise are data: no gradient flows to them.
+          `Forward` of these frames. Observations and noise are data: no gradient flows to them.
 
         Raises:
           ValueError: obs is not of the configured image size.
@@ -123,22 +128,23 @@ class SQAIR(snt.Module):
                              f"{expected}: set --image_shape to match the data, or crop the data.")
         if generate_after is None and self.config.sample_from_prior and self.config.generate_after > 0:
             generate_after = self.config.generate_after
-        frame = self.sequence(obs, noise, generate_after, propagate_first)
-        inferred = obs.shape[0] if generate_after is None else generate_after + 1
-        return self.weigh(obs, frame, self.log_probs(frame), inferred)
+        frame, state = self.sequence(obs, noise, generate_after, propagate_first, state, first)
+        inferred = obs.shape[0] if generate_after is None else max(generate_after + 1 - first, 0)
+        return self.weigh(obs, frame, self.log_probs(frame, first), inferred, state)
 
-    def log_probs(self, frame: Frame) -> FrameLogProbs:
-        """Log-probabilities of all frames, [T, P, ...], of what was found and propagated in them."""
+    def log_probs(self, frame: Frame, first: int = 0) -> FrameLogProbs:
+        """Log-probabilities of all frames, [T, P, ...], of what was found and propagated in them; first: see above."""
         discovered, propagated, present = frame.discovered, frame.propagated, frame.presence_prev
         discover, propagate = self.sequence.timestep.discover, self.sequence.timestep.propagate
-        later = tf.cast(tf.range(present.shape[0]) > 0, tf.float32)[:, None, None]
+        later = tf.cast(tf.range(first, first + present.shape[0]) > 0, tf.float32)[:, None, None]
         return FrameLogProbs(
             q_discovery=discover.posterior_log_probs(discovered),
             p_discovery=discover.prior_log_probs(discovered, frame.conditioning, frame.expected, later),
             q_propagation=propagate.posterior_log_probs(propagated, present),
             p_propagation=propagate.prior_log_probs(propagated, frame.prior, present))
 
-    def weigh(self, obs: tf.Tensor, frame: Frame, probs: FrameLogProbs, inferred: int) -> Forward:
+    def weigh(self, obs: tf.Tensor, frame: Frame, probs: FrameLogProbs, inferred: int,
+              state: Optional[State] = None) -> Forward:
         """Decodes the frames and weighs the particles.
 
         Args:
@@ -146,6 +152,7 @@ class SQAIR(snt.Module):
           frame: [T, P, ...].
           probs: its log-probabilities.
           inferred: those of this many frames count; later ones weigh by their likelihood alone.
+          state: after the last frame, if it is of interest.
 
         Returns:
           `Forward`.
@@ -177,7 +184,7 @@ class SQAIR(snt.Module):
             **probs._asdict(),
             data_ll=data_ll, log_q=log_q, log_p=log_p, log_weights_per_frame=log_weights_per_frame,
             discrete_log_prob=discrete, mse=squares / pixels,
-            log_weights=tf.reshape(tf.reduce_sum(log_weights_per_frame, 0), [batch, k]))
+            log_weights=tf.reshape(tf.reduce_sum(log_weights_per_frame, 0), [batch, k]), state=state)
 
     def loss(self, forward: Forward, target: str = "vimco", l2: float = 0.0) -> tf.Tensor:
         """The quantity to minimise: the target divided by T, plus weight decay.

@@ -4,9 +4,11 @@ The model is a deterministic function of (observations, noise). That is what let
 replayed, a killed run be resumed bit for bit, and eager, graph and XLA execution be compared.
 """
 
-from typing import NamedTuple
+import math
+from typing import NamedTuple, Sequence
 
 import tensorflow as tf
+from tensorflow.python.ops import random_ops_util
 
 
 class PhaseNoise(NamedTuple):
@@ -27,7 +29,10 @@ class Noise(NamedTuple):
     discovery: PhaseNoise
 
 
-def draw(seed, n_frames: int, n_slots: int, n_particles: int, n_what: int) -> Noise:
+_PER_COUNT = 4      # numbers that Philox makes of each count: its normals come in pairs of pairs
+
+
+def draw(seed, n_frames: int, n_slots: int, n_particles: int, n_what: int, first: int = 0) -> Noise:
     """Draws the noise of one forward pass with stateless Philox, the same on every device and in every mode but XLA.
 
     Call it outside of XLA-compiled functions: there the generator's normals are rounded differently.
@@ -35,15 +40,29 @@ def draw(seed, n_frames: int, n_slots: int, n_particles: int, n_what: int) -> No
     Args:
       seed: two integers, int32 [2]; (run seed, step) in training.
       n_frames, n_slots, n_particles, n_what: T, N, P and D.
+      first: the first of these frames: the noise is that of frames first to first + T - 1 of a longer draw.
 
     Returns:
       `Noise`, float32.
     """
     shape = [n_frames, n_slots, n_particles]
     seed = tf.cast(seed, tf.int32)
-    philox = tf.random.Algorithm.PHILOX
-    normal = tf.random.stateless_normal(shape + [2 * (4 + n_what)], seed, alg=philox)
-    uniform = tf.random.stateless_uniform(shape + [2], tf.bitwise.invert(seed), alg=philox)
+    normal = _part(tf.raw_ops.StatelessRandomNormalV2, shape + [2 * (4 + n_what)], seed, first)
+    uniform = _part(tf.raw_ops.StatelessRandomUniformV2, shape + [2], tf.bitwise.invert(seed), first)
     prop_where, prop_what, disc_where, disc_what = tf.split(normal, [4, n_what, 4, n_what], -1)
     return Noise(PhaseNoise(prop_where, prop_what, uniform[..., :1]),
                  PhaseNoise(disc_where, disc_what, uniform[..., 1:]))
+
+
+def _part(draw_numbers, shape: Sequence[int], seed: tf.Tensor, first: int) -> tf.Tensor:
+    """The rows from `first` on of what `tf.random.stateless_normal` or `_uniform` draws for more rows: [T, ...].
+
+    Philox counts, and so starts anywhere.
+    """
+    key, counter, algorithm = random_ops_util.get_key_counter_alg(seed, tf.random.Algorithm.PHILOX)
+    if not first:
+        return draw_numbers(shape=shape, key=key, counter=counter, alg=algorithm)
+    counts, surplus = divmod(first * math.prod(shape[1:]), _PER_COUNT)
+    numbers = draw_numbers(shape=[surplus + math.prod(shape)], key=key,
+                           counter=counter + tf.constant([counts, 0], tf.uint64), alg=algorithm)
+    return tf.reshape(numbers[surplus:], shape)

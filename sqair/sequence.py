@@ -1,13 +1,14 @@
 """All frames of a batch of sequences (the original's SequentialAIR)."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import sonnet as snt
 import tensorflow as tf
 
 from sqair import spatial_transformer
 from sqair.discover import unstack
-from sqair.timestep import Frame, SQAIRTimestep, stop_choices
+from sqair.glimpses import Decoder
+from sqair.timestep import Frame, SQAIRTimestep, State, stop_choices
 
 
 class SequentialAIR(snt.Module):
@@ -15,8 +16,10 @@ class SequentialAIR(snt.Module):
 
     The timestep is a compiled function of its own, once for a first, an inferred and a predicted frame: a graph of
     ten frames then takes no longer to make or to compile than one of three, and a longer sequence compiles nothing
-    anew.
+    anew. More than `UNROLLED` frames go through a loop in the graph, whose size they do not change.
     """
+
+    UNROLLED = Decoder.UNROLLED
 
     def __init__(self, config, xla: bool = False, all_slots: bool = False, name=None):
         """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots too, as with xla."""
@@ -28,8 +31,13 @@ class SequentialAIR(snt.Module):
         self._step = tf.function(lambda *args, **kinds: self.timestep(*args, **kinds), jit_compile=xla or None,
                                  autograph=False)
 
-    def __call__(self, obs: tf.Tensor, noise, generate_after: Optional[int] = None,
-                 propagate_first: bool = False) -> Frame:
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a frame has been computed before."""
+        return self._step.experimental_get_tracing_count() > 0
+
+    def __call__(self, obs: tf.Tensor, noise, generate_after: Optional[int] = None, propagate_first: bool = False,
+                 state: Optional[State] = None, first: int = 0) -> Tuple[Frame, State]:
         """Infers all frames.
 
         Args:
@@ -37,9 +45,11 @@ class SequentialAIR(snt.Module):
           noise: `Noise`, [T, N, P, d].
           generate_after: frames with an index above it are sampled from the prior; None: none is.
           propagate_first: run propagation at the first frame too; it changes the stored values of absent slots only.
+          state: what the frames before have left; None: there are none.
+          first: the index of the first of these frames.
 
         Returns:
-          `Frame`, every field with a leading axis T.
+          `Frame`, every field with a leading axis T, and the `State` after the last frame.
         """
         n_frames, batch = obs.shape[0], obs.shape[1]
         discover = self.timestep.discover
@@ -47,11 +57,52 @@ class SequentialAIR(snt.Module):
         codes = tf.repeat(discover.core.rnn.inputs(frame=codes), self.n_particles, 1)     # [T, P, R]
         columns = spatial_transformer.image_to_columns(obs, self.channels)                # [T, B, ...]
 
-        state = self.timestep.initial_state(codes.shape[1])
-        frames = []
-        for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise))):
-            state, frame = self._step(state, code, image, frame_noise, propagate=t > 0 or propagate_first,
-                                      generate=generate_after is not None and t > generate_after,
-                                      all_slots=self.all_slots or propagate_first)
-            frames.append(frame)
-        return stop_choices(tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames))
+        def kinds(t):       # what the timestep is told
+            t += first
+            return dict(propagate=t > 0 or propagate_first, generate=generate_after is not None and t > generate_after,
+                        all_slots=self.all_slots or propagate_first)
+
+        if state is None:
+            state = self.timestep.initial_state(codes.shape[1])
+        inputs = codes, columns, noise
+        if n_frames <= self.UNROLLED or tf.executing_eagerly():
+            frames = []
+            for t, frame_inputs in enumerate(unstack(inputs)):
+                state, frame = self._step(state, *frame_inputs, **kinds(t))
+                frames.append(frame)
+            return stop_choices(tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)), state
+        parts, start = [], 0
+        while start < n_frames:
+            end = next((t for t in range(start, n_frames) if kinds(t) != kinds(start)), n_frames)
+            state, part = self._loop(state, tf.nest.map_structure(lambda x: x[start:end], inputs), kinds(start))
+            parts.append(part)
+            start = end
+        return stop_choices(tf.nest.map_structure(lambda *xs: tf.concat(xs, 0), *parts)), state
+
+    def _loop(self, state: State, inputs, kinds: dict) -> Tuple[State, Frame]:
+        """Frames of one kind, those after the first in a loop of the graph, which takes as long to make for many.
+
+        Args: state: before them. inputs: (codes, columns, noise), [T, ...]. kinds: what the timestep is told.
+        Returns: the state after them, and the `Frame`, [T, ...].
+        """
+        codes, *data = inputs
+        n_frames = codes.shape[0]
+        # Read from an array, a frame's derivative is the frame's; of a slice it would be of all frames.
+        codes = tf.TensorArray(codes.dtype, n_frames, element_shape=codes.shape[1:]).unstack(codes)
+        data = tf.nest.map_structure(tf.stop_gradient, data)
+
+        def step(t, state):
+            return self._step(state, codes.read(t), *tf.nest.map_structure(lambda x: x[t], data), **kinds)
+
+        def body(t, state, arrays):
+            state, frame = step(t, state)
+            return t + 1, state, tf.nest.map_structure(lambda array, x: array.write(t, x), arrays, frame)
+
+        state, frame = step(0, state)
+        if n_frames == 1:
+            return state, tf.nest.map_structure(lambda x: x[None], frame)
+        arrays = tf.nest.map_structure(
+            lambda x: tf.TensorArray(x.dtype, n_frames, element_shape=x.shape).write(0, x), frame)
+        _, state, arrays = tf.while_loop(lambda t, *_: t < n_frames, body, (tf.constant(1), state, arrays),
+                                         maximum_iterations=n_frames - 1)
+        return state, tf.nest.map_structure(lambda array: array.stack(), arrays)

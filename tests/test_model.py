@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from sqair import checkpoints, original, targets
 from sqair.config import PRESETS, ModelConfig
-from sqair.model import SQAIR, report, resample
+from sqair.model import SQAIR, Forward, report, resample
 from sqair.spatial_transformer import rows_to_image
 from tests.model_helpers import busy_model, draw, eagerly, loss_and_gradients, make_inputs, small_config
 from tests.reference.numpy_sqair import NumpySQAIR
@@ -217,6 +217,63 @@ def test_leaving_out_absent_slots_changes_no_number(kind, relation, request):
             assert np.all(ours[0].frame.discovered.where[1:, :, 1:].numpy()[absent] == 0)
             assert np.all(expected[0].frame.discovered.where[1:, :, 1:].numpy()[absent] != 0)
     assert found[0] == 0 < found[1] < 1 == found[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("relation, all_slots", [("none", True), ("rmc_slots", False)])
+def test_a_loop_in_the_graph_computes_what_unrolled_frames_do(relation, all_slots, request):
+    tf.config.run_functions_eagerly(False)
+    request.addfinalizer(lambda: tf.config.run_functions_eagerly(True))
+    model = busy_model(relation=relation)
+    model.sequence.all_slots = all_slots
+    inputs = make_inputs(model, n_frames=5)
+
+    def results(unrolled):
+        model.sequence.UNROLLED = model.decoder.UNROLLED = unrolled
+        return tf.function(lambda obs, noise: loss_and_gradients(model, obs, noise, generate_after=2),
+                           autograph=False)(*inputs)
+
+    expected, ours = results(5), results(4)
+    for name, x, y in zip(Forward._fields, expected[0], ours[0]):
+        for a, b in zip(tf.nest.flatten(x), tf.nest.flatten(y)):
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(ours[1], expected[1], rtol=1e-6)
+    assert 0 < np.mean(expected[0].presence) < 1
+    for name, gradient in expected[2].items():
+        np.testing.assert_allclose(ours[2][name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max() + 1e-6,
+                                   err_msg=name)
+
+
+@pytest.mark.slow
+def test_long_sequences_make_no_larger_graphs(request):
+    tf.config.run_functions_eagerly(False)
+    request.addfinalizer(lambda: tf.config.run_functions_eagerly(True))
+    model = busy_model()
+
+    def operations(n_frames):
+        step = tf.function(lambda obs, noise: loss_and_gradients(model, obs, noise), autograph=False)
+        graph = step.get_concrete_function(*make_inputs(model, n_frames)).graph
+        return len(graph.get_operations()) + sum(len(f.node_def) for f in graph.as_graph_def().library.function)
+
+    ten, eleven, more = operations(10), operations(11), operations(40)
+    assert more < 1.01 * eleven < 1.5 * ten
+
+
+@pytest.mark.parametrize("relation", ["none", "rmc_slots"])
+def test_parts_of_a_sequence_one_after_another_are_the_sequence(relation):
+    model = busy_model(relation=relation)
+    obs, noise = make_inputs(model, n_frames=5)
+    whole = model(obs, noise, generate_after=2)
+    state = None
+    for first, last in ((0, 2), (2, 4), (4, 5)):
+        part = model(obs[first:last], model.draw_noise([0, 1], last - first, 2, first), generate_after=2, state=state,
+                     first=first)
+        state = part.state
+        for name in set(Forward._fields) - {"log_weights", "state"}:
+            for ours, expected in zip(tf.nest.flatten(getattr(part, name)), tf.nest.flatten(getattr(whole, name))):
+                np.testing.assert_allclose(ours, expected[first:last], rtol=1e-5, atol=1e-5, err_msg=name)
+    for ours, expected in zip(tf.nest.flatten(state), tf.nest.flatten(whole.state)):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module", params=["none", "rmc_slots"])

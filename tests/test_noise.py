@@ -50,6 +50,25 @@ def test_graph_draws_the_same():
         np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 2), (3, 7, 5), (2, 5, 50)])
+def test_a_part_of_a_draw_is_that_part_of_the_whole(sizes):
+    whole = arrays([7, 8], 9, *sizes)
+    for first, n_frames in ((0, 4), (1, 3), (4, 4), (8, 1)):
+        part = [x.numpy() for x in tf.nest.flatten(noise.draw([7, 8], n_frames, *sizes, first=first))]
+        for ours, expected in zip(part, whole):
+            np.testing.assert_array_equal(ours, expected[first:first + n_frames])
+
+
+def test_numbers_are_those_of_tensorflows_own_functions():
+    drawn = noise.draw([7, 8], 3, 2, 5, 4)
+    seed, options = tf.constant([7, 8]), dict(alg=tf.random.Algorithm.PHILOX)
+    np.testing.assert_array_equal(
+        tf.concat([drawn.propagation.where, drawn.propagation.what, drawn.discovery.where, drawn.discovery.what], -1),
+        tf.random.stateless_normal([3, 2, 5, 16], seed, **options))
+    np.testing.assert_array_equal(tf.concat([drawn.propagation.presence, drawn.discovery.presence], -1),
+                                  tf.random.stateless_uniform([3, 2, 5, 2], ~seed, **options))
+
+
 @pytest.mark.parametrize("step", [0, 2 ** 31 - 1])
 def test_any_step_of_a_run_may_be_drawn(step):
     assert all(np.all(np.isfinite(x)) for x in arrays([2 ** 31 - 1, step], 1, 1, 1, 1))
