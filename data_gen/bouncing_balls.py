@@ -3,16 +3,16 @@
 The physics, the drawing and the layout are R-NEM's (docs/spec/data.md); see `physics`, `rendering` and `hdf5`.
 """
 
-import argparse
 import os
 import pathlib
+import sys
 
 import attrs
 import numpy as np
 import tyro
 
 from data_gen import hdf5, physics, rendering
-from data_gen.command_line import UserError, parse, run, within
+from data_gen.command_line import UserError, parse, run, take_preset, within
 
 IMAGE_SIZE = 64
 
@@ -116,7 +116,8 @@ def write(settings: BouncingBalls, path: str | os.PathLike, compression: int = 1
       UserError: the balls do not fit into the box, or every split is empty.
     """
     hdf5.generate(path, settings, compression,
-                  lambda split, n_sequences, rng: make_block(settings, n_sequences, rng), box=settings.box)
+                  lambda split, n_sequences, rng: make_block(settings, n_sequences, rng), box=settings.box,
+                  objects="discs")
 
 
 @attrs.frozen(kw_only=True)
@@ -133,12 +134,9 @@ class CommandLine:
 
 
 def main() -> None:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="balls4mass64")
-    preset = first.parse_known_args()[0].preset
-    if preset not in PRESETS:
-        raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
-    options = parse(CommandLine, "data_gen.bouncing_balls",
+    arguments = sys.argv[1:]
+    preset = take_preset(arguments, PRESETS) or "balls4mass64"
+    options = parse(CommandLine, "data_gen.bouncing_balls", arguments,
                     default=CommandLine(out=tyro.MISSING, settings=PRESETS[preset], preset=preset))
     write(options.settings, options.out, options.compression)
     print(f"wrote {options.out} ({os.path.getsize(options.out) / 1e6:.1f} MB)")

@@ -232,6 +232,32 @@ def parse(kind: Any, module: str, arguments: Sequence[str] | None = None, may_be
                     use_underscores=True, **options)
 
 
+def take(arguments: list[str], name: str) -> str | None:
+    """Removes an option with its value, wherever it stands: one that sets the defaults of others is read before them.
+
+    Args:
+      arguments: of a command line.
+      name: of the option, without dashes.
+
+    Returns:
+      The value, None if the option is not there.
+    """
+    for i in reversed(range(len(arguments))):
+        option, equals, value = arguments[i].partition("=")
+        if option.replace("-", "_") == f"__{name}" and (equals or i + 1 < len(arguments)):
+            del arguments[i]
+            return value if equals else arguments.pop(i)
+    return None
+
+
+def take_preset(arguments: list[str], presets: Collection[str]) -> str | None:
+    """`take` of --preset, which must name one of the presets. Raises: UserError: there is no such preset."""
+    preset = take(arguments, "preset")
+    if preset is not None and preset not in presets:
+        raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(presets)}")
+    return preset
+
+
 def _booleans(kind: Any) -> set[str]:
     """The names of all boolean fields of a class and of the classes of its fields."""
     if get_origin(kind) is not None:

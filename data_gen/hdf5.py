@@ -5,7 +5,8 @@ always there. Other programs' files in this layout (R-NEM's) are read too: their
 float, stored in chunks or not, and members that are not listed here are left alone.
 
 Attributes of the file: `white`, the value of a fully lit pixel where features are integers, 1 or 255; `box`, the side
-of the box of positions and velocities. Without `white` all integer features of the file are read to tell which it is.
+of the box of positions and velocities; `objects`, which members tell where objects are, a key of `OBJECTS`. Without
+`white` all integer features of the file are read to tell which it is.
 """
 
 import collections
@@ -54,6 +55,13 @@ MEMBERS = {
     "nums": Member("1SK", "flag"),            # moving MNIST: number of digits, unary
     "coords": Member("TSN4", "real"),         # moving MNIST: box of each digit, (y, x, height, width), pixels
 }
+
+# What `objects`, an attribute of the file, says: where its objects are, and the members that tell it.
+OBJECTS = {
+    "discs": ("positions", "groups"),     # around their centres; `radii` or else their area gives their size
+    "boxes": ("coords",),
+}
+_DISCS_SIDE = 64      # of frames in R-NEM's files and in ours from before there was `objects`
 
 # Lowest and highest value, whether it must be whole, and the type that `Split.read` returns.
 KINDS = {
@@ -295,7 +303,7 @@ def _generated_blocks(make_block: Callable[[str, int, np.random.Generator], Mapp
 
 def generate(path: str | os.PathLike, settings: Any, level: int,
              make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]],
-             white: int = 1, **attributes: Any) -> None:
+             white: int = 1, objects: str | None = None, **attributes: Any) -> None:
     """Generates a data set in blocks of `BLOCK` sequences; the file appears only when it is whole.
 
     The same settings give the same data, however many threads there are.
@@ -306,6 +314,7 @@ def generate(path: str | os.PathLike, settings: Any, level: int,
       level: of gzip compression, 0..9.
       make_block: (split, number of sequences, source of randomness) -> member name -> array.
       white: value of a fully lit pixel of features, 1 or 255; an attribute of the file.
+      objects: a key of `OBJECTS`, an attribute of the file; None if the data do not tell where objects are.
       **attributes: further attributes of the file.
 
     Raises:
@@ -316,6 +325,8 @@ def generate(path: str | os.PathLike, settings: Any, level: int,
         raise UserError("--training, --validation and --test are all 0; ask for at least one sequence")
     with new_file(path) as file:
         file.attrs.update(settings=json.dumps(attrs.asdict(settings)), white=white, **attributes)
+        if objects:
+            file.attrs["objects"] = np.bytes_(objects)
         for split, n_sequences in sizes.items():
             blocks = _generated_blocks(make_block, split, n_sequences, settings.seed, level)
             with contextlib.closing(blocks), progress(n_sequences, split) as advance:
@@ -334,6 +345,7 @@ class Split:
     box: float                              # side of the box of `positions` and `velocities`
     white: int                              # value of a fully lit pixel in `read()["features"]`: 1 or 255
     stated: bool                            # whether the file says so itself
+    objects: str                            # a key of `OBJECTS`, "" if nothing is known of where objects are
     block: int                              # sequences that are stored, and so best read, together
     members: Mapping[str, h5py.Dataset]
     _file: h5py.File = attrs.field(alias="file")
@@ -539,8 +551,8 @@ def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str],
                 max(_BLOCK_BYTES // math.prod(sizes[axis] for axis in "THWC"), 1))
     opened = Split(path=path, name=split, n_sequences=sizes["S"], n_frames=sizes["T"],
                    image_shape=(sizes["H"], sizes["W"], sizes["C"]), box=_box(file, path),
-                   white=_white(file, path, features), stated="white" in file.attrs, block=block, members=data,
-                   file=file)
+                   white=_white(file, path, features), stated="white" in file.attrs,
+                   objects=_objects(file, path, group, sizes), block=block, members=data, file=file)
     return opened
 
 
@@ -661,6 +673,32 @@ def _number(file: h5py.File, path: str, name: str, expected: str, low: float, hi
 def _box(file: h5py.File, path: str) -> float:
     box = _number(file, path, "box", "the side of the box, a positive number", 1e-3, 1e6)
     return DEFAULT_BOX if box is None else float(box)
+
+
+def text_attribute(file: h5py.File, name: str) -> str:
+    """The text of an attribute that was written as bytes of fixed length, "" if there is none.
+
+    Others stay unread: HDF5 may never come back from them.
+    """
+    if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S" or file.attrs.get_id(name).shape:
+        return ""
+    return bytes(file.attrs[name]).decode()
+
+
+def _objects(file: h5py.File, path: str, group: h5py.Group, sizes: Mapping[str, int]) -> str:
+    """Which members of a split tell where objects are, a key of `OBJECTS`; "" if none does.
+
+    A file that does not say it, R-NEM's or an older one of ours, is judged by its members and the size of its frames.
+    """
+    if "objects" not in file.attrs:
+        if all(name in group for name in OBJECTS["discs"]) and sizes["H"] == sizes["W"] == _DISCS_SIDE:
+            return "discs"
+        return "boxes" if "coords" in group else ""
+    stated = text_attribute(file, "objects")
+    if stated not in OBJECTS:
+        raise UserError(f"{path}: attribute objects is {stated or 'no text of fixed length'!r}, expected "
+                        f"{' or '.join(OBJECTS)}, written as np.bytes_")
+    return stated if all(name in group for name in OBJECTS[stated]) else ""
 
 
 def _white(file: h5py.File, path: str, features: h5py.Dataset) -> int:

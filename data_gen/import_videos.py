@@ -570,6 +570,11 @@ class _Importer:
         self.sequences[split] += 1
         self.sources.setdefault(split, set()).add(video.name)
 
+    @property
+    def objects(self) -> str:
+        """Which of the members that were written tell where objects are, a key of `hdf5.OBJECTS`; "" if none does."""
+        return next((kind for kind, names in hdf5.OBJECTS.items() if set(names) <= set(self._members)), "")
+
     def report(self, wanted: Iterable[str]) -> list[str]:
         """Returns lines on what was done.
 
@@ -643,6 +648,8 @@ def convert(options: CommandLine) -> list[str]:
             lines += importer.report(split for split in hdf5.SPLITS if split in wanted)
             if importer.box:
                 file.attrs["box"] = importer.box
+            if importer.objects:
+                file.attrs["objects"] = np.bytes_(importer.objects)
     return lines
 
 

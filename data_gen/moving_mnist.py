@@ -282,13 +282,13 @@ def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compre
     held = {split: hold_out(digits, split) for split in hdf5.SPLITS if getattr(settings, split)}
     hdf5.generate(path, settings, compression,
                   lambda split, n_sequences, rng: make_block(held[split], n_sequences, settings.n_frames, rng),
-                  white=255)
+                  white=255, objects="boxes")
 
 
 def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compression: int = 1) -> None:
     """Converts the release's pickles, for the training, validation and test splits in turn, to one HDF5 file."""
     with hdf5.new_file(path, inputs=pickles) as file:
-        file.attrs["white"] = 255
+        file.attrs["white"], file.attrs["objects"] = 255, np.bytes_("boxes")
         for split, source in zip(hdf5.SPLITS, pickles):
             data = read_release_pickle(source)
             data["features"] = data.pop("imgs")[..., None]

@@ -8,7 +8,7 @@ frames; batch number i is a pure function of these and i. So the whole state of 
 import collections
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -60,6 +60,24 @@ def count_visible(groups: np.ndarray) -> np.ndarray:
     return counts
 
 
+def count_objects(members: Mapping[str, np.ndarray], groups: np.ndarray | None, n_frames: int) -> np.ndarray:
+    """The numbers of objects: those visible where the data tell each pixel's owner, else those of the sequence.
+
+    Args:
+      members: from `hdf5.Split.read`.
+      groups: [T, B, H, W], as far as the model sees them; None if the data have none.
+      n_frames: T.
+
+    Returns:
+      [T, B] int32; -1 where unknown.
+    """
+    if groups is not None:
+        return count_visible(groups)
+    n_sequences = members["features"].shape[1]
+    counts = members["nums"].sum(-1) if "nums" in members else UNKNOWN_COUNT
+    return np.broadcast_to(np.asarray(counts, np.int32), (n_frames, n_sequences))
+
+
 def _windows(n_sequences: int, block: int, seed: int | None, epoch: int, window: int = WINDOW) -> list[np.ndarray]:
     """Returns the order of the sequences in an epoch, in windows of about `window`.
 
@@ -80,7 +98,7 @@ def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | No
     """Reads cropped features [T, B, H, W, C], as stored, and counts [T, B]; block by block, to crop early."""
     height, width, channels = data.image_shape
     rows, columns = crop_slices(height, width, crop)
-    features, counts = None, np.full((n_frames, len(sequences)), UNKNOWN_COUNT, np.int32)
+    features, counts = None, np.empty((n_frames, len(sequences)), np.int32)
     blocks = sequences // data.block
     for block in np.unique(blocks):
         where = np.flatnonzero(blocks == block)
@@ -89,10 +107,8 @@ def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | No
         if features is None:
             features = np.empty((n_frames, len(sequences), *images.shape[2:]), images.dtype)
         features[:, where] = images
-        if "groups" in part:
-            counts[:, where] = count_visible(part["groups"][:, :, rows, columns, 0])
-        elif "nums" in part:
-            counts[:, where] = part["nums"].sum(-1)
+        groups = part["groups"][:, :, rows, columns, 0] if "groups" in part else None
+        counts[:, where] = count_objects(part, groups, n_frames)
     return features, counts
 
 

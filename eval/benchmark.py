@@ -38,6 +38,7 @@ from sqair.checkpoints import fill, load_run
 from sqair.config import PRESETS, Config, ModelConfig
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
+from sqair.timestep import configured_relation
 from sqair.train import compile_eval_step, compile_train_step, use_machine, versions
 
 KIND = begins("a file of eval.benchmark", '{\n "cases":')
@@ -47,22 +48,12 @@ WARM_UP = 12        # steps until a process has its memory; the first ones are g
 
 
 def relation_products(config: ModelConfig) -> Tuple[int, int, int]:
-    """Multiplication-additions of a relational module a particle and frame, its gamma's width G, and gamma's rows.
-
-    With N slots, S = D + 6 numbers an object, E = relation_embedding, M = 40 numbers a row of memory (4 heads of 10):
-
-      in          N S E + 2 N E^2 + N^2 (E^2 + 100 E + 100) + 2 N E S;                      G = S + E, N rows
-      rmc         N S M + (N+1) 5 M^2 + 2 (N+1)^2 M + 2 (N+1) M^2;                          G = N M, one row
-      rmc_slots   N S M + 2 N 5 M^2 + 2 (2N)^2 M + 4 N M^2;                                 G = M, N rows
-    """
-    n, s, e, m = config.n_steps_per_image, config.n_what + 6, config.relation_embedding, 40
-    if config.relation == "in":
-        return n * s * e + 2 * n * e * e + n * n * (e * e + 100 * e + 100) + 2 * n * e * s, s + e, n
-    if config.relation == "rmc":
-        return n * s * m + (n + 1) * 5 * m * m + 2 * (n + 1) ** 2 * m + 2 * (n + 1) * m * m, n * m, 1
-    if config.relation == "rmc_slots":
-        return n * s * m + 2 * n * 5 * m * m + 2 * (2 * n) ** 2 * m + 4 * n * m * m, m, n
-    return 0, 0, 0
+    """Multiplication-additions of a relational module per particle and frame, its gamma's width G, and gamma's rows."""
+    relation = configured_relation(config)
+    if relation is None:
+        return 0, 0, 0
+    slots = config.n_steps_per_image
+    return relation.multiply_adds(slots), relation.gamma_size, 1 if relation.one_gamma else slots
 
 
 def flops(config: ModelConfig, n_frames: int, batch_size: int, n_found: Optional[float] = None) -> float:

@@ -21,7 +21,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
-from eval import metrics
+from eval import geometry, metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
 from sqair import spatial_transformer
@@ -83,9 +83,9 @@ def _likelihoods(model: SQAIR, truth: Truth, objects: Objects) -> dict[str, np.n
     """log p(x | z) of the last frame in nats, [B]: of all pixels, and of those of colliding objects."""
     decoded = model.decoder(*(tf.constant(x, tf.float32)[None] for x in objects[:3]))
     canvas = spatial_transformer.rows_to_image(decoded.canvas, model.config.image_size[2])[0].numpy()
-    pixels = metrics.gaussian_log_likelihood(truth.frames[:, -1], canvas, model.config.output_std)
-    found = {"data_ll": pixels.reshape(len(pixels), -1).sum(-1)}
-    if truth.collisions is not None and pixels.ndim == 3:
+    pixels = metrics.gaussian_log_likelihood(truth.frames[:, -1], canvas, model.config.output_std, canvas.ndim == 4)
+    found = {"data_ll": pixels.sum((-2, -1))}
+    if truth.collisions is not None:
         found["relational_ll"] = metrics.masked_sum(pixels, truth.collisions[:, -1])
     return found
 
@@ -130,7 +130,7 @@ def attended(model: SQAIR, forward: Forward, uniform: tf.Tensor) -> np.ndarray |
         return None
     attention, presence, where = (resample(forward, x, uniform).numpy()
                                   for x in (tf.reduce_mean(attention, 2), presence, forward.latents.where))
-    centre = metrics.centres_from_where(where, model.config.image_size[:2])[:-1]
+    centre = geometry.centres_from_where(where, model.config.image_size[:2])[:-1]
     distance = np.linalg.norm(centre[..., :, None, :] - centre[..., None, :, :], axis=-1)
     pairs = (presence[:-1, :, :, None] * presence[:-1, :, None] > 0) & ~np.eye(presence.shape[-1], dtype=bool)
     return np.stack([distance[pairs], attention[1:][pairs]], -1)

@@ -20,12 +20,14 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from data_gen.command_line import begins, check_output, output_path
-from eval.metrics import boxes_from_where
-from eval.tables import MODELS
+from eval.geometry import boxes_from_where
+from relational.registry import INPUT, MEMORY, RELATIONS, find_relation
+from sqair.config import NO_RELATION, model_titles
 
 # Okabe and Ito's colours, told apart by colour-blind people too; the darkest come last, frames are mostly black.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-MODEL_COLOURS = {"sqair": "#0072B2", "rsqair_in": "#E69F00", "rsqair_rmc": "#009E73", "rsqair_rmc_slots": "#CC79A7"}
+# Of models, in the order of `model_titles`: darkest first; vermilion is that of the paper's figures.
+MODEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 GIF_SCALE, GIF_MILLISECONDS = 3, 250
 _NO_OBJECT, _MEMORY, _INPUT = "#FFFFFF", "#BBBBBB", "#000000"
 
@@ -40,7 +42,7 @@ class Scene(NamedTuple):
       presence: [T, N], 0 or 1.
       object_id: [T, N], -1 where the slot is empty.
       first_generated: index of the first frame that was predicted; T if none was.
-      relation: none, in, rmc or rmc_slots.
+      relation: the model's, a value of --relation.
       attention: [T, A, R, R], row by attended row, among the objects of the frame before; None without a relation.
       box: [T, N, 4], what each object draws: top, left, height, width in pixels, NaN where nothing; None: its window.
     """
@@ -51,7 +53,7 @@ class Scene(NamedTuple):
     presence: np.ndarray
     object_id: np.ndarray
     first_generated: int
-    relation: str = "none"
+    relation: str = NO_RELATION
     attention: np.ndarray | None = None
     box: np.ndarray | None = None
 
@@ -59,6 +61,11 @@ class Scene(NamedTuple):
 def colour(object_id: int) -> str:
     """The colour of an object: the same for the same id in every frame; it comes again after 7 ids."""
     return COLOURS[int(object_id) % len(COLOURS)]
+
+
+def model_colour(model: str) -> str:
+    """The colour of a model in all figures; it comes again after 6 models."""
+    return MODEL_COLOURS[list(model_titles()).index(model) % len(MODEL_COLOURS)]
 
 
 def boxes(scene: Scene, t: int) -> list[tuple[int, np.ndarray]]:
@@ -237,7 +244,9 @@ def attention_rows(scene: Scene, t: int) -> list[str]:
     """The colours of the R rows of attention at frame t > 0: of the objects of the frame before, memory or input."""
     objects = [colour(i) if present else _NO_OBJECT
                for i, present in zip(scene.object_id[t - 1], scene.presence[t - 1])]
-    return {"in": objects, "rmc": [_MEMORY] * len(objects) + [_INPUT], "rmc_slots": 2 * objects}[scene.relation]
+    others = {MEMORY: _MEMORY, INPUT: _INPUT}
+    return [others[row] if isinstance(row, str) else objects[row]
+            for row in find_relation(scene.relation).attention_rows(len(objects))]
 
 
 def _draw_attention(sheet: _Sheet, scene: Scene, t: int, x: float, y: float, size: float, vmax: float):
@@ -246,7 +255,8 @@ def _draw_attention(sheet: _Sheet, scene: Scene, t: int, x: float, y: float, siz
     cell = (size - chip) / len(colours)
     weights = scene.attention[t].mean(0)
     absent = np.array([c == _NO_OBJECT for c in colours])
-    nothing = absent[:, None] | absent | (np.eye(len(colours), dtype=bool) & (scene.relation == "in"))
+    itself = np.eye(len(colours), dtype=bool) & (not find_relation(scene.relation).attends_to_itself)
+    nothing = absent[:, None] | absent | itself
     image = sheet.image(np.ma.array(weights, mask=nothing), x + chip, y + chip, size - chip, size - chip,
                         "cividis", vmax)
     for i, edge in enumerate(colours):
@@ -258,11 +268,7 @@ def _draw_attention(sheet: _Sheet, scene: Scene, t: int, x: float, y: float, siz
 
 def _attention_caption(scenes: Iterable[Scene]) -> str:
     kinds = {scene.relation for scene in scenes}
-    rows = {"in": "Attention of each object (row) to the others (column), coloured by their ids in the frame before.",
-            "rmc": "Attention, mean over heads, of memory rows (grey) and the input row (black) to each other.",
-            "rmc_slots": "Attention, mean over heads, of each object's memory row (first half) and input row (second "
-                         "half) to those of others, coloured by their ids in the frame before."}
-    return " ".join(text for kind, text in rows.items() if kind in kinds)
+    return " ".join(relation.attention_text for kind, relation in RELATIONS.items() if kind in kinds)
 
 
 def animate(rows: Sequence[Sequence[Scene]]) -> list[Image.Image]:
@@ -381,7 +387,8 @@ def draw_bars(panels: Sequence[Sequence[Panel | None]]) -> Figure:
     Returns:
       A figure.
     """
-    models = [model for model in MODELS if any(panel and model in panel.bars for row in panels for panel in row)]
+    shown = {model for row in panels for panel in row if panel for model in panel.bars}
+    models = [model for model in model_titles() if model in shown]
     figure = Figure(figsize=(max(1.3 * len(models) + 1.2, 3.2) * len(panels[0]), 3.1 * len(panels) + 0.5),
                     layout="constrained")
     grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
@@ -397,12 +404,12 @@ def draw_bars(panels: Sequence[Sequence[Panel | None]]) -> Figure:
 
 def _draw_panel(axes: Axes, panel: Panel, models: Sequence[str]) -> dict:
     """Draws a panel with a place for each of the models; returns what the legend explains."""
-    handles = {}
+    handles, titles = {}, model_titles()
     for model, bar in panel.bars.items():
         i = models.index(model)
         values = np.asarray(bar.values, float)
         spread = values.std(ddof=1) if values.size > 1 else 0.0
-        axes.bar(i, values.mean(), 0.62, color=MODEL_COLOURS[model], alpha=0.75, zorder=1)
+        axes.bar(i, values.mean(), 0.62, color=model_colour(model), alpha=0.75, zorder=1)
         handles["mean ± standard deviation"] = axes.errorbar(i, values.mean(), spread, color="black", capsize=4,
                                                              linewidth=1.3, zorder=4)
         # A column of points for each seed.
@@ -417,7 +424,7 @@ def _draw_panel(axes: Axes, panel: Panel, models: Sequence[str]) -> dict:
         handles["reached by a perfect model"] = axes.axhline(panel.bound, color="#444444", linestyle="--",
                                                              linewidth=1.0)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(models)), [MODELS[model].replace(" (", "\n(") for model in models], fontsize=8)
+    axes.set_xticks(range(len(models)), [titles[model].replace(" (", "\n(") for model in models], fontsize=8)
     axes.set_xlim(-0.6, len(models) - 0.4)
     axes.set_ylabel(panel.label, fontsize=9)
     axes.set_title(panel.title, fontsize=10)
@@ -469,11 +476,11 @@ def draw_curves(title: str, panels: Mapping[str, Mapping[str, Sequence[Curve]]],
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     figure.suptitle(title, fontsize=11)
-    handles = {}
+    handles, titles = {}, model_titles()
     for axes, (label, models) in zip(grid.ravel(), panels.items()):
         axes.margins(y=0.12)
-        for model, curves in sorted(models.items(), key=lambda item: list(MODELS).index(item[0])):
-            name, shade = MODELS[model], MODEL_COLOURS[model]
+        for model, curves in sorted(models.items(), key=lambda item: list(titles).index(item[0])):
+            name, shade = titles[model], model_colour(model)
             many = len(curves) > 1
             label_of = f"{name}, mean and range of {len(curves)} seeds" if many else f"{name}, 1 seed"
             for curve in curves:

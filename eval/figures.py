@@ -23,14 +23,13 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from eval import metrics, predict, tables
+from eval import geometry, predict, tables
 from eval.drawing import (Bar, Curve, Panel, Scene, animate, check_pictures, draw_bars, draw_curves, draw_scenes, save,
                           save_gif)
 from eval.predictions import Predictions
-from eval.tables import MODELS
 from eval.truth import Source
 from sqair import health
-from sqair.config import load_flags
+from sqair.config import NO_RELATION, load_flags, model_name, model_titles
 from sqair.run_folder import read_rows, step_of
 from sqair.train import sequence_length
 
@@ -40,10 +39,6 @@ LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bo
           "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size",
           "seconds_per_step": "seconds a training step", "cpu_seconds_per_step": "seconds of all cores a step",
           "memory_mb": "memory, MB", "open_files": "open files"}
-
-
-def _model_name(relation: str) -> str:
-    return "sqair" if relation == "none" else f"rsqair_{relation}"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -73,7 +68,7 @@ def scenes_from_run(loaded, source: Source, first_generated: int, seed: int, box
     drawn = predict.draw_particle(model, forward, first_generated, uniform)
     drawn = {name: value.numpy() for name, value in drawn._asdict().items()}
     attention = drawn["attention"] if drawn["attention"].ndim == 5 else None
-    box = metrics.boxes_and_centres_from_pixels(drawn["pasted"])[0] if boxes == "drawn" else None
+    box = geometry.boxes_and_centres_from_pixels(drawn["pasted"])[0] if boxes == "drawn" else None
     return [Scene(truth.frames[b], drawn["canvas"][:, b], drawn["where"][:, b], drawn["presence"][:, b],
                   drawn["object_id"][:, b].round().astype(int), first_generated, model.config.relation,
                   None if attention is None else attention[:, b], None if box is None else box[:, b])
@@ -112,7 +107,8 @@ def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames
 def write_sequences(settings: Sequences) -> list[pathlib.Path]:
     """Writes the figure, and the animation if asked; returns the files."""
     animation = settings.out[0].with_suffix(".gif")
-    check_pictures((*settings.out, animation) if settings.gif else settings.out, (*settings.data, *settings.predictions))
+    check_pictures((*settings.out, animation) if settings.gif else settings.out,
+                   (*settings.data, *settings.predictions))
     parts, rows = {}, []
     for title, scenes, columns in _from_predictions(settings) if settings.predictions else _from_run(settings):
         parts[title] = scenes
@@ -130,7 +126,7 @@ def write_sequences(settings: Sequences) -> list[pathlib.Path]:
 
 
 def _check_attention(settings: Sequences, relation: str) -> None:
-    if settings.attention and relation == "none":
+    if settings.attention and relation == NO_RELATION:
         raise UserError("--attention: this model has no relational module, there is no attention to show")
 
 
@@ -139,7 +135,7 @@ def _from_run(settings: Sequences):
     _check_attention(settings, loaded.config.model.relation)
     after = settings.n_frames - 1 if settings.generate_after is None else settings.generate_after
     rollout_after = (settings.n_frames - 1) // 2 if settings.generate_after is None else after
-    name = MODELS[_model_name(loaded.config.model.relation)]
+    name = model_titles()[model_name(loaded.config.model.relation)]
     for path in settings.data:
         with Source(path, settings.split, loaded.model.config.image_size, settings.n_frames,
                     settings.n_sequences) as source:
@@ -157,7 +153,7 @@ def _from_predictions(settings: Sequences):
             scenes = scenes_from_predictions(predictions, settings.n_sequences, settings.n_frames, settings.boxes)
             about = predictions.about
         _check_attention(settings, about.flags["relation"])
-        yield f"{MODELS[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]
+        yield f"{model_titles()[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]
 
 
 def _describe_scenes(parts: dict[str, list[Scene]]) -> str:
@@ -241,7 +237,7 @@ def write_figure4(settings: Figure4) -> list[pathlib.Path]:
             + ", ".join(_spoken(model, bar.values) for model, bar in panel.bars.items())
             for row in panels for panel in row if panel]
     for data in data_sets:
-        said += [f"failed and left out: {MODELS.get(model, model)}, seed {seed} on {data.name}"
+        said += [f"failed and left out: {model_titles()[model]}, seed {seed} on {data.name}"
                  for model, seed, _ in data.failed]
     save(draw_bars(panels), settings.out, "Log-likelihoods of the last, predicted frame",
          f"Bar charts, mean ± standard deviation over seeds and samples. {'; '.join(said)}.")
@@ -250,7 +246,7 @@ def write_figure4(settings: Figure4) -> list[pathlib.Path]:
 
 def _spoken(model: str, values: np.ndarray) -> str:
     spread = f" ± {values.std(ddof=1):.2f}" if values.size > 1 else ""
-    return f"{MODELS[model]} {values.mean():.2f}{spread} ({len(values)} seed{'s' * (len(values) > 1)})"
+    return f"{model_titles()[model]} {values.mean():.2f}{spread} ({len(values)} seed{'s' * (len(values) > 1)})"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -337,7 +333,7 @@ def write_curves(settings: Curves) -> list[pathlib.Path]:
     quantities = settings.quantities or (_MACHINE if settings.of == "machine" else _LEARNING)
     for folder in settings.runs:
         config, _ = load_flags(folder / "flags.json")
-        model = _model_name(config.model.relation)
+        model = model_name(config.model.relation)
         trained.append(config.train)
         for name, curve in read_curves(folder, settings.of, quantities).items():
             panels.setdefault(LABELS.get(name, name), {}).setdefault(model, []).append(curve)
@@ -357,7 +353,7 @@ def write_curves(settings: Curves) -> list[pathlib.Path]:
         original = {LABELS.get(name, name): curve for name, curve in found.items()}
     said = []
     for label, models in panels.items():
-        ends = ", ".join(f"{MODELS[model]} {np.mean([c.values[-1] for c in curves]):.3g}"
+        ends = ", ".join(f"{model_titles()[model]} {np.mean([c.values[-1] for c in curves]):.3g}"
                          for model, curves in models.items())
         said.append(f"{label}: at the end {ends}")
     title = f"Learning curves: {_SHOWN[settings.of]}"

@@ -65,12 +65,13 @@ def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, c
     Returns:
       [T, B, K], nats a frame.
     """
-    channels, std = model.config.image_size[2], model.config.output_std
-    rows = spatial_transformer.image_to_rows(obs, channels).numpy()[:, :, None]           # [T, B, 1, H, C*W]
-    mask = np.tile(collisions, channels)[:, :, None]
-    canvas = canvas.numpy().reshape([*rows.shape[:2], -1, *rows.shape[3:]])               # [T, B, K, H, C*W]
-    # A frame at a time: the particles' pixels in float64 are many.
-    return np.stack([metrics.relational_log_likelihood(*frame, std) for frame in zip(rows, canvas, mask)])
+    std, colour = model.config.output_std, obs.shape.rank == 5
+    canvas = spatial_transformer.rows_to_image(canvas, model.config.image_size[2]).numpy()
+    frames = obs.numpy()[:, :, None]                                                      # [T, B, 1, H, W(, C)]
+    canvas = canvas.reshape([*frames.shape[:2], -1, *frames.shape[3:]])                   # [T, B, K, H, W(, C)]
+    # Frame by frame: the particles' pixels in float64 are many.
+    return np.stack([metrics.relational_log_likelihood(*frame, std, colour)
+                     for frame in zip(frames, canvas, collisions[:, :, None])])
 
 
 def particles(model: SQAIR, truth: Truth, k_particles: int, rng: np.random.Generator) -> Dict[str, np.ndarray]:

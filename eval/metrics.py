@@ -2,230 +2,17 @@
 
 Letters: S sequences, M samples, T frames, N slots, K particles, n balls, H x W the crop (50 x 50).
 
-Coordinates: (row, column) in pixels of the crop, where the *centre* of pixel i is at i, so that a frame covers
-[-0.5, H - 0.5] and matplotlib's ``imshow`` draws everything in place. The model's ``where`` uses them by itself
-(its -1 and 1 are the centres of the first and last pixel); the data put pixel centres at i + 0.5, which
-``pixel_centres`` takes off. Sums are in float64 whatever comes in.
+Coordinates and boxes are those of ``eval.geometry``. Sums are in float64 whatever comes in.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
 
-FRAME_SIZE = 64  # pixels of a stored frame, a side
-CROP_SIZE = 50  # pixels the model sees, a side
-CROP_START = (FRAME_SIZE - CROP_SIZE) // 2  # rows and columns 7..56
-MIN_SCALE = 1e-4  # the spatial transformer's lower bound on sx, sy
-LEAST_INTENSITY = 0.1  # of white: an object that adds less to a pixel does not show there (glimpses are never black)
-HALF_LOG_2PI = 0.5 * np.log(2.0 * np.pi)
-
-
-def _require(condition, message):
-    if not condition:
-        raise ValueError(message)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Ground truth as stored -> as the model sees it
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def crop_truth(frames):
-    """Stored frames to what the model sees: rows and columns 7..56, sequences first.
-
-    Args:
-      frames: [T, S, 64, 64, 1], any dtype: features, groups or collisions of a data file.
-
-    Returns:
-      [S, T, 50, 50], the same dtype (a view).
-
-    Raises:
-      ValueError: if the shape is another one.
-    """
-    frames = np.asarray(frames)
-    expected = (FRAME_SIZE, FRAME_SIZE, 1)
-    _require(frames.ndim == 5 and frames.shape[2:] == expected, f"frames must be [T, S, 64, 64, 1], got {frames.shape}")
-    seen = slice(CROP_START, CROP_START + CROP_SIZE)
-    return frames[:, :, seen, seen, 0].swapaxes(0, 1)
-
-
-def pixel_centres(positions, n, box_size):
-    """Ball positions in box units to (row, column) in pixels of the crop: 64 x / box_size - 7 - 0.5.
-
-    Args:
-      positions: [T, S, n_max, 2] in box units, x[0] the column, x[1] the row.
-      n: [S], integers: the number of balls of each sequence.
-      box_size: side of the box in units: 15 (4 and 6-8 balls) or 10 (curtain).
-
-    Returns:
-      [S, T, n_max, 2] float64, (row, column) in pixels; NaN beyond a sequence's n.
-
-    Raises:
-      ValueError: if the shapes do not fit together.
-    """
-    positions, n = np.asarray(positions, float), np.asarray(n)
-    shape = positions.shape
-    _require(len(shape) == 4 and shape[-1] == 2, f"positions must be [T, S, n_max, 2], got {shape}")
-    _require(n.shape == shape[1:2], f"n must be [S] = {shape[1:2]}, got {n.shape}")
-    centres = positions.swapaxes(0, 1)[..., ::-1] * (FRAME_SIZE / box_size) - CROP_START - 0.5
-    exists = np.arange(centres.shape[2]) < n[:, None]  # [S, n_max]
-    return np.where(exists[:, None, :, None], centres, np.nan)
-
-
-def boxes_from_balls(centres, radii, box_size):
-    """The balls' boxes: the square around each disc, not clipped at the frame's edge.
-
-    Args:
-      centres: [S, T, n_max, 2], (row, column) in pixels, from ``pixel_centres``.
-      radii: [S, n_max] in box units.
-      box_size: side of the box in units.
-
-    Returns:
-      [S, T, n_max, 4] float64: top, left, height, width in pixels; NaN where the centre is.
-
-    Raises:
-      ValueError: if the shapes do not fit together.
-    """
-    centres, radii = np.asarray(centres, float), np.asarray(radii, float)
-    _require(centres.ndim == 4 and centres.shape[-1] == 2, f"centres must be [S, T, n_max, 2], got {centres.shape}")
-    expected = (centres.shape[0], centres.shape[2])
-    _require(radii.shape == expected, f"radii must be [S, n_max] = {expected}, got {radii.shape}")
-    radius = np.broadcast_to((radii * (FRAME_SIZE / box_size))[:, None, :, None], centres.shape)
-    diameter = np.where(np.isnan(centres), np.nan, 2.0 * radius)
-    return np.concatenate([centres - radius, diameter], axis=-1)
-
-
-def centres_inside(centres, image_size=CROP_SIZE):
-    """Whether a centre lies in the frame, [-0.5, size - 0.5) on both axes; False for NaN.
-
-    Args:
-      centres: [..., 2], (row, column) in pixels.
-      image_size: side of the frame in pixels, or (H, W).
-
-    Returns:
-      [...] bool.
-    """
-    centres = np.asarray(centres, float)
-    _require(centres.shape[-1:] == (2,), f"centres must be [..., 2], got {centres.shape}")
-    return np.all((centres >= -0.5) & (centres < np.asarray(image_size) - 0.5), axis=-1)
-
-
-def visible_pixels(groups, balls):
-    """Visible pixels of each ball: what the crop, the curtain and the balls in front leave of it.
-
-    Args:
-      groups: [..., H, W], integers: 0 background, 1..n the ball.
-      balls: n_max.
-
-    Returns:
-      [..., n_max] int64, pixels. ``(visible_pixels(...) > 0).sum(-1)`` is the true count of a frame.
-    """
-    groups = np.asarray(groups)
-    _require(groups.ndim >= 2, f"groups must be [..., H, W], got {groups.shape}")
-    return np.stack([np.sum(groups == ball, axis=(-2, -1)) for ball in range(1, balls + 1)], axis=-1)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Where -> pixels
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _transform(where, image_size):
-    """where logits [..., 4] -> scale [..., 2], shift [..., 2], size [2], each (row, column)."""
-    where = np.asarray(where, float)
-    _require(where.shape[-1:] == (4,), f"where must be [..., 4] (sx, sy, tx, ty), got {where.shape}")
-    scale = np.maximum(expit(where[..., 1::-1]), MIN_SCALE)
-    return scale, np.tanh(where[..., :1:-1]), np.broadcast_to(np.asarray(image_size, float), (2,))
-
-
-def boxes_from_where(where, image_size=CROP_SIZE):
-    """The boxes SQAIR draws: height = (H + 1) sy, top = (H - 1)/2 (ty - sy + 1); width and left likewise from x.
-
-    These are the original's formulas. Their middle lies sy pixels below and to the right of the glimpse's centre
-    (a quarter of a pixel for a ball); positions are better taken from ``centres_from_where``.
-
-    Args:
-      where: [..., 4] logits (sx, sy, tx, ty), before sigmoid and tanh.
-      image_size: side of the frame in pixels, or (H, W).
-
-    Returns:
-      [..., 4] float64: top, left, height, width in pixels.
-
-    Raises:
-      ValueError: if the last axis is not 4.
-    """
-    scale, shift, size = _transform(where, image_size)
-    return np.concatenate([(size - 1) / 2 * (shift - scale + 1), (size + 1) * scale], axis=-1)
-
-
-def centres_from_where(where, image_size=CROP_SIZE):
-    """The glimpse's centre in the frame, exactly: (H - 1)/2 (ty + 1), (W - 1)/2 (tx + 1).
-
-    Args:
-      where: [..., 4] logits (sx, sy, tx, ty), before sigmoid and tanh.
-      image_size: side of the frame in pixels, or (H, W).
-
-    Returns:
-      [..., 2] float64: (row, column) in pixels.
-
-    Raises:
-      ValueError: if the last axis is not 4.
-    """
-    _, shift, size = _transform(where, image_size)
-    return (size - 1) / 2 * (shift + 1)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What an object draws -> pixels
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def boxes_and_centres_from_pixels(drawn):
-    """Where an object is seen: box and centre of mass of the pixels that are above half of its greatest.
-
-    A window may be far larger than the object in it, which may lie anywhere inside, so that the window's own box and
-    centre say little. Of an object that the frame's edge cuts, only what is inside counts.
-
-    Args:
-      drawn: [..., H, W], what the object adds to each pixel, in [0, 1] of white: its pasted glimpse.
-
-    Returns:
-      (boxes, centres): [..., 4] float64: top, left, height, width in pixels, and [..., 2]: (row, column) in pixels, the
-      mean weighted by what is drawn; NaN where no pixel has ``LEAST_INTENSITY``.
-
-    Raises:
-      ValueError: if there are no two last axes.
-    """
-    drawn = np.asarray(drawn)
-    _require(drawn.ndim >= 2, f"drawn must be [..., H, W], got {drawn.shape}")
-    greatest = drawn.max((-2, -1), keepdims=True)
-    seen = (drawn > greatest / 2) & (greatest >= LEAST_INTENSITY)
-    starts, lengths, centres = [], [], []
-    for axis, other in ((-2, -1), (-1, -2)):  # rows, columns
-        size, along = drawn.shape[axis], seen.any(other)
-        first, behind = along.argmax(-1), size - along[..., ::-1].argmax(-1)
-        starts.append(first - 0.5)
-        lengths.append(behind - first)
-        mass = np.where(seen, drawn, 0).sum(other, dtype=float)
-        centres.append(_divide((mass * np.arange(size)).sum(-1), mass.sum(-1)))
-    centres = np.stack(centres, -1)
-    boxes = np.stack(starts + lengths, -1)
-    return np.where(np.isnan(centres).any(-1, keepdims=True), np.nan, boxes), centres
-
-
-def segmentation(drawn):
-    """Which slot explains a pixel: the one that adds most to it.
-
-    Args:
-      drawn: [..., N, H, W], as in ``boxes_and_centres_from_pixels``.
-
-    Returns:
-      [..., H, W] uint8: slot + 1, or 0 where no slot adds ``LEAST_INTENSITY``.
-    """
-    drawn = np.asarray(drawn)
-    return np.where(drawn.max(-3) >= LEAST_INTENSITY, drawn.argmax(-3) + 1, 0).astype(np.uint8)
+from eval.geometry import CROP_SIZE, centres_inside, divide, require
+from sqair import gaussian
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -233,29 +20,32 @@ def segmentation(drawn):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def gaussian_log_likelihood(image, canvas, std):
+def gaussian_log_likelihood(image, canvas, std, colour=False):
     """Log-density of every pixel: log N(image; canvas, std) = -((x - c)/std)^2 / 2 - log std - log(2 pi)/2.
 
     Args:
-      image: [..., H, W], intensities in [0, 1].
-      canvas: [..., H, W], the decoder's mean; the leading axes broadcast with the image's.
+      image: [..., H, W], intensities in [0, 1]; with colour [..., H, W, C].
+      canvas: [..., H, W(, C)], the decoder's mean; the leading axes broadcast with the image's.
       std: standard deviation, a number or an array that broadcasts with the canvas; positive.
+      colour: whether there is an axis of channels, over which a pixel's log-densities are added up.
 
     Returns:
       [..., H, W] float64, nats.
 
     Raises:
-      ValueError: if H x W differ, the leading axes do not broadcast, or std is not positive.
+      ValueError: if H x W (x C) differ, the leading axes do not broadcast, or std is not positive.
     """
     image, canvas, std = (np.asarray(a, float) for a in (image, canvas, std))
-    _require(np.all(std > 0), "std must be positive")
+    own = 3 if colour else 2  # axes of one frame
+    require(np.all(std > 0), "std must be positive")
     shapes = f"image {image.shape} and canvas {canvas.shape}"
-    _require(image.ndim >= 2 and image.shape[-2:] == canvas.shape[-2:], f"{shapes} must share [H, W]")
+    require(image.ndim >= own and image.shape[-own:] == canvas.shape[-own:],
+            f"{shapes} must share [H, W{', C' * colour}]")
     try:
-        residual = (image - canvas) / std
+        found = gaussian.log_likelihood((image - canvas) ** 2, 1, std)
     except ValueError:
         raise ValueError(f"{shapes} and std {std.shape} do not broadcast") from None
-    return -0.5 * residual**2 - np.log(std) - HALF_LOG_2PI
+    return found.sum(-1) if colour else found
 
 
 def masked_sum(pixels, mask):
@@ -272,28 +62,17 @@ def masked_sum(pixels, mask):
       ValueError: if H x W differ.
     """
     pixels, mask = np.asarray(pixels, float), np.asarray(mask) != 0
-    _require(mask.shape[-2:] == pixels.shape[-2:], f"mask {mask.shape} and pixels {pixels.shape} must share [H, W]")
+    require(mask.shape[-2:] == pixels.shape[-2:], f"mask {mask.shape} and pixels {pixels.shape} must share [H, W]")
     return np.where(mask, pixels, 0.0).sum(axis=(-2, -1))
 
 
-def data_log_likelihood(image, canvas, std):
-    """log p(x|z) of a frame: the sum over all its pixels.
-
-    Args, Raises: as ``gaussian_log_likelihood``.
-
-    Returns:
-      [...] float64, nats a frame.
-    """
-    return gaussian_log_likelihood(image, canvas, std).sum(axis=(-2, -1))
-
-
-def relational_log_likelihood(image, canvas, collisions, std):
+def relational_log_likelihood(image, canvas, collisions, std, colour=False):
     """The relational log-likelihood of the paper (section 3): the sum over the pixels of colliding balls only.
 
     It is not divided by their number, and a frame without a collision counts as 0.
 
     Args:
-      image, canvas, std: as ``gaussian_log_likelihood``.
+      image, canvas, std, colour: as ``gaussian_log_likelihood``.
       collisions: [..., H, W], non-zero on the visible pixels of colliding balls; broadcasts with the image.
 
     Returns:
@@ -302,7 +81,7 @@ def relational_log_likelihood(image, canvas, collisions, std):
     Raises:
       ValueError: as ``gaussian_log_likelihood``, or if the collisions' H x W differ.
     """
-    return masked_sum(gaussian_log_likelihood(image, canvas, std), collisions)
+    return masked_sum(gaussian_log_likelihood(image, canvas, std, colour), collisions)
 
 
 class UpperBounds(NamedTuple):
@@ -330,8 +109,8 @@ def upper_bounds(images, collisions, std):
       ValueError: if the shapes differ or std is not positive.
     """
     images, collisions = np.asarray(images), np.asarray(collisions)
-    _require(images.ndim >= 2, f"images must be [..., H, W], got {images.shape}")
-    _require(images.shape == collisions.shape, f"images {images.shape} and collisions {collisions.shape} differ")
+    require(images.ndim >= 2, f"images must be [..., H, W], got {images.shape}")
+    require(images.shape == collisions.shape, f"images {images.shape} and collisions {collisions.shape} differ")
     pixel = float(gaussian_log_likelihood(np.zeros((1, 1)), np.zeros((1, 1)), std)[0, 0])
     pixels = images.shape[-2] * images.shape[-1]
     return UpperBounds(pixel, pixel * pixels, pixel * pixels * float(np.mean(collisions != 0)))
@@ -369,8 +148,8 @@ class ParticleBounds:
         """
         log_weights = np.asarray(log_weights, float)
         shape, so_far = log_weights.shape, np.shape(self._log_sum)
-        _require(len(shape) > 0 and shape[-1] > 0, f"log_weights must be [..., k > 0], got {shape}")
-        _require(
+        require(len(shape) > 0 and shape[-1] > 0, f"log_weights must be [..., k > 0], got {shape}")
+        require(
             self.particles == 0 or so_far == shape[:-1], f"log_weights {shape} do not continue particles of {so_far}"
         )
         self._log_sum = np.logaddexp(self._log_sum, logsumexp(log_weights, axis=-1))
@@ -467,7 +246,7 @@ def confusion_matrix(true_counts, inferred_counts, max_count):
     """
     true_counts, inferred_counts = (c.astype(np.int64).ravel() for c in _same_counts(true_counts, inferred_counts))
     for name, counts in (("true", true_counts), ("inferred", inferred_counts)):
-        _require(np.all((counts >= 0) & (counts <= max_count)), f"{name} counts must lie in 0..{max_count}")
+        require(np.all((counts >= 0) & (counts <= max_count)), f"{name} counts must lie in 0..{max_count}")
     size = max_count + 1
     return np.bincount(true_counts * size + inferred_counts, minlength=size * size).reshape(size, size)
 
@@ -499,7 +278,7 @@ def collapsed(inferred_counts, slots, true_counts=None, fraction=0.99):
       ValueError: if there are no counts.
     """
     inferred_counts = np.asarray(inferred_counts)
-    _require(inferred_counts.size > 0, "inferred_counts is empty")
+    require(inferred_counts.size > 0, "inferred_counts is empty")
     for verdict, count in (("all zero", 0), ("always N", slots)):
         right = true_counts is not None and np.mean(np.minimum(true_counts, slots) == count) >= fraction
         if np.mean(inferred_counts == count) >= fraction and not right:
@@ -533,8 +312,8 @@ def foreground_ari(true_groups, predicted_segmentation):
       ValueError: if the shapes differ or a label is negative.
     """
     true_groups, predicted = np.asarray(true_groups), np.asarray(predicted_segmentation)
-    _require(true_groups.ndim >= 2, f"true_groups must be [..., H, W], got {true_groups.shape}")
-    _require(
+    require(true_groups.ndim >= 2, f"true_groups must be [..., H, W], got {true_groups.shape}")
+    require(
         true_groups.shape == predicted.shape,
         f"true_groups {true_groups.shape} and segmentation {predicted.shape} differ",
     )
@@ -543,7 +322,7 @@ def foreground_ari(true_groups, predicted_segmentation):
     frames, area = len(foreground), foreground.sum(-1)
     true_groups = true_groups.reshape(foreground.shape)[foreground].astype(np.int64)
     predicted = predicted.reshape(foreground.shape)[foreground].astype(np.int64)
-    _require(min(true_groups.min(initial=0), predicted.min(initial=0)) >= 0, "labels must not be negative")
+    require(min(true_groups.min(initial=0), predicted.min(initial=0)) >= 0, "labels must not be negative")
 
     rows, columns = true_groups.max(initial=0) + 1, predicted.max(initial=0) + 1
     cell = (np.repeat(np.arange(frames), area) * rows + true_groups) * columns + predicted
@@ -596,8 +375,9 @@ def rollout_position_error(true_centres, predicted_centres, object_id, match_fra
 
     Args:
       true_centres: [S, T, n, 2], (row, column) in pixels; NaN for balls that do not exist.
-      predicted_centres: [S, T, N, 2], (row, column) in pixels, from ``boxes_and_centres_from_pixels`` or
-        ``centres_from_where``; an object without one (NaN) counts as absent.
+      predicted_centres: [S, T, N, 2], (row, column) in pixels, from
+        ``geometry.boxes_and_centres_from_pixels`` or ``geometry.centres_from_where``; an object without one (NaN)
+        counts as absent.
       object_id: [S, T, N], integers; -1 where the slot is absent, else unique in its frame.
       match_frame: index of the last observed frame, in 0..T-1.
       image_size: side of the frame in pixels, or (H, W).
@@ -611,17 +391,17 @@ def rollout_position_error(true_centres, predicted_centres, object_id, match_fra
     true_centres, predicted_centres = np.asarray(true_centres, float), np.asarray(predicted_centres, float)
     object_id = np.asarray(object_id)
     for name, shape in (("true_centres", true_centres.shape), ("predicted_centres", predicted_centres.shape)):
-        _require(len(shape) == 4 and shape[-1] == 2, f"{name} must be [S, T, objects, 2], got {shape}")
-    _require(
+        require(len(shape) == 4 and shape[-1] == 2, f"{name} must be [S, T, objects, 2], got {shape}")
+    require(
         true_centres.shape[:2] == predicted_centres.shape[:2],
         f"true_centres {true_centres.shape} and predicted_centres {predicted_centres.shape} must share [S, T]",
     )
-    _require(
+    require(
         object_id.shape == predicted_centres.shape[:3],
         f"object_id must be [S, T, N] = {predicted_centres.shape[:3]}, got {object_id.shape}",
     )
     last = object_id.shape[1] - 1
-    _require(0 <= match_frame <= last, f"match_frame must lie in 0..{last}, got {match_frame}")
+    require(0 <= match_frame <= last, f"match_frame must lie in 0..{last}, got {match_frame}")
     object_id = np.where(np.isfinite(predicted_centres).all(-1), object_id, -1)
 
     true_centres, predicted_centres = true_centres[:, match_frame:], predicted_centres[:, match_frame:]
@@ -637,8 +417,8 @@ def rollout_position_error(true_centres, predicted_centres, object_id, match_fra
     distance = np.linalg.norm(true_centres[sequence, :, ball] - path, axis=-1)  # [P, L + 1]
 
     balls, pairs = playing.sum(0), followed.sum(0)
-    error = _divide(np.where(followed, distance, 0.0).sum(0), pairs)
-    return RolloutError(error, _divide(balls - pairs, balls), balls, float(_divide(len(ball), inside[:, 0].sum())))
+    error = divide(np.where(followed, distance, 0.0).sum(0), pairs)
+    return RolloutError(error, divide(balls - pairs, balls), balls, float(divide(len(ball), inside[:, 0].sum())))
 
 
 def _match(true_centres, inside, predicted_centres, present):
@@ -650,9 +430,3 @@ def _match(true_centres, inside, predicted_centres, present):
         row, column = linear_sum_assignment(np.linalg.norm(offsets, axis=-1))
         found.append((np.full(len(row), s), balls[row], slots[column]))
     return tuple(np.concatenate(indices) for indices in zip(*found))
-
-
-def _divide(numerator, denominator):
-    """numerator / denominator in float64, NaN where the denominator is 0."""
-    denominator = np.asarray(denominator, float)
-    return np.asarray(numerator, float) / np.where(denominator == 0, np.nan, denominator)

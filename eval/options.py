@@ -13,7 +13,7 @@ import attrs
 import tyro
 
 from data_gen.command_line import UserError, parse, within
-from sqair.config import PRESETS
+from sqair.config import NO_RELATION, PRESETS, relation_kinds
 
 Paths = tuple[pathlib.Path, ...]
 
@@ -122,7 +122,7 @@ class Tables:
     out: pathlib.Path
     """Folder to write to."""
     expected_models: tuple[str, ...] = ()
-    """Models that should be there (sqair, rsqair_in, rsqair_rmc, rsqair_rmc_slots), with every expected seed."""
+    """Models that should be there (sqair, rsqair_in, rsqair_rmc, ...), with every expected seed."""
     expected_seeds: tuple[int, ...] = ()
     """Seeds that should be there; runs without predictions are listed as failed."""
     boxes: Literal["drawn", "window"] = "drawn"
@@ -259,6 +259,16 @@ def _unique(settings: Any, attribute: attrs.Attribute, values: Tuple) -> None:
         raise UserError(f"--{attribute.name}: {repeated[0]} is there twice; name each once")
 
 
+SQAIR = "sqair"     # what --models calls the model without a relation; the others by their relation
+
+
+def _models(settings: Any, attribute: attrs.Attribute, values: Tuple[str, ...]) -> None:
+    known = [SQAIR if kind == NO_RELATION else kind for kind in relation_kinds()]
+    for value in values:
+        if value not in known:
+            raise UserError(f"--models {value}: no such model; choose from {', '.join(known)}")
+
+
 def _seeds(settings: Any, attribute: attrs.Attribute, values: Tuple[int, ...]) -> None:
     for value in values:
         if not 0 <= value < 2**31:
@@ -274,9 +284,8 @@ def _positive(settings: Any, attribute: attrs.Attribute, value: Optional[int]) -
 class Paper:
     """Reproduces the paper's tables and figures."""
 
-    models: Tuple[Literal["sqair", "in", "rmc", "rmc_slots"], ...] = attrs.field(default=("sqair", "in", "rmc"),
-                                                                                 validator=_unique)
-    """Models to compare."""
+    models: Tuple[str, ...] = attrs.field(default=(SQAIR, "in", "rmc"), validator=[_unique, _models])
+    """Models to compare: sqair, in, rmc, rmc_slots, or the kind of another relation."""
     seeds: Tuple[int, ...] = attrs.field(default=(0, 1, 2, 3, 4), validator=[_unique, _seeds])
     """One training run each and model."""
     scale: Literal["paper", "short", "small"] = "paper"

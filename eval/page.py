@@ -21,67 +21,20 @@ import html
 import io
 import os
 import pathlib
-import re
 import shlex
+import string
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Optional
+from xml.etree import ElementTree as etree
 
 import markdown
+from markdown.treeprocessors import Treeprocessor
 from PIL import Image
 
 from eval.drawing import this_command
 from eval.predictions import Predictions
 
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>
-:root {{ color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --line: #c8c8c8; --soft: #f3f3f3;
-  --link: #0b57a4; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e8e8e8; --paper: #16181b; --line: #4a4d52; --soft: #22252a; --link: #8ec1ff; }} }}
-* {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; padding: 1rem; max-width: 75rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }}
-h1, h2, h3, h4, h5 {{ line-height: 1.25; }}
-a {{ color: var(--link); }}
-nav ul {{ display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-style: none; }}
-nav a {{ display: inline-block; padding: .4rem 0; }}
-.scroll {{ overflow-x: auto; }}
-.scroll:focus-visible {{ outline: 2px solid var(--link); }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .925rem; }}
-th, td {{ padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
-thead th {{ background: var(--soft); }}
-caption {{ text-align: left; font-weight: 600; padding: .35rem 0; }}
-figure {{ margin: 1.5rem 0; }}
-img {{ display: block; max-width: 100%; height: auto; background: white; padding: .25rem;
-  border: 1px solid var(--line); border-radius: .25rem; }}
-figcaption, .fine {{ font-size: .9rem; }}
-pre, code {{ font-family: ui-monospace, monospace; font-size: .875rem; }}
-pre {{ background: var(--soft); padding: .6rem; border-radius: .25rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }}
-td {{ white-space: nowrap; }}
-tbody th {{ min-width: 9rem; }}
-.wide {{ min-width: 45rem; }}
-summary {{ cursor: pointer; padding: .4rem 0; font-weight: 600; }}
-</style>
-</head>
-<body>
-<header><h1>{title}</h1></header>
-<nav aria-label="Contents"><ul>{links}</ul></nav>
-<main>
-{sections}
-</main>
-<footer class="fine"><p>Made {time} by <code>{command}</code>.</p></footer>
-</body>
-</html>
-"""
+_TEMPLATE = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")      # a `string.Template`
 
 
 class Source(NamedTuple):
@@ -114,31 +67,59 @@ def _scroll(content: str, label: str) -> str:
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{_text(label)}">{content}</div>'
 
 
-def from_markdown(text: str) -> str:
-    """HTML of Markdown with tables, headings two levels down; HTML inside it stays text."""
-    found = markdown.markdown(html.escape(text, quote=False), extensions=["tables"])
-    found = re.sub(r"<(/?)h([1-4])>", lambda m: f"<{m[1]}h{int(m[2]) + 2}>", found)
-    found = re.sub(r"<th\b", '<th scope="col"', found)
-    found = re.sub(r"<tr>\s*<td\b([^>]*)>(.*?)</td>", r'<tr><th scope="row"\1>\2</th>', found)
-    return re.sub(r"<table>.*?</table>", lambda m: _scroll(m[0], "table"), found, flags=re.S)
-
-
 def _folded(title: str, content: str) -> str:
     return f"<details><summary>{_text(title)}</summary>{content}</details>"
 
 
-def from_tables(text: str) -> str:
-    """`from_markdown`, but of the tables below a heading of level 2 only the first is open; notes are folded away."""
-    found, is_open = [], False
-    for part in re.split(r"(?m)^(?=#{1,3} )", text):
-        level, title, rest = re.match(r"(#*) ?(.*)(?s:(.*))", part).groups()
-        has_table = re.search(r"(?m)^\|[-:|]*\|$", rest) is not None
-        if (level == "###" and has_table and is_open) or title == "Notes":
-            found.append(_folded(title, from_markdown(rest)))
-        else:
-            found.append(from_markdown(part))
-        is_open = has_table or (is_open and level == "###")
-    return "".join(found)
+class _Tables(Treeprocessor):
+    """Makes a document part of the page: headings two levels down, headings of rows and columns, tables that scroll.
+
+    Of the tables below a heading of level 2 only the first stays open; the others, and notes, are folded away.
+    """
+
+    def run(self, root: etree.Element) -> None:
+        self._fold(root)
+        for element in list(root.iter()):
+            if element.tag in ("h1", "h2", "h3", "h4"):
+                element.tag = f"h{int(element.tag[1]) + 2}"
+            elif element.tag == "th":
+                element.set("scope", element.get("scope", "col"))
+            elif element.tag == "tr" and len(element) and element[0].tag == "td":
+                element[0].tag = "th"
+                element[0].set("scope", "row")
+        for parent in list(root.iter()):
+            for i, table in enumerate(list(parent)):
+                if table.tag == "table":
+                    parent[i] = etree.Element("div", {"class": "scroll", "role": "region", "tabindex": "0",
+                                                      "aria-label": "table"})
+                    parent[i].append(table)
+
+    @staticmethod
+    def _fold(root: etree.Element) -> None:
+        parts: list[list[etree.Element]] = [[]]
+        for element in list(root):
+            if element.tag in ("h1", "h2", "h3"):
+                parts.append([])
+            parts[-1].append(element)
+            root.remove(element)
+        is_open = False
+        for part in parts:
+            level, title = (part[0].tag, "".join(part[0].itertext())) if part else ("", "")
+            has_table = any(element.tag == "table" for element in part)
+            if (level == "h3" and has_table and is_open) or title == "Notes":
+                details = etree.SubElement(root, "details")
+                etree.SubElement(details, "summary").text = title
+                details.extend(part[1:])
+            else:
+                root.extend(part)
+            is_open = has_table or (is_open and level == "h3")
+
+
+def from_markdown(text: str) -> str:
+    """HTML of the Markdown of eval.tables (see `_Tables`); HTML inside it stays text."""
+    document = markdown.Markdown(extensions=["tables"])
+    document.treeprocessors.register(_Tables(document), "tables of the page", 5)      # behind all that adds to the tree
+    return document.convert(html.escape(text, quote=False))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -278,7 +259,7 @@ def build(folder: pathlib.Path, title: str, command: Optional[str] = None, runs:
     Raises:
       UserError: there is nothing to show, or something is damaged.
     """
-    tables = [from_tables(path.read_text(encoding="utf-8")) for path in _files(folder, ".md")]
+    tables = [from_markdown(path.read_text(encoding="utf-8")) for path in _files(folder, ".md")]
     likelihoods = "".join(likelihood_table(path) for path in _files(folder, ".json")
                           if path.name not in ("flags.json", "versions.json"))
     tables.append(_folded("Likelihoods", likelihoods) if tables and likelihoods else likelihoods)
@@ -297,7 +278,7 @@ def build(folder: pathlib.Path, title: str, command: Optional[str] = None, runs:
         sections |= {"Settings": _settings(found), "Versions": _versions(found)}
     sections["Commands"] = _commands(command, found)
     shown = {name: content for name, content in sections.items() if content}
-    return _TEMPLATE.format(
+    return string.Template(_TEMPLATE).substitute(
         title=_text(title), command=_text(this_command()),
         time=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         links="".join(f'<li><a href="#{name.lower()}">{name}</a></li>' for name in shown),
@@ -311,7 +292,7 @@ def main() -> None:
     if not arguments.results.is_dir():
         raise UserError(f"{arguments.results}: no such folder; --results takes a folder of results")
     title = arguments.title or f"Results: {arguments.results.resolve().name}"
-    path, kind = arguments.results / "index.html", begins("a page of eval.page", _TEMPLATE.split("{title}")[0])
+    path, kind = arguments.results / "index.html", begins("a page of eval.page", _TEMPLATE.split("${title}")[0])
     check_output(path, kind)
     page = build(arguments.results, title, arguments.command, arguments.runs)
     with output_path(path, kind) as temporary:

@@ -12,7 +12,7 @@ predictions are made and the tables are made anew from all finished ones.
 """
 
 from data_gen.command_line import PARENT, UserError, fingerprint, on_signals, parse, run_module
-from eval.options import Paper as Arguments
+from eval.options import SQAIR, Paper as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.paper", lambda: parse(Arguments, "eval.paper"))
@@ -38,9 +38,8 @@ from eval.predictions import Predictions, data_set_name
 from eval.tables import metrics_name
 from sqair import train
 from sqair.checkpoints import checkpoint_fingerprint, find_checkpoint
-from sqair.config import PRESETS, load_flags, to_flags
+from sqair.config import NO_RELATION, PRESETS, has_fixed_slots, load_flags, model_name, preset_of, to_flags
 
-PRESET_OF = {"sqair": "sqair_balls", "in": "rsqair_in", "rmc": "rsqair_rmc", "rmc_slots": "rsqair_rmc_slots"}
 TRAIN_ON, TEST_ON = "balls4mass64", "balls678mass64"
 
 
@@ -63,6 +62,16 @@ SCALES = {
                     "--learning_rate", "3e-5"],
                    ["--n_sequences", "32", "--canvases"]),
 }
+
+
+def _relation(model: str) -> str:
+    """The relation of one of --models."""
+    return NO_RELATION if model == SQAIR else model
+
+
+def _preset(model: str) -> str:
+    """The preset that trains one of --models."""
+    return preset_of(_relation(model))
 
 
 def _always() -> str:
@@ -131,7 +140,8 @@ def data_reason(path: pathlib.Path, settings: bouncing_balls.BouncingBalls) -> s
     differ = [name for name in wanted if found and found.get(name) != wanted[name]]
     if differ:
         raise UserError(f"{path} was made with {differ[0]} {found.get(differ[0])}, asked is {wanted[differ[0]]}: "
-                        "choose another --data_dir, move the file away, or name it with --data_4 or --data_678 to use it")
+                        "choose another --data_dir, move the file away, or name it with --data_4 or --data_678 to use "
+                        "it")
     return ""
 
 
@@ -218,22 +228,22 @@ def plan(arguments: Arguments) -> Plan:
                                 functools.partial(data_reason, path, settings), path))
 
     def training(model: str, seed: int) -> Command:
-        run_ = runs / f"{PRESET_OF[model]}_{seed}"
-        words = ["-m", "sqair.train", "--preset", PRESET_OF[model], *scale.training, "--run_dir", str(run_), "--seed",
+        run_ = runs / f"{_preset(model)}_{seed}"
+        words = ["-m", "sqair.train", "--preset", _preset(model), *scale.training, "--run_dir", str(run_), "--seed",
                  str(seed), "--train_data", str(paths[TRAIN_ON]), *(["--xla"] if arguments.xla else [])]
         command = Command(words, results / "logs" / f"train_{model}_{seed}.log", result=run_, run=str(run_))
         return command._replace(reason=functools.partial(training_reason, command, paths[TRAIN_ON]))
 
     def predictions(model: str, seed: int, trained: Command) -> Iterator[Command]:
-        slots = PRESETS[PRESET_OF[model]].model.n_steps_per_image
+        slots = PRESETS[_preset(model)].model.n_steps_per_image
         few = ["--n_sequences", str(arguments.n_sequences)] if arguments.n_sequences else []
         for data_set, n_slots in ((TRAIN_ON, slots), (TEST_ON, slots), (TEST_ON, 8)):
-            if n_slots != slots and model == "rmc":
-                continue      # its weights bind the number of slots
+            if n_slots != slots and has_fixed_slots(_relation(model)):
+                continue
             out = results / "predictions" / f"{model}_{seed}_{data_set}_{n_slots}.h5"
             words = ["-m", "eval.predict", "--run", trained.run, "--data", str(paths[data_set]), "--out", str(out),
                      "--n_slots", str(n_slots), *_without(scale.prediction, few), *few]
-            name = metrics_name(PRESET_OF[model].removesuffix("_balls"), seed,
+            name = metrics_name(model_name(_relation(model)), seed,
                                 data_set_name(paths[data_set], n_slots, slots))
             command = Command(words, results / "logs" / f"predict_{out.stem}.log", result=out, run=trained.run,
                               figures=results / "metrics" / name)
@@ -258,7 +268,7 @@ def _without(options: List[str], replaced: List[str]) -> List[str]:
 def _tables(arguments: Arguments, predictions: List[Command]) -> Command:
     """Makes the tables of what was asked for from those predictions that there are."""
     results = arguments.results_folder
-    names = [PRESET_OF[model].removesuffix("_balls") for model in arguments.models]      # as eval.tables has them
+    names = [model_name(_relation(model)) for model in arguments.models]      # as eval.tables has them
     return Command(["-m", "eval.tables", "--predictions", *(str(c.result) for c in predictions), "--out", str(results),
                     "--expected_models", *names, "--expected_seeds", *map(str, arguments.seeds)],
                    results / "logs" / "tables.log")
@@ -273,7 +283,7 @@ def report_commands(arguments: Arguments, steps: Plan, runs: List[str], predicti
     if predictions:
         commands.append(_tables(arguments, predictions))
     if runs:
-        of_last = [f"{PRESET_OF[arguments.models[-1]]}_{seed}" for seed in arguments.seeds]
+        of_last = [f"{_preset(arguments.models[-1])}_{seed}" for seed in arguments.seeds]
         shown = next((run_ for run_ in runs if pathlib.Path(run_).name in of_last), runs[-1])
         commands.append(Command(
             ["-m", "eval.figures", "--run", shown, "--data", *map(str, steps.files), "--n_sequences", "1",

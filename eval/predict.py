@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_gen.hdf5 import new_file
-from eval import metrics
+from eval import geometry, metrics
 from eval.predictions import PREDICTIONS, About, Writer
 from eval.truth import Source, Truth
 from sqair import spatial_transformer
@@ -160,12 +160,7 @@ def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.nd
       Members of `eval.predictions`, without the samples' axis: data_ll [B, T]; relational_ll [B, T] if the data have
       collisions; object_ll [B, T, n] if they have groups and positions.
     """
-    frames = truth.frames
-    if frames.ndim == 5:                                        # colours to the front: the metrics are over [H, W]
-        frames, canvas = np.moveaxis(frames, -1, 0), np.moveaxis(canvas, -1, 0)
-    pixels = metrics.gaussian_log_likelihood(frames, canvas, std)
-    if truth.frames.ndim == 5:
-        pixels = pixels.sum(0)                                  # [B, T, H, W]
+    pixels = metrics.gaussian_log_likelihood(truth.frames, canvas, std, truth.frames.ndim == 5)   # [B, T, H, W]
     found = {"rollout/data_ll": pixels.sum((-2, -1))}
     if truth.collisions is not None:
         found["rollout/relational_ll"] = metrics.masked_sum(pixels, truth.collisions)
@@ -186,8 +181,8 @@ def rollout(model: SQAIR, truth: Truth, first_generated: int, rng: np.random.Gen
     canvas, attention = found.pop("rollout/canvas"), found.pop("rollout/attention")
     pasted = found.pop("rollout/pasted")
     found |= likelihoods(truth, canvas, model.config.output_std)
-    found["rollout/segmentation"] = metrics.segmentation(pasted)
-    found["rollout/box"], found["rollout/centre"] = metrics.boxes_and_centres_from_pixels(pasted)
+    found["rollout/segmentation"] = geometry.segmentation(pasted)
+    found["rollout/box"], found["rollout/centre"] = geometry.boxes_and_centres_from_pixels(pasted)
     if canvases:
         found["rollout/canvas"] = as_bytes(canvas)
     if attention.ndim == 5:

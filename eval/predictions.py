@@ -20,8 +20,8 @@ import h5py
 import numpy as np
 
 from data_gen.command_line import Kind, UserError
-from data_gen.hdf5 import Damaged, NewFile, check_storage, open_file, unreadable
-from sqair.config import from_flags, to_flags
+from data_gen.hdf5 import Damaged, NewFile, check_storage, open_file, text_attribute, unreadable
+from sqair.config import from_flags, model_name, to_flags
 
 FORMAT = "r-sqair predictions 2"
 
@@ -29,16 +29,9 @@ FORMAT = "r-sqair predictions 2"
 def _is_predictions(path: str | os.PathLike) -> bool:
     try:
         with open_file(path) as file:
-            return _text(file, "format").startswith(FORMAT.rstrip("0123456789"))
+            return text_attribute(file, "format").startswith(FORMAT.rstrip("0123456789"))
     except (Damaged, RuntimeError, KeyError, ValueError):
         return False
-
-
-def _text(file: h5py.File, name: str) -> str:
-    """The text of an attribute, "" if there is none. Others stay unread: HDF5 may never come back from them."""
-    if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S":
-        return ""
-    return bytes(file.attrs[name]).decode()
 
 
 PREDICTIONS = Kind("a file of predictions", _is_predictions)
@@ -126,9 +119,8 @@ class About:
 
     @property
     def model(self) -> str:
-        """sqair, rsqair_in, rsqair_rmc or rsqair_rmc_slots."""
-        relation = self.flags["relation"]
-        return "sqair" if relation == "none" else f"rsqair_{relation}"
+        """See `sqair.config.model_name`."""
+        return model_name(self.flags["relation"])
 
     @property
     def seed(self) -> int:
@@ -264,7 +256,7 @@ class Predictions:
             raise UserError(f"{self.path}: {error}; make it again with eval.predict") from None
 
     def _attribute(self, name: str) -> str:
-        return _text(self._file, name)
+        return text_attribute(self._file, name)
 
     def _check(self, name: str, member: Member) -> None:
         if name not in self._file:

@@ -9,7 +9,7 @@ since this code last read it are taken from its JSON.
 """
 
 from data_gen.command_line import (Kind, UserError, begins, check_output, fingerprint, output_path, parse, progress,
-                                   read_json, run, run_module)
+                                   read_json, run_module)
 from eval.options import Tables as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -23,15 +23,16 @@ import math
 import pathlib
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
 
-from eval import metrics, tracking
+from eval import geometry, metrics, tracking
 from eval.predictions import Predictions
 from eval.statistics import Difference, Summary, bootstrap_difference, summarise
+from sqair.config import has_fixed_slots, model_name, model_titles, relation_kinds
 
 # Tracking costs as much as all the rest together; more sequences would not change its third digit.
 TRACKED_SEQUENCES = 1000
@@ -39,14 +40,19 @@ _BLOCK = 200    # sequences whose pictures are in memory
 
 
 class Metric(NamedTuple):
-    """How a metric is shown: its name, the digits behind the point, what it is (for the table's foot)."""
+    """How a metric is shown: its name, the digits behind the point, what it is (for the table's foot).
+
+    compute: `Predictions` -> one figure a sample, [M]; None for those that `evaluate` computes together with others.
+    """
 
     label: str
     digits: int
     meaning: str
+    compute: Callable[[Predictions], np.ndarray] | None = None
 
 
-METRICS = {
+# The only list of metrics, in the order of tables; docs/extending.md adds one.
+METRICS: dict[str, Metric] = {
     "data_ll_predicted": Metric("log-likelihood", 1, "log p(x|z) of the last frame, which is predicted"),
     "relational_ll_predicted": Metric("relational log-likelihood", 2, "its part on the pixels of colliding balls"),
     "data_ll_inferred": Metric("log-likelihood, inferred", 1, "mean over the inferred frames"),
@@ -88,8 +94,6 @@ PAPER = {
         "rsqair_rmc": {"relational_ll_predicted": -97.0},
     },
 }
-MODELS = {"sqair": "SQAIR", "rsqair_in": "R-SQAIR (IN)", "rsqair_rmc": "R-SQAIR (RMC)",
-          "rsqair_rmc_slots": "R-SQAIR (RMC, slots)"}
 
 # Flags that make two runs different models, though their relation is the same.
 _SAME_IN_MODEL = ("n_units", "n_what", "glimpse_size", "prop_prior_type", "disc_prior_type", "rec_where_prior",
@@ -132,6 +136,7 @@ def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
         most = int(max(true_counts.max(), about.slots))
         confusion = metrics.confusion_matrix(true_counts, counts, most).tolist()
     found |= {name: value for name, value in pictures.items() if name == "ari"}
+    found |= {name: metric.compute(predictions) for name, metric in METRICS.items() if metric.compute}
     horizon = _by_horizon(predictions, collides, boxes)
     if "position_error" in horizon:
         found["position_error_inferred"] = horizon["position_error"][:, 0]
@@ -196,7 +201,7 @@ def check_drawn(predictions: Predictions, member: str) -> None:
 def _objects(predictions: Predictions, boxes: str, where: tuple, member: str) -> np.ndarray:
     """A part of the objects' boxes or centres (member) in pixels."""
     if boxes == "window":
-        convert = {"box": metrics.boxes_from_where, "centre": metrics.centres_from_where}[member]
+        convert = {"box": geometry.boxes_from_where, "centre": geometry.centres_from_where}[member]
         return convert(predictions["rollout/where"][where], (predictions.sizes["H"], predictions.sizes["W"]))
     check_drawn(predictions, member)
     return predictions[f"rollout/{member}"][where]
@@ -302,7 +307,7 @@ def check_figures(figures: Any) -> None:
     same, found, horizon = figures["comparable"], figures["metrics"], figures["by_horizon"]
     for name in ("file", "data_set", "collapse"):
         check(name, isinstance(figures[name], str))
-    check("model", figures["model"] in MODELS)
+    check("model", figures["model"] in model_titles())
     counts = {name: figures[name] for name in ("seed", "slots", "trained_slots", "data_check")}
     counts |= {name: same[name] for name in _COUNTS}
     for name, value in counts.items():
@@ -399,8 +404,13 @@ def collect(runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = 
       UserError: two files of the same run and data, or files that do not compare.
     """
     data_sets = []
+    titles, bound = model_titles(), {model_name(kind) for kind in relation_kinds() if has_fixed_slots(kind)}
+    unknown = [model for model in [*expected_models, *(run["model"] for run in runs)] if model not in titles]
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such model; the models are {', '.join(titles)}")
     for name in sorted({run["data_set"] for run in runs}):
-        here = sorted((run for run in runs if run["data_set"] == name), key=lambda r: (_rank(r["model"]), r["seed"]))
+        here = sorted((run for run in runs if run["data_set"] == name),
+                      key=lambda run: (list(titles).index(run["model"]), run["seed"]))
         _check_comparable(name, here)
         finite = [run for run in here if None not in run["metrics"]["data_ll_inferred"] + run["metrics"]["iwae"]]
         failed = [(run["model"], run["seed"], f"its log-likelihoods are not finite ({run['file']})")
@@ -408,8 +418,8 @@ def collect(runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = 
         seen = {(run["model"], run["seed"]) for run in here}
         other_slots = any(run["slots"] != run["trained_slots"] for run in here)
         for model, seed in itertools.product(expected_models, expected_seeds):
-            # The memory core cannot run with other slots than it was trained with: nothing is missing there.
-            if (model, seed) not in seen and not (model == "rsqair_rmc" and other_slots):
+            # Where a model cannot run with the number of slots, nothing is missing.
+            if (model, seed) not in seen and not (model in bound and other_slots):
                 failed.append((model, seed, "no predictions"))
         collapsed = [(run["model"], run["seed"], run["collapse"]) for run in finite if run["collapse"] != "none"]
         by_model = {model: [run for run in finite if run["model"] == model]
@@ -420,12 +430,8 @@ def collect(runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = 
     return data_sets
 
 
-def _rank(model: str) -> tuple[int, str]:
-    return (list(MODELS).index(model) if model in MODELS else len(MODELS), model)
-
-
 def _title(model: str, seed: int) -> str:
-    return f"{MODELS.get(model, model)}, seed {seed}"
+    return f"{model_titles()[model]}, seed {seed}"
 
 
 def _check_comparable(name: str, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -473,7 +479,7 @@ def _cell(summary: Summary | None, digits: int, seeds: int) -> str:
 
 def tables(data_set: DataSet) -> list[Table]:
     """The paper's comparison, all metrics, metrics by horizon, and differences between models."""
-    paper, bounds, models = data_set.paper, data_set.any["bounds"], list(data_set.runs)
+    paper, bounds, models, titles = data_set.paper, data_set.any["bounds"], list(data_set.runs), model_titles()
     shown = [metric for metric in PAPER_METRICS if data_set.has(metric)]
     found = []
     if shown:
@@ -481,7 +487,7 @@ def tables(data_set: DataSet) -> list[Table]:
         for metric in shown:
             header += [METRICS[metric].label, "paper"]
         for model, runs in data_set.runs.items():
-            row = [MODELS.get(model, model), data_set.seeds(model)]
+            row = [titles[model], data_set.seeds(model)]
             for metric in shown:
                 digits, theirs = METRICS[metric].digits, paper.get(model, {}).get(metric)
                 row += [_cell(data_set.summary(model, metric), digits, len(runs)),
@@ -491,7 +497,7 @@ def tables(data_set: DataSet) -> list[Table]:
             f"{bounds[metric]:.{METRICS[metric].digits}f}" if metric in bounds else "–", "–")])
         found.append(Table("Predicted last frame, nats", header, rows))
 
-    names = [MODELS.get(model, model) for model in models]
+    names = [titles[model] for model in models]
     rows = [[METRICS[metric].label, *(_cell(data_set.summary(m, metric), METRICS[metric].digits, len(data_set.runs[m]))
                                       for m in models)]
             for metric in METRICS if data_set.has(metric)]
@@ -513,7 +519,7 @@ def tables(data_set: DataSet) -> list[Table]:
         digits = METRICS[metric].digits
         interval = ("–" if math.isnan(difference.low) else
                     f"{difference.low:.{digits}f} to {difference.high:.{digits}f}")
-        rows.append([f"{MODELS.get(later, later)} − {MODELS.get(earlier, earlier)}", METRICS[metric].label,
+        rows.append([f"{titles[later]} − {titles[earlier]}", METRICS[metric].label,
                      f"{difference.difference:.{digits}f}", interval, difference.note or "–"])
     if rows:
         found.append(Table("Differences of means, with 95 % bootstrap intervals over seeds",

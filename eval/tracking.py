@@ -1,6 +1,6 @@
 """Multiple object tracking: CLEAR MOT figures by the package motmetrics, over box overlaps computed here.
 
-Boxes are top, left, height, width in pixels, in the coordinates of ``eval.metrics``.
+Boxes are top, left, height, width in pixels, in the coordinates of ``eval.geometry``.
 """
 
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import motmetrics
 import numpy as np
 
-from eval import metrics
+from eval.geometry import CROP_SIZE, box_iou, centres_inside, clip_boxes
 
 
 class Tracking(NamedTuple):
@@ -33,53 +33,7 @@ class Tracking(NamedTuple):
     frames: int
 
 
-def box_iou(first, second):
-    """Intersection over union of every pair of boxes.
-
-    Args:
-      first: [..., n, 4], top, left, height, width.
-      second: [..., N, 4], the same leading axes.
-
-    Returns:
-      [..., n, N] float64 in [0, 1]; 0 where a box is NaN or both have no area.
-
-    Raises:
-      ValueError: if the last axis is not 4 or the leading axes differ.
-    """
-    first, second = np.asarray(first, float), np.asarray(second, float)
-    shapes = f"{first.shape} and {second.shape}"
-    for boxes in (first, second):
-        if boxes.ndim < 2 or boxes.shape[-1] != 4:
-            raise ValueError(f"boxes must be [..., number, 4], got {shapes}")
-    if first.shape[:-2] != second.shape[:-2]:
-        raise ValueError(f"the leading axes of the boxes differ: {shapes}")
-    first, second = first[..., :, None, :], second[..., None, :, :]
-    start = np.maximum(first[..., :2], second[..., :2])
-    end = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
-    intersection = np.prod(np.maximum(end - start, 0.0), axis=-1)
-    union = np.prod(first[..., 2:], axis=-1) + np.prod(second[..., 2:], axis=-1) - intersection
-    positive = union > 0  # False for NaN
-    return np.where(positive, intersection, 0.0) / np.where(positive, union, 1.0)
-
-
-def clip_boxes(boxes, image_size=metrics.CROP_SIZE):
-    """The part of each box inside the frame, [-0.5, size - 0.5]; no area if there is none.
-
-    Args:
-      boxes: [..., 4], top, left, height, width.
-      image_size: side of the frame in pixels, or (H, W).
-
-    Returns:
-      [..., 4] float64.
-    """
-    boxes = np.asarray(boxes, float)
-    size = np.asarray(image_size, float)
-    start = np.clip(boxes[..., :2], -0.5, size - 0.5)
-    end = np.clip(boxes[..., :2] + boxes[..., 2:], -0.5, size - 0.5)
-    return np.concatenate([start, end - start], axis=-1)
-
-
-def ground_truth(centres, pixels, image_size=metrics.CROP_SIZE):
+def ground_truth(centres, pixels, image_size=CROP_SIZE):
     """Which balls count as ground truth in a frame, and which neither count nor harm.
 
     A ball counts when its centre lies in the crop and a pixel of it is visible (not all behind the curtain). A ball
@@ -87,8 +41,8 @@ def ground_truth(centres, pixels, image_size=metrics.CROP_SIZE):
     object on it no false positive. An object cannot be asked to be placed by a sliver, nor blamed for explaining it.
 
     Args:
-      centres: [S, T, n_max, 2], from ``metrics.pixel_centres``.
-      pixels: [S, T, n_max], from ``metrics.visible_pixels`` of the cropped groups.
+      centres: [S, T, n_max, 2], from ``geometry.pixel_centres``.
+      pixels: [S, T, n_max], from ``geometry.visible_pixels`` of the cropped groups.
       image_size: side of the frame in pixels, or (H, W).
 
     Returns:
@@ -100,11 +54,11 @@ def ground_truth(centres, pixels, image_size=metrics.CROP_SIZE):
     centres, visible = np.asarray(centres, float), np.asarray(pixels) > 0
     if centres.shape[:-1] != visible.shape:
         raise ValueError(f"centres {centres.shape} must be pixels {visible.shape} with an axis of 2 behind")
-    inside = metrics.centres_inside(centres, image_size)
+    inside = centres_inside(centres, image_size)
     return visible & inside, visible & ~inside
 
 
-def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_size=metrics.CROP_SIZE):
+def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_size=CROP_SIZE):
     """Scores objects against balls over a set of sequences.
 
     Boxes are cut off at the frame's edge first, since nothing seen decides how far they reach beyond. A ball and an
@@ -113,9 +67,9 @@ def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_
     is >= min_iou, is left out of that frame.
 
     Args:
-      true_boxes: [S, T, n, 4], from ``metrics.boxes_from_balls``.
+      true_boxes: [S, T, n, 4], from ``geometry.boxes_from_discs``.
       truth: [S, T, n] bool, the balls that count.
-      boxes: [S, T, N, 4], from ``metrics.boxes_and_centres_from_pixels`` or ``metrics.boxes_from_where``; an object
+      boxes: [S, T, N, 4], from ``geometry.boxes_and_centres_from_pixels`` or ``geometry.boxes_from_where``; an object
         without one (NaN) is a false positive.
       object_id: [S, T, N], integers; -1 where the slot is absent, else unique in its frame.
       ignored: [S, T, n] bool, balls that neither count nor harm; None for none.

@@ -1,18 +1,18 @@
 """What a model is shown of a data file, and what is known about it, a batch at a time.
 
 Letters: B sequences, T frames, n the most objects of the file, H x W(, C) the frame as the model sees it. Coordinates
-are those of `eval.metrics`: (row, column) in pixels of that frame, pixel centres at whole numbers.
+are those of `eval.geometry`: (row, column) in pixels of that frame, pixel centres at whole numbers.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from data_gen import hdf5, pipeline
 from data_gen.command_line import UserError
-from eval import metrics, tracking
+from eval import geometry
 
 _OPTIONAL = ("groups", "collisions", "positions", "radii", "n", "nums", "coords")
 
@@ -93,14 +93,9 @@ class Source:
             notes.append("the data have no collisions: no relational log-likelihood")
         if "groups" not in members:
             notes.append("the data have no groups: no segmentation index, no log-likelihood by object")
-        if "coords" not in members and not self._balls:
+        if not self._data.objects:
             notes.append("the data have no positions: no tracking, no position errors")
         return notes
-
-    @property
-    def _balls(self) -> bool:
-        return ("positions" in self._data.members and "groups" in self._data.members
-                and self._data.image_shape[:2] == (metrics.FRAME_SIZE, metrics.FRAME_SIZE))
 
     def batches(self, batch_size: int) -> Iterator[tuple[int, Truth]]:
         """Yields (number of sequences, `Truth` of batch_size) in the file's order.
@@ -120,35 +115,48 @@ class Source:
 
         frames = self._data.intensities(seen(members["features"]))
         groups = seen(members["groups"]) if "groups" in members else None
-        count = np.full(frames.shape[:2], pipeline.UNKNOWN_COUNT, np.int16)
-        if groups is not None:
-            count = pipeline.count_visible(groups).astype(np.int16)
-        elif "nums" in members:
-            count[:] = members["nums"].sum(-1).T
+        count = pipeline.count_objects(members, None if groups is None else groups.swapaxes(0, 1), frames.shape[1])
+        count = count.T.astype(np.int16)
         centre = box = pixels = None
-        if self._balls:
-            centre, box = self._ball_boxes(members)
-            pixels = metrics.visible_pixels(groups, centre.shape[2]).astype(np.uint16)
-        elif "coords" in members and self._crop == (slice(frames.shape[2]), slice(frames.shape[3])):
-            # A digit is drawn from the pixel nearest to its corner (y, x) on.
-            box = members["coords"].swapaxes(0, 1).astype(float)
-            box = np.where(box[..., 2:3] > 0, np.round(box) - [0.5, 0.5, 0, 0], np.nan)
-            centre = box[..., :2] + box[..., 2:] / 2
-            inside = tracking.clip_boxes(box, frames.shape[2:4])
-            pixels = np.nan_to_num(np.maximum(inside[..., 2:], 0).prod(-1)).astype(np.uint16)
+        if self._data.objects:
+            centre, box, pixels = OBJECTS[self._data.objects](self._data, members, self._crop, groups)
         return Truth(frames, count, groups, seen(members["collisions"]) if "collisions" in members else None,
-                     *(None if x is None else x.astype(np.float32) for x in (centre, box)), pixels)
+                     *(None if x is None else x.astype(np.float32) for x in (centre, box)),
+                     None if pixels is None else pixels.astype(np.uint16))
 
-    def _ball_boxes(self, members: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Centres [B, T, n, 2] and boxes [B, T, n, 4] of balls."""
-        side, positions = self._data.box, members["positions"]
-        groups = members["groups"][..., 0]                                           # [T, B, 64, 64]
-        n = members["n"] if "n" in members else groups.max((0, 2, 3))
-        radii = members.get("radii")
-        if radii is None:
-            # R-NEM's own files do not say: a disc's area at its most visible gives the radius to about 1 %.
-            area = metrics.visible_pixels(groups, positions.shape[2]).max(0)
-            radii = np.sqrt(area / np.pi) * side / metrics.FRAME_SIZE
-        centres = metrics.pixel_centres(positions, n, side)
-        centres += metrics.CROP_START - np.array([part.start or 0 for part in self._crop])
-        return centres, metrics.boxes_from_balls(centres, radii, side)
+
+# ---------------------------------------------------------------------------------------------------------------
+# Where objects are, by what the file's attribute `objects` says (docs/data.md)
+# ---------------------------------------------------------------------------------------------------------------
+
+_Places = tuple[np.ndarray, np.ndarray, np.ndarray]     # centres [B, T, n, 2], boxes [B, T, n, 4], pixels [B, T, n]
+
+
+def _discs(data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice],
+           groups: np.ndarray) -> _Places:
+    """Of discs, such as balls: `positions` are their centres in units of the box, whose side is the frame's width."""
+    unit = data.image_shape[1] / data.box
+    stored = members["groups"][..., 0]                                               # [T, B, H, W], not cropped
+    n = members["n"] if "n" in members else stored.max((0, 2, 3))
+    radii = members.get("radii")
+    if radii is None:
+        # R-NEM's own files do not say: a disc's area at its most visible gives the radius to about 1 %.
+        area = geometry.visible_pixels(stored, members["positions"].shape[2]).max(0)
+        radii = np.sqrt(area / np.pi) / unit
+    centres = geometry.pixel_centres(members["positions"], n, unit, [part.start for part in crop])
+    return (centres, geometry.boxes_from_discs(centres, radii, unit),
+            geometry.visible_pixels(groups, centres.shape[2]))
+
+
+def _boxes(data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice],
+           groups: np.ndarray | None) -> _Places:
+    """Of objects whose boxes `coords` tells, such as digits: each is drawn from the pixel nearest to its corner on."""
+    coords = members["coords"].swapaxes(0, 1).astype(float)
+    start = [part.start for part in crop]
+    box = np.where(coords[..., 2:3] > 0, np.round(coords) - [start[0] + 0.5, start[1] + 0.5, 0, 0], np.nan)
+    inside = geometry.clip_boxes(box, [part.stop - part.start for part in crop])
+    pixels = np.nan_to_num(np.maximum(inside[..., 2:], 0).prod(-1))
+    return box[..., :2] + box[..., 2:] / 2, box, pixels
+
+
+OBJECTS = {"discs": _discs, "boxes": _boxes}        # the kinds of `hdf5.OBJECTS`

@@ -1,16 +1,8 @@
-"""Relational modules of R-SQAIR: interactions between all objects of a frame, computed in parallel."""
+"""Relational modules of R-SQAIR: interactions between all objects of a frame, computed in parallel.
 
-from relational.interaction_network import InteractionNetwork, Interactions
-from relational.relation import Relation, Relations, make_relation
-from relational.relational_memory import MemoryStep, RelationalMemory, SlotRelationalMemory
+The package itself only knows which there are; the modules, which need TensorFlow, are imported by their own names.
+"""
 
-__all__ = [
-    "InteractionNetwork",
-    "Interactions",
-    "MemoryStep",
-    "Relation",
-    "RelationalMemory",
-    "Relations",
-    "SlotRelationalMemory",
-    "make_relation",
-]
+from relational.registry import RELATIONS, RelationKind, find_relation
+
+__all__ = ["RELATIONS", "RelationKind", "find_relation"]

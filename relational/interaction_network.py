@@ -5,7 +5,7 @@ from typing import NamedTuple
 import sonnet as snt
 import tensorflow as tf
 
-from relational.layers import check_positive, check_shape, layer_norm, linear, zero_absent
+from relational.layers import check_positive, check_shape, layer_norm, linear, n_weights, zero_absent
 
 _NORM_EPSILON = 1e-12
 
@@ -115,6 +115,12 @@ class InteractionNetwork(snt.Module):
         update = self._update(tf.concat([embedding, effect], axis=-1))  # [P, N, S]
         gamma = tf.concat([update, effect], axis=-1)
         return Interactions(gamma, update, effect, embedding, attention)
+
+    def multiply_adds(self, n_objects: int) -> int:
+        """Multiplication-additions of the matrix products for N objects: every object, and every pair of them."""
+        objects = n_weights(self._embed, self._interact, self._update)
+        pairs = n_weights(self._effect, self._attention_hidden, self._attention_out)
+        return n_objects * objects + n_objects**2 * pairs
 
     def _interaction(self, embedding: tf.Tensor) -> tf.Tensor:
         # W [f_k; f_i] is the sum of a term of k and a term of i: N small products instead of N*N.

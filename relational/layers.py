@@ -17,6 +17,11 @@ def linear(input_size: int, output_size: int, dtype: tf.DType, name: str) -> snt
     return layer
 
 
+def n_weights(*modules: snt.Module) -> int:
+    """The numbers in all matrices of linear layers and MLPs: their multiplication-additions for one row of inputs."""
+    return sum(v.shape.num_elements() for module in modules for v in module.trainable_variables if v.shape.rank == 2)
+
+
 def layer_norm(size: int, rank: int, epsilon: float, dtype: tf.DType, name: str) -> snt.LayerNorm:
     """A layer norm over the last axis of tensors of the given rank, `scale` starting at 1 and `offset` at 0."""
     layer = snt.LayerNorm(axis=-1, create_scale=True, create_offset=True, eps=epsilon, name=name)

@@ -1,13 +1,17 @@
-"""One interface to the relational modules, gamma_t = Gamma(z_(t-1)) of the R-SQAIR paper, for use once a frame."""
+"""One interface to the relational modules, gamma_t = Gamma(z_(t-1)) of the R-SQAIR paper, called once per frame.
+
+`relational.registry` lists them.
+"""
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
 
 from relational.interaction_network import InteractionNetwork
 from relational.layers import check_shape, zero_absent
+from relational.registry import find_relation
 from relational.relational_memory import RelationalMemory, SlotRelationalMemory
 
 
@@ -29,7 +33,34 @@ class Relation(snt.Module, metaclass=abc.ABCMeta):
     """Gamma: the states of the previous frame's objects, and a memory, to relations.
 
     P particles, N slots, S numbers in an object's state, G in its relations, M in a memory row (0: no memory).
+
+    Attributes:
+      memory_follows_objects: whether memory row k belongs to object k: moves with it between slots, and starts anew for
+        a new object.
+      one_gamma: whether gamma is the same for all objects, [P, 1, G].
     """
+
+    memory_follows_objects: ClassVar[bool] = False
+    one_gamma: ClassVar[bool] = False
+
+    @classmethod
+    @abc.abstractmethod
+    def make(cls, n_slots: int, state_size: int, embedding: int, dtype: tf.DType = tf.float32) -> "Relation":
+        """Makes the relation with all its variables.
+
+        Args:
+          n_slots: N.
+          state_size: S.
+          embedding: width of embeddings, --relation_embedding; a relation may have no use for it.
+          dtype: of variables, inputs and outputs.
+
+        Raises:
+          ValueError: a size is below 1.
+        """
+
+    @abc.abstractmethod
+    def multiply_adds(self, n_slots: int) -> int:
+        """Multiplication-additions of its matrix products for the N slots of one particle and frame."""
 
     @property
     @abc.abstractmethod
@@ -40,11 +71,6 @@ class Relation(snt.Module, metaclass=abc.ABCMeta):
     @abc.abstractmethod
     def memory_size(self) -> int:
         """M."""
-
-    @property
-    @abc.abstractmethod
-    def memory_follows_objects(self) -> bool:
-        """Whether memory row k belongs to object k: moves with it between slots, and starts anew for a new object."""
 
     @abc.abstractmethod
     def initial_memory(self, n_particles: int | tf.Tensor, n_slots: int) -> tf.Tensor:
@@ -71,11 +97,17 @@ class InteractionRelation(Relation):
     """Relations by an `InteractionNetwork`: any number of slots, no memory; attention rows are objects, one head."""
 
     memory_size = 0
-    memory_follows_objects = False
 
     def __init__(self, network: InteractionNetwork, name: str | None = None):
         super().__init__(name=name)
         self._network = network
+
+    @classmethod
+    def make(cls, n_slots: int, state_size: int, embedding: int, dtype: tf.DType = tf.float32) -> "Relation":
+        return cls(InteractionNetwork(state_size, embedding, dtype=dtype))
+
+    def multiply_adds(self, n_slots: int) -> int:
+        return self._network.multiply_adds(n_slots)
 
     @property
     def gamma_size(self) -> int:
@@ -96,11 +128,18 @@ class MemoryRelation(Relation):
     the one input row.
     """
 
-    memory_follows_objects = False
+    one_gamma = True
 
     def __init__(self, core: RelationalMemory, name: str | None = None):
         super().__init__(name=name)
         self._core = core
+
+    @classmethod
+    def make(cls, n_slots: int, state_size: int, embedding: int, dtype: tf.DType = tf.float32) -> "Relation":
+        return cls(RelationalMemory(n_slots * state_size, mem_slots=n_slots, dtype=dtype))
+
+    def multiply_adds(self, n_slots: int) -> int:
+        return self._core.multiply_adds()
 
     @property
     def gamma_size(self) -> int:
@@ -135,6 +174,13 @@ class SlotMemoryRelation(Relation):
         super().__init__(name=name)
         self._core = core
 
+    @classmethod
+    def make(cls, n_slots: int, state_size: int, embedding: int, dtype: tf.DType = tf.float32) -> "Relation":
+        return cls(SlotRelationalMemory(state_size, dtype=dtype))
+
+    def multiply_adds(self, n_slots: int) -> int:
+        return self._core.multiply_adds(n_slots)
+
     @property
     def gamma_size(self) -> int:
         return self._core.memory_size
@@ -151,38 +197,15 @@ class SlotMemoryRelation(Relation):
 
 
 def make_relation(
-    kind: str,
-    n_slots: int,
-    state_size: int = 11,
-    embedding: int = 5,
-    num_heads: int = 4,
-    head_size: int = 10,
-    num_blocks: int = 1,
-    dtype: tf.DType = tf.float32,
+    kind: str, n_slots: int, state_size: int = 11, embedding: int = 5, dtype: tf.DType = tf.float32
 ) -> Relation:
     """Makes the relation of a given kind, with all its variables; the defaults are the paper's (section 3).
 
     Args:
-      kind: "in", an interaction network; "rmc", the paper's relational memory core; "rmc_slots", the slot-wise one.
-      n_slots: N; binds "rmc" only, the others take any number of slots.
-      state_size: S.
-      embedding: E, of "in".
-      num_heads: attention heads of the memories.
-      head_size: numbers of a head's query, key and value.
-      num_blocks: attention blocks of the memories per frame, each one message passing phase.
-      dtype: of variables, inputs and outputs.
-
-    Returns:
-      A `Relation`.
+      kind: a key of `RELATIONS`.
+      n_slots, state_size, embedding, dtype: see `Relation.make`.
 
     Raises:
       ValueError: an unknown kind or a size below 1.
     """
-    memory_options = dict(num_heads=num_heads, head_size=head_size, num_blocks=num_blocks, dtype=dtype)
-    if kind == "in":
-        return InteractionRelation(InteractionNetwork(state_size, embedding, dtype=dtype))
-    if kind == "rmc":
-        return MemoryRelation(RelationalMemory(n_slots * state_size, mem_slots=n_slots, **memory_options))
-    if kind == "rmc_slots":
-        return SlotMemoryRelation(SlotRelationalMemory(state_size, **memory_options))
-    raise ValueError(f"relation kind must be 'in', 'rmc' or 'rmc_slots', got {kind!r}")
+    return find_relation(kind).make(n_slots, state_size, embedding, dtype)

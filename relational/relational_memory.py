@@ -5,7 +5,7 @@ from typing import NamedTuple
 import sonnet as snt
 import tensorflow as tf
 
-from relational.layers import check_positive, check_shape, layer_norm, linear, zero_absent
+from relational.layers import check_positive, check_shape, layer_norm, linear, n_weights, zero_absent
 
 _NORM_EPSILON = 1e-5
 
@@ -81,6 +81,11 @@ class AttentionBlock(snt.Module):
         rows = self._attention_norm(rows + attended)
         rows = self._mlp_norm(rows + self._mlp(rows))
         return rows, attention
+
+    def multiply_adds(self, n_rows: int) -> int:
+        """Multiplication-additions of the matrix products for R rows: every row, and every pair of them."""
+        key_size, _, head_size = self._sizes
+        return n_rows * n_weights(self._qkv, self._mlp) + n_rows**2 * self._num_heads * (key_size + head_size)
 
     def _attend(self, rows, key_mask):
         n_rows, row_size = rows.shape[1:]
@@ -237,6 +242,17 @@ class RelationalMemory(snt.RNNCore):
         output = tf.reshape(memory, [-1, self.mem_slots * self.memory_size])
         return MemoryStep(output, memory, attention)
 
+    def multiply_adds(self) -> int:
+        """Multiplication-additions of the matrix products of one step of one particle."""
+        return self._multiply_adds(self.mem_slots, self._input_rows, gate_rows=1)
+
+    def _multiply_adds(self, n_slots: int, input_rows: int, gate_rows: int) -> int:
+        found = input_rows * n_weights(self._embed)
+        found += sum(block.multiply_adds(n_slots + input_rows) for block in self._blocks)
+        if self._gated:
+            found += n_slots * n_weights(self._memory_gates) + gate_rows * n_weights(self._input_gates)
+        return found
+
     def _update(self, memory, rows, gate_inputs, key_mask=None):
         """The new memory and the attention; gate_inputs is [P, N, .], or [P, 1, .] for the same in every row."""
         n_slots = memory.shape[1]
@@ -310,6 +326,10 @@ class SlotRelationalMemory(RelationalMemory):
         states, presence = inputs
         step = self.step(states, presence, prev_state)
         return step.output, step.memory
+
+    def multiply_adds(self, n_objects: int) -> int:
+        """Multiplication-additions of the matrix products of one step of one particle with N objects."""
+        return self._multiply_adds(n_objects, n_objects, gate_rows=n_objects)
 
     def step(self, states: tf.Tensor, presence: tf.Tensor, memory: tf.Tensor) -> MemoryStep:
         """Writes the objects' states into their memory rows.

@@ -28,9 +28,10 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from relational.registry import RELATIONS
 from sqair import original, safetensors_folder
 from sqair.checkpoint_values import DAMAGE, first_line, make_model, read_values
-from sqair.config import Config, ModelConfig, load_flags, recipe_of
+from sqair.config import Config, ModelConfig, has_fixed_slots, load_flags, recipe_of
 from sqair.model import SQAIR
 from sqair.optimizers import Optimizer
 from sqair.run_folder import earlier_steps, facts, train_data_fingerprint
@@ -292,9 +293,11 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
         step, earlier = int(prefix.rsplit("-", 1)[-1]), earlier_steps(folder)
     trained = config
     changes = {key: value for key, value in changes.items() if value != getattr(config.model, key)}
-    if config.model.relation == "rmc" and "n_steps_per_image" in changes:
-        raise UserError(f"{path}: relation rmc is bound to its {config.model.n_steps_per_image} slots by the shape of "
-                        f"its weights and cannot run with {changes['n_steps_per_image']}; rmc_slots and in can")
+    if has_fixed_slots(config.model.relation) and "n_steps_per_image" in changes:
+        free = [kind for kind in RELATIONS if not has_fixed_slots(kind)]
+        raise UserError(f"{path}: relation {config.model.relation} is bound to its {config.model.n_steps_per_image} "
+                        f"slots by the shape of its weights and cannot run with {changes['n_steps_per_image']}; "
+                        f"{' and '.join(free)} can")
     if changes:
         changed = attrs.evolve(config, model=attrs.evolve(config.model, **changes))
         other = SQAIR(changed.model)

@@ -5,20 +5,38 @@ A run folder holds all of them in `flags.json`, flat, beside the checkpoints; an
 
 import json
 import os
-from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Union, get_args, get_origin
+from typing import (Annotated, Any, Collection, Dict, List, Literal, Mapping, Optional, Tuple, Union, get_args,
+                    get_origin)
 
 import attrs
-import cattrs
 import tyro
 
 from data_gen.command_line import UserError, read_json
+from relational.registry import RELATIONS, find_relation
+from sqair.rules import RULES
 
+NO_RELATION = "none"
 Cell = Literal["VanillaRNN", "GRU"]
 RelationInput = Literal["prior", "rnn", "where"]
 
 
 def _at_least(minimum):
     return attrs.validators.and_(attrs.validators.ge(minimum), attrs.validators.le(2 ** 31))
+
+
+def _choice(*choices: Collection[str]):
+    """The type of a flag that is one of some names: they show in --help."""
+    return tyro.conf.arg(metavar=f"{{{','.join(name for names in choices for name in names)}}}")
+
+
+def _one_of(*choices: Collection[str]):
+    """A validator: the value is in one of the collections at the time; registries may grow."""
+    def check(instance, attribute, value):
+        known = [name for names in choices for name in names]
+        if value not in known:
+            raise ValueError(f"{attribute.name} must be one of {', '.join(known)}, got {value}")
+
+    return check
 
 
 def _finite(instance, attribute, value):
@@ -89,7 +107,8 @@ class ModelConfig:
     """Height, width and, for colour, channels of a frame. (not a flag of the original, which asks the data)"""
     mean_image: bool = True
     """Learn a mean image, from the training set's mean on. (ours: the original does so when the data has one)"""
-    relation: Literal["none", "in", "rmc", "rmc_slots"] = "none"
+    relation: Annotated[str, _choice([NO_RELATION], RELATIONS)] = attrs.field(
+        default=NO_RELATION, validator=_one_of([NO_RELATION], RELATIONS))
     """Relational module of propagation: none (SQAIR), interaction network (in), relational memory core (rmc), or
     the latter with one row an object (rmc_slots). (ours)"""
     relation_inputs: Tuple[RelationInput, ...] = ("prior", "rnn", "where")
@@ -107,7 +126,7 @@ class ModelConfig:
                 1 <= x <= 16 for x in shape[2:]):
             raise ValueError(f"image_shape must be height and width of 2 to 4096 pixels and optionally 1 to 16 "
                              f"channels, got {shape}")
-        if self.relation != "none" and not self.relation_inputs:
+        if self.relation != NO_RELATION and not self.relation_inputs:
             raise ValueError("relation_inputs must name at least one of prior, rnn, where")
 
     @property
@@ -143,7 +162,7 @@ class TrainConfig:
     """Central pixels of a frame that the model sees; 0: the whole frame. (ours)"""
     batch_size: int = attrs.field(default=32, validator=_at_least(1))
     """B, sequences of a training step."""
-    opt: Literal["rmsprop", "adam", "sgd", "momentum"] = "rmsprop"
+    opt: Annotated[str, _choice(RULES)] = attrs.field(default="rmsprop", validator=_one_of(RULES))
     """Optimiser, as in TensorFlow 1; rmsprop and momentum with momentum 0.9."""
     learning_rate: float = attrs.field(default=1e-5, validator=_POSITIVE)
     """Learning rate at the start."""
@@ -190,7 +209,7 @@ class TrainConfig:
     """Fixes weights, order of the data and noise. (ours)"""
     xla: bool = False
     """Compile frames by XLA: after a slow start about as quick as batches in one piece, on two cores slower than two
-    shards. Other runs load what one has compiled, from $XDG_CACHE_HOME/r-sqair or ~/.cache/r-sqair. (ours)"""
+    shards. (ours)"""
     shards: int = attrs.field(default=0, validator=[_at_least(0), attrs.validators.le(1024)])
     """Compute batches in this many parts side by side, each on its share of the cores; equal but for rounding. 0: one
     a core without --xla and --distribute, as long as they are equal and of 8 sequences or more (of two cores: of any
@@ -212,6 +231,32 @@ class Config:
     train: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig()
 
 
+def model_name(relation: str) -> str:
+    """The name that models with a relation have in files and tables: sqair, or rsqair_<kind>."""
+    return "sqair" if relation == NO_RELATION else f"rsqair_{relation}"
+
+
+def preset_of(relation: str) -> str:
+    """The name of the preset that trains a model with a relation on bouncing balls."""
+    return "sqair_balls" if relation == NO_RELATION else model_name(relation)
+
+
+def model_titles() -> Dict[str, str]:
+    """Name -> title of all models, in the order in which tables and figures show them."""
+    return {model_name(NO_RELATION): "SQAIR",
+            **{model_name(kind): f"R-SQAIR ({relation.title})" for kind, relation in RELATIONS.items()}}
+
+
+def relation_kinds() -> List[str]:
+    """The values of --relation."""
+    return [NO_RELATION, *RELATIONS]
+
+
+def has_fixed_slots(relation: str) -> bool:
+    """Whether a model with a relation can run with no other number of slots than it was trained with."""
+    return relation != NO_RELATION and find_relation(relation).fixed_slots
+
+
 def _presets() -> Dict[str, Config]:
     # Paper, section 3: defaults of SQAIR but n_what 5, 4 slots; length 3, one more every 10,000 steps, up to 10.
     balls = Config(
@@ -222,10 +267,8 @@ def _presets() -> Dict[str, Config]:
         return attrs.evolve(balls, model=attrs.evolve(balls.model, relation=relation))
 
     return {
-        "sqair_balls": balls,            # figure 4: SQAIR, 399.5 nats
-        "rsqair_in": related("in"),      # figure 4: R-SQAIR (IN), 429.2 nats
-        "rsqair_rmc": related("rmc"),    # figure 4: R-SQAIR (RMC), 457.32 nats
-        "rsqair_rmc_slots": related("rmc_slots"),
+        preset_of(NO_RELATION): balls,
+        **{preset_of(kind): related(kind) for kind in RELATIONS},
         # What the SQAIR release's training script runs on moving MNIST: the flags' defaults, length 3 and one more
         # every 100,000 steps. Its README speaks of 1,000,000 steps; the script leaves --train_itr at 2,000,000, which
         # the schedule is made for and the published model's flags say too. It does not stop early.
@@ -264,12 +307,9 @@ def recipe_of(config: "Config") -> Optional[str]:
     return next((name for name, values in RECIPES.items() if values.items() <= train.items()), None)
 
 
-_CONVERTER = cattrs.Converter()
-
-
 def to_flags(config: Config) -> Dict[str, Any]:
     """All fields of a configuration, flat, as JSON values."""
-    return {**_CONVERTER.unstructure(config.model), **_CONVERTER.unstructure(config.train)}
+    return {**attrs.asdict(config.model), **attrs.asdict(config.train)}
 
 
 def _coerce(name: str, value: Any, like: Any) -> Any:

@@ -1,13 +1,12 @@
 """SQAIR and R-SQAIR: one forward pass, a deterministic function of observations and noise, as a typed record."""
 
-import math
 from typing import NamedTuple, Optional
 
 import sonnet as snt
 import tensorflow as tf
 
+from sqair import gaussian, spatial_transformer, targets
 from sqair import noise as noise_lib
-from sqair import spatial_transformer, targets
 from sqair.core import Slots
 from sqair.discover import LogProbs, number_of_steps
 from sqair.distribution import prepare_gpus
@@ -75,7 +74,7 @@ class Forward(NamedTuple):
 
 
 class SQAIR(snt.Module):
-    """The model. `relation` none is SQAIR itself, in and rmc are R-SQAIR."""
+    """The model: SQAIR without a relation, R-SQAIR with one."""
 
     def __init__(self, config, xla: bool = False, all_slots: bool = False, name: str = "sqair"):
         """Creates all variables; set TensorFlow's seed before it.
@@ -175,7 +174,7 @@ class SQAIR(snt.Module):
         squares = tf.reduce_sum(tf.math.squared_difference(rows[:, :, None], canvas), [-2, -1])
         squares = tf.reshape(squares, [n_frames, batch * k])
         pixels, std = height * width * channels, self.config.output_std
-        data_ll = -0.5 * squares / std ** 2 - pixels * (math.log(std) + 0.5 * math.log(2 * math.pi))
+        data_ll = gaussian.log_likelihood(squares, pixels, std)
 
         log_weights_per_frame = data_ll - (log_q - log_p)
         return Forward(

@@ -10,13 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from data_gen.command_line import UserError
-
-SLOTS = {"rmsprop": {"rms": 1.0, "momentum": 0.0}, "adam": {"m": 0.0, "v": 0.0}, "momentum": {"momentum": 0.0},
-         "sgd": {}}
+from sqair.rules import RULES, Update
 
 
 class Optimizer(tf.Module):
-    """Updates variables by one of TensorFlow 1's rules, g the gradient and a the learning rate:
+    """Updates variables by one of `RULES`. Those of TensorFlow 1, g the gradient and a the learning rate:
 
     rmsprop:  s = .9 s + .1 g^2;  m = .9 m + a g / sqrt(s + 1e-10);  x -= m;  s starts at 1
     adam:     m = .9 m + .1 g;  v = .999 v + .001 g^2;  x -= a sqrt(1 - .999^t) / (1 - .9^t) m / (sqrt(v) + 1e-8)
@@ -25,34 +23,33 @@ class Optimizer(tf.Module):
     """
 
     def __init__(self, kind: str, variables: Sequence[tf.Variable], name: str = "optimizer"):
-        """Args: kind: rmsprop, adam, momentum or sgd. variables: what to train; their order is kept."""
+        """Creates the slots.
+
+        Args:
+          kind: a key of `RULES`.
+          variables: what to train; their order is kept.
+          name: module name.
+
+        Raises:
+          ValueError: there is no such kind.
+        """
         super().__init__(name=name)
+        if kind not in RULES:
+            raise ValueError(f"optimiser {kind!r}: no such kind; choose from {', '.join(RULES)}")
         self.kind = kind
         self.variables_to_train = list(variables)
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
         self.slots: Dict[str, List[tf.Variable]] = {
             slot: [tf.Variable(tf.fill(v.shape, start), trainable=False, name=slot) for v in self.variables_to_train]
-            for slot, start in SLOTS[kind].items()}
+            for slot, start in RULES[kind].slots.items()}
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         """Updates all variables once. Args: gradients in the variables' order; learning_rate: scalar."""
         self.updates.assign_add(1)
         t = tf.cast(self.updates, tf.float32)
         for i, (x, g) in enumerate(zip(self.variables_to_train, gradients)):
-            slot = {key: variables[i].handle for key, variables in self.slots.items()}
-            # TensorFlow's own kernels, those that TensorFlow 1 ran.
-            if self.kind == "rmsprop":
-                tf.raw_ops.ResourceApplyRMSProp(var=x.handle, ms=slot["rms"], mom=slot["momentum"], lr=learning_rate,
-                                                rho=0.9, momentum=0.9, epsilon=1e-10, grad=g)
-            elif self.kind == "adam":
-                tf.raw_ops.ResourceApplyAdam(var=x.handle, m=slot["m"], v=slot["v"], beta1_power=tf.pow(0.9, t),
-                                             beta2_power=tf.pow(0.999, t), lr=learning_rate, beta1=0.9, beta2=0.999,
-                                             epsilon=1e-8, grad=g)
-            elif self.kind == "momentum":
-                tf.raw_ops.ResourceApplyMomentum(var=x.handle, accum=slot["momentum"], lr=learning_rate, grad=g,
-                                                 momentum=0.9)
-            else:
-                tf.raw_ops.ResourceApplyGradientDescent(var=x.handle, alpha=learning_rate, delta=g)
+            slots = {name: variables[i] for name, variables in self.slots.items()}
+            RULES[self.kind].apply(Update(x, g, slots, learning_rate, t))
 
 
 class Schedule:

@@ -8,7 +8,7 @@ import attrs
 import tyro
 
 from data_gen import command_line, hdf5
-from data_gen.command_line import UserError
+from data_gen.command_line import UserError, take, take_preset
 from sqair.config import PRESETS, RECIPES, Config, load_flags, with_recipe
 
 
@@ -30,24 +30,12 @@ class Train:
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
 
 
-def _take(arguments: List[str], name: str) -> Optional[str]:
-    """Removes an option with its value, wherever it stands; returns the value, None if it is not there."""
-    for i in reversed(range(len(arguments))):
-        option, equals, value = arguments[i].partition("=")
-        if option.replace("-", "_") == f"__{name}" and (equals or i + 1 < len(arguments)):
-            del arguments[i]
-            return value if equals else arguments.pop(i)
-    return None
-
-
 def parse(arguments: List[str]) -> Train:
     """Parses the command line. `--preset NAME` or the run that `--continue_from` names, wherever they stand, set the
     defaults of all other options; `--recipe NAME` those of training."""
     arguments = list(arguments)
-    preset, recipe = _take(arguments, "preset"), _take(arguments, "recipe")
-    source, run_dir, train_data = (_take(list(arguments), name) for name in ("continue_from", "run_dir", "train_data"))
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(PRESETS)}")
+    preset, recipe = take_preset(arguments, PRESETS), take(arguments, "recipe")
+    source, run_dir, train_data = (take(list(arguments), name) for name in ("continue_from", "run_dir", "train_data"))
     if preset and source:
         raise UserError("--preset and --continue_from: options that are not given are those of the run that is gone on "
                         "with; leave --preset out")

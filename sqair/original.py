@@ -11,7 +11,8 @@ from sqair.checkpoint_values import read_values
 from sqair.config import Config, to_flags
 from sqair.model import SQAIR
 from sqair.neural import GRU, MLP, GaussianHead, Linear
-from sqair.optimizers import SLOTS, Optimizer
+from sqair.optimizers import Optimizer
+from sqair.rules import RULES
 
 
 class Columns(NamedTuple):
@@ -309,7 +310,7 @@ def original_values(model: SQAIR, optimizer: Optimizer, step: int) -> Dict[str, 
     if mean not in values:          # the original's training always has one; zeros draw the same frames
         values[mean] = np.zeros(model.config.image_size, np.float32)
         for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items():
-            values[f"{mean}/{suffix}"] = np.full(model.config.image_size, SLOTS[optimizer.kind][slot], np.float32)
+            values[f"{mean}/{suffix}"] = np.full(model.config.image_size, RULES[optimizer.kind].slots[slot], np.float32)
     values.update(original_constants(model), global_step=np.int64(step))
     if optimizer.kind == "adam":
         power = int(optimizer.updates) + 1

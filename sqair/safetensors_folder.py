@@ -15,8 +15,9 @@ import safetensors.numpy
 import tensorflow as tf
 
 from data_gen.command_line import UserError, begins, to_json
+from relational.registry import find_relation
 from sqair.checkpoint_values import make_model
-from sqair.config import Config, load_flags, to_flags
+from sqair.config import NO_RELATION, Config, load_flags, model_name, model_titles, to_flags
 from sqair.model import SQAIR
 
 WEIGHTS, CONFIG, CARD, FACTS = "model.safetensors", "config.json", "README.md", "card.json"
@@ -106,11 +107,9 @@ def _differences(variables: Dict[str, tf.Variable], found: Dict[str, Tuple[str, 
 
 
 def _card(config: Config, model: SQAIR, told: Mapping[str, Any]) -> str:
-    title, what = {"none": ("SQAIR", "objects move on their own"),
-                   "in": ("R-SQAIR (IN)", "an interaction network relates the objects"),
-                   "rmc": ("R-SQAIR (RMC)", "a relational memory core relates the objects"),
-                   "rmc_slots": ("R-SQAIR (RMC, slots)", "a memory core with one row an object relates them"),
-                   }[config.model.relation]
+    relation = config.model.relation
+    title = model_titles()[model_name(relation)]
+    what = "objects move on their own" if relation == NO_RELATION else find_relation(relation).summary
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
     step, all_steps = told["step"], told["all_steps"]
     earlier = f", {all_steps - step:,} of them in the runs that this one was started from" if all_steps > step else ""

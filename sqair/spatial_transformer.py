@@ -205,14 +205,3 @@ def coverage(where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int]
     down = sum_of_hat_weights(paste_positions(sy, ty, height, h), h)          # [L, N, H]
     across = sum_of_hat_weights(paste_positions(sx, tx, width, w), w)         # [L, N, W]
     return tf.matmul(down * presence[..., None], across, transpose_a=True)
-
-
-def boxes(where, image_shape: Sequence[int]):
-    """Boxes for drawing, in pixels, of `where` logits [..., 4]: (top, left, height, width), [..., 4].
-
-    height = (H+1) sy, top = (H-1)/2 (ty - sy + 1), and likewise in x.
-    """
-    sx, sy, tx, ty = to_coords(tf.convert_to_tensor(where))
-    height, width = image_shape
-    return tf.stack([0.5 * (height - 1) * (ty - sy + 1), 0.5 * (width - 1) * (tx - sx + 1),
-                     (height + 1) * sy, (width + 1) * sx], -1)

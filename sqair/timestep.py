@@ -1,11 +1,12 @@
 """One frame: relate, propagate, discover, choose what to keep (docs/spec/sqair.md, "One frame")."""
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import sonnet as snt
 import tensorflow as tf
 
-from relational.relation import Relations, make_relation
+from relational.relation import Relation, Relations, make_relation
+from sqair.config import NO_RELATION
 from sqair.core import Slots
 from sqair.discover import Discover
 from sqair.glimpses import GlimpseEncoder
@@ -76,6 +77,14 @@ def pick(order: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.matmul(order, x)
 
 
+def configured_relation(config) -> Optional[Relation]:
+    """The relation that a `ModelConfig` asks for, with all its variables; None for SQAIR."""
+    if config.relation == NO_RELATION:
+        return None
+    return make_relation(config.relation, n_slots=config.n_steps_per_image, state_size=config.n_what + 6,
+                         embedding=config.relation_embedding)
+
+
 class SQAIRTimestep(snt.Module):
     """Propagation and discovery of one frame.
 
@@ -91,10 +100,7 @@ class SQAIRTimestep(snt.Module):
         super().__init__(name=name)
         self.n_slots, self.n_what = config.n_steps_per_image, config.n_what
         height, width, channels = config.image_size
-        self.relation = None
-        if config.relation != "none":
-            self.relation = make_relation(config.relation, n_slots=self.n_slots, state_size=config.n_what + 6,
-                                          embedding=config.relation_embedding)
+        self.relation = configured_relation(config)
         gamma_size = self.relation.gamma_size if self.relation else 0
         glimpse_encoder = GlimpseEncoder((config.glimpse_size, config.glimpse_size, channels), config.n_what,
                                          config.n_hidden, config.masked_glimpse, name="glimpse_encoder")

@@ -30,7 +30,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from data_gen import hdf5, pipeline
-from sqair import checkpoints, distribution, health, spatial_transformer, xla_cache
+from sqair import checkpoints, distribution, health, spatial_transformer
 from sqair.config import Config, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
@@ -484,7 +484,6 @@ class Trainer:
     def _save(self) -> None:
         if self.replicas.is_chief:
             self.checkpoints.save()
-        xla_cache.seal()
         self.saved_step = self.step
 
     def _finish(self, reason: str) -> int:
@@ -621,8 +620,6 @@ def main() -> int:
         print(parameter_table(SQAIR(arguments.config.model)))
         return 0
     use_machine(arguments.config.train)
-    if arguments.config.train.xla:
-        xla_cache.use()
     replicas, trainer = distribution.Distribution(arguments.config.train.distribute), None
     try:
         with RunLock(arguments.run_dir) if replicas.is_chief else contextlib.nullcontext() as note:

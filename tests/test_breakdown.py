@@ -72,7 +72,7 @@ def test_the_command_scores_the_canvases_of_the_passes(command):
             for name, passed in (("predicted", forward), ("inferred", predict.infer(model, obs, seed))):
                 canvas = spatial_transformer.rows_to_image(passed.canvas[-1], 1).numpy().reshape(BATCH, K, 50, 50)
                 canvas = canvas[np.arange(BATCH), particle]
-                expected[name] += metrics.data_log_likelihood(truth.frames[:, -1], canvas, 0.3)[:size].sum() / S
+                expected[name] += metrics.gaussian_log_likelihood(truth.frames[:, -1], canvas, 0.3)[:size].sum() / S
     loss = written["breakdown"]["loss"]
     for name, value in expected.items():
         np.testing.assert_allclose(loss[name]["data_ll"], value, rtol=1e-5)

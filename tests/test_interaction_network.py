@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from relational import InteractionNetwork, make_relation
+from relational.interaction_network import InteractionNetwork
+from relational.relation import make_relation
 from tests.data_helpers import ROOT
 from tests.reference.relational_reference import (
     FIXTURE,

@@ -1,4 +1,4 @@
-"""eval/metrics.py against hand-computed cases, brute force, scipy and scikit-learn."""
+"""eval/metrics.py and eval/geometry.py against hand-computed cases, brute force, scipy and scikit-learn."""
 
 import itertools
 
@@ -8,7 +8,9 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from sklearn.metrics import adjusted_rand_score
 
-from eval import metrics
+from eval import geometry, metrics
+
+UNIT = 64 / 15      # pixels per unit of the box
 
 
 @pytest.fixture
@@ -23,20 +25,12 @@ def logit(p):
 # --- ground truth ---
 
 
-def test_crop_truth_keeps_rows_and_columns_7_to_56_and_puts_sequences_first():
-    frames = np.arange(2 * 3 * 64 * 64).reshape(2, 3, 64, 64, 1)
-    cropped = metrics.crop_truth(frames)
-    assert cropped.shape == (3, 2, 50, 50)
-    assert cropped[1, 0, 0, 0] == frames[0, 1, 7, 7, 0]
-    assert cropped[2, 1, 49, 48] == frames[1, 2, 56, 55, 0]
-
-
 def test_pixel_centres_swap_axes_and_lie_where_the_ball_is_rendered():
     # The middle of the box, 7.5 units, is the edge between the crop's pixels 24 and 25.
     positions = np.zeros((1, 1, 3, 2))
     positions[0, 0, 0] = 7.5, 7.5
     positions[0, 0, 1] = 3.0, 12.0  # column 12.8 - 7.5, row 51.2 - 7.5
-    centres = metrics.pixel_centres(positions, n=[2], box_size=15)
+    centres = geometry.pixel_centres(positions, [2], UNIT, (7, 7))
     np.testing.assert_allclose(centres[0, 0, :2], [[24.5, 24.5], [43.7, 5.3]])
     assert np.isnan(centres[0, 0, 2]).all()
 
@@ -45,31 +39,31 @@ def test_pixel_centre_is_the_centroid_of_the_rendered_ball():
     position, radius = np.array([6.3, 9.1]), 1.5
     column, row = np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5)
     disc = np.hypot(column * 15 / 64 - position[0], row * 15 / 64 - position[1]) < radius
-    seen = metrics.crop_truth(disc[None, None, :, :, None])[0, 0]
-    centre = metrics.pixel_centres(position[None, None, None], [1], 15)
+    seen = disc[7:57, 7:57]
+    centre = geometry.pixel_centres(position[None, None, None], [1], UNIT, (7, 7))
     np.testing.assert_allclose(np.argwhere(seen).mean(0), centre[0, 0, 0], atol=0.15)
-    top, left, height, width = metrics.boxes_from_balls(centre, [[radius]], 15)[0, 0, 0]
+    top, left, height, width = geometry.boxes_from_discs(centre, [[radius]], UNIT)[0, 0, 0]
     rows, columns = np.argwhere(seen).T
     np.testing.assert_allclose([top, left], [rows.min() - 0.5, columns.min() - 0.5], atol=1)
     np.testing.assert_allclose([height, width], [np.ptp(rows) + 1, np.ptp(columns) + 1], atol=1)
 
 
-def test_boxes_from_balls_by_hand():
+def test_boxes_from_discs_by_hand():
     centres = np.full((1, 1, 2, 2), np.nan)
     centres[0, 0, 0] = 10.0, 20.0
-    boxes = metrics.boxes_from_balls(centres, [[1.5, 0.0]], box_size=15)
+    boxes = geometry.boxes_from_discs(centres, [[1.5, 0.0]], UNIT)
     np.testing.assert_allclose(boxes[0, 0, 0], [3.6, 13.6, 12.8, 12.8])
     assert np.isnan(boxes[0, 0, 1]).all()
 
 
 def test_centres_inside_includes_the_first_edge_only():
     centres = [[-0.5, 0], [-0.51, 0], [0, 49.49], [0, 49.5], [np.nan, np.nan]]
-    np.testing.assert_array_equal(metrics.centres_inside(centres), [True, False, True, False, False])
+    np.testing.assert_array_equal(geometry.centres_inside(centres), [True, False, True, False, False])
 
 
 def test_visible_pixels():
     groups = np.array([[[0, 1, 1], [3, 1, 0]], [[0, 0, 0], [0, 2, 0]]])
-    np.testing.assert_array_equal(metrics.visible_pixels(groups, 3), [[3, 0, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(geometry.visible_pixels(groups, 3), [[3, 0, 1], [0, 1, 0]])
 
 
 # --- where ---
@@ -77,12 +71,12 @@ def test_visible_pixels():
 
 def test_boxes_from_where_by_hand():
     where = [logit(0.4), logit(0.2), np.arctanh(0.5), np.arctanh(-0.5)]  # sx, sy, tx, ty
-    np.testing.assert_allclose(metrics.boxes_from_where(where), [24.5 * 0.3, 24.5 * 1.1, 51 * 0.2, 51 * 0.4])
-    np.testing.assert_allclose(metrics.centres_from_where(where), [12.25, 36.75])
+    np.testing.assert_allclose(geometry.boxes_from_where(where), [24.5 * 0.3, 24.5 * 1.1, 51 * 0.2, 51 * 0.4])
+    np.testing.assert_allclose(geometry.centres_from_where(where), [12.25, 36.75])
 
 
 def test_boxes_from_where_of_an_oblong_frame_and_the_least_scale():
-    box = metrics.boxes_from_where([-50.0, -50.0, 0.0, 0.0], image_size=(11, 21))
+    box = geometry.boxes_from_where([-50.0, -50.0, 0.0, 0.0], image_size=(11, 21))
     np.testing.assert_allclose(box, [5 * (1 - 1e-4), 10 * (1 - 1e-4), 12e-4, 22e-4])
 
 
@@ -96,7 +90,7 @@ def test_box_and_centre_of_what_is_drawn_by_hand():
     drawn[1, 2, 1], drawn[1, 2, 3] = 0.9, 0.6  # the mean of columns 1 and 3 weighted by .9 and .6: 1.8
     drawn[2, 5, 7] = 0.1  # a single pixel, just seen
     drawn[3, 0, 0] = 0.099
-    boxes, centres = metrics.boxes_and_centres_from_pixels(drawn)
+    boxes, centres = geometry.boxes_and_centres_from_pixels(drawn)
     np.testing.assert_allclose(boxes[:3], [[0.5, 3.5, 2, 3], [1.5, 0.5, 1, 3], [4.5, 6.5, 1, 1]])
     np.testing.assert_allclose(centres[:3], [[1.5, 5], [2, 1.8], [5, 7]])
     assert np.isnan(boxes[3]).all() and np.isnan(centres[3]).all()
@@ -107,9 +101,9 @@ def test_a_drawn_disc_has_the_box_and_centre_of_its_ball_whatever_the_window():
     row, column = np.mgrid[:50, :50]
     disc = np.clip(6.4 + 0.5 - np.hypot(row - 20.3, column - 30.8), 0, 1) * 0.9
     disc[5:40, 20:50] = np.maximum(disc[5:40, 20:50], 0.2)
-    box, centre = metrics.boxes_and_centres_from_pixels(disc)
+    box, centre = geometry.boxes_and_centres_from_pixels(disc)
     np.testing.assert_allclose(centre, [20.3, 30.8], atol=0.05)
-    truth = metrics.boxes_from_balls(np.array([[[[20.3, 30.8]]]]), [[6.4]], box_size=metrics.FRAME_SIZE)[0, 0, 0]
+    truth = geometry.boxes_from_discs(np.array([[[[20.3, 30.8]]]]), [[6.4]], 1.0)[0, 0, 0]
     np.testing.assert_allclose(box, truth, atol=0.6)
 
 
@@ -117,7 +111,7 @@ def test_segmentation_by_hand():
     drawn = np.zeros((3, 2, 2))
     drawn[0, 0, 0], drawn[1, 0, 0] = 0.5, 0.6
     drawn[2, 0, 1], drawn[0, 1, 0] = 0.1, 0.09
-    found = metrics.segmentation(drawn)
+    found = geometry.segmentation(drawn)
     np.testing.assert_array_equal(found, [[2, 3], [0, 0]])
     assert found.dtype == np.uint8
 
@@ -133,9 +127,18 @@ def test_pixel_log_likelihood_against_scipy(rng):
     )
 
 
+def test_a_pixel_in_colour_adds_up_its_channels(rng):
+    image, canvas = rng.uniform(size=(2, 3, 4, 5, 3))
+    found = metrics.gaussian_log_likelihood(image, canvas, 0.3, colour=True)
+    np.testing.assert_allclose(found, norm.logpdf(image, canvas, 0.3).sum(-1))
+    collides = image[..., 0] > 0.5
+    np.testing.assert_allclose(metrics.relational_log_likelihood(image, canvas, collides, 0.3, colour=True),
+                               (found * collides).sum((-2, -1)))
+
+
 def test_likelihood_of_unsigned_bytes_does_not_wrap():
     image, canvas = np.zeros((1, 1), np.uint8), np.ones((1, 1), np.uint8)
-    assert metrics.data_log_likelihood(image, canvas, 1.0) == pytest.approx(norm.logpdf(1.0))
+    assert metrics.gaussian_log_likelihood(image, canvas, 1.0) == pytest.approx(norm.logpdf(1.0))
 
 
 def test_relational_log_likelihood_sums_only_colliding_pixels():
@@ -147,7 +150,7 @@ def test_relational_log_likelihood_sums_only_colliding_pixels():
     assert metrics.relational_log_likelihood(image, canvas, collisions, 0.3) == pytest.approx(2 * best - miss)
     assert metrics.relational_log_likelihood(image, canvas, 0 * collisions, 0.3) == 0
     everywhere = metrics.relational_log_likelihood(image, canvas, np.ones((2, 2)), 0.3)
-    assert everywhere == pytest.approx(metrics.data_log_likelihood(image, canvas, 0.3))
+    assert everywhere == pytest.approx(metrics.gaussian_log_likelihood(image, canvas, 0.3).sum())
 
 
 def test_samples_broadcast_against_one_image(rng):
@@ -165,13 +168,14 @@ def test_upper_bounds_are_the_spec_s_figures_and_what_a_perfect_canvas_scores(rn
     bounds = metrics.upper_bounds(images, collisions, 0.3)
     assert bounds.pixel == pytest.approx(0.28503, abs=5e-6)
     assert bounds.data == pytest.approx(712.6, abs=0.05)
-    assert bounds.data == pytest.approx(metrics.data_log_likelihood(images, images, 0.3).mean())
+    assert bounds.data == pytest.approx(metrics.gaussian_log_likelihood(images, images, 0.3).sum((-2, -1)).mean())
     perfect = metrics.relational_log_likelihood(images, images, collisions, 0.3).mean()
     assert bounds.relational == pytest.approx(perfect)
 
 
 def test_an_unexplained_white_pixel_costs_what_the_spec_says():
-    assert metrics.data_log_likelihood(np.ones((1, 1)), np.zeros((1, 1)), 0.3) == pytest.approx(-5.27, abs=0.005)
+    lost = metrics.gaussian_log_likelihood(np.ones((1, 1)), np.zeros((1, 1)), 0.3)
+    assert lost.item() == pytest.approx(-5.27, abs=0.005)
 
 
 # --- bounds ---
@@ -355,15 +359,14 @@ def test_rollout_pools_sequences_and_reports_unmatched_balls():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: metrics.crop_truth(np.zeros((2, 2, 50, 50, 1))), r"\[T, S, 64, 64, 1\]"),
-        (lambda: metrics.pixel_centres(np.zeros((2, 3, 4, 2)), [4, 4], 15), r"n must be \[S\]"),
-        (lambda: metrics.boxes_from_balls(np.zeros((2, 3, 4, 2)), np.zeros((2, 3)), 15), "radii"),
-        (lambda: metrics.boxes_from_where(np.zeros((2, 3))), "where"),
-        (lambda: metrics.data_log_likelihood(np.zeros((64, 64)), np.zeros((50, 50)), 0.3), r"share \[H, W\]"),
-        (lambda: metrics.data_log_likelihood(np.zeros((2, 5, 5)), np.zeros((3, 5, 5)), 0.3), "broadcast"),
-        (lambda: metrics.data_log_likelihood(np.zeros((5, 5)), np.zeros((5, 5)), 0.0), "std must be positive"),
+        (lambda: geometry.pixel_centres(np.zeros((2, 3, 4, 2)), [4, 4], 1.0), r"n must be \[S\]"),
+        (lambda: geometry.boxes_from_discs(np.zeros((2, 3, 4, 2)), np.zeros((2, 3)), 1.0), "radii"),
+        (lambda: geometry.boxes_from_where(np.zeros((2, 3))), "where"),
+        (lambda: metrics.gaussian_log_likelihood(np.zeros((64, 64)), np.zeros((50, 50)), 0.3), r"share \[H, W\]"),
+        (lambda: metrics.gaussian_log_likelihood(np.zeros((2, 5, 5)), np.zeros((3, 5, 5)), 0.3), "broadcast"),
+        (lambda: metrics.gaussian_log_likelihood(np.zeros((5, 5)), np.zeros((5, 5)), 0.0), "std must be positive"),
         (lambda: metrics.relational_log_likelihood(*np.zeros((2, 5, 5)), np.zeros((5, 1)), 0.3), "mask"),
-        (lambda: metrics.boxes_and_centres_from_pixels(np.zeros(5)), "drawn"),
+        (lambda: geometry.boxes_and_centres_from_pixels(np.zeros(5)), "drawn"),
         (lambda: metrics.upper_bounds(np.zeros((2, 5, 5)), np.zeros((3, 5, 5)), 0.3), "differ"),
         (lambda: metrics.iwae_bound(np.zeros((3, 0))), "log_weights"),
         (lambda: metrics.count_accuracy(np.zeros(3), np.zeros(4)), "broadcast"),

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from data_gen.command_line import UserError
-from sqair.optimizers import SLOTS, Optimizer, Schedule
+from sqair.optimizers import Optimizer, Schedule
+from sqair.rules import RULES
 from tests.data_helpers import ROOT
 
 
@@ -31,8 +32,13 @@ def test_slots_start_where_tensorflow_1_starts_them():
     optimizer = Optimizer("rmsprop", [tf.Variable([5.0, 6.0])])
     np.testing.assert_array_equal(optimizer.slots["rms"][0], [1, 1])
     np.testing.assert_array_equal(optimizer.slots["momentum"][0], [0, 0])
-    assert all(start == 0 for kind in ("adam", "momentum") for start in SLOTS[kind].values())
+    assert all(start == 0 for kind in ("adam", "momentum") for start in RULES[kind].slots.values())
     assert not any(slot.trainable for slots in optimizer.slots.values() for slot in slots)
+
+
+def test_an_unknown_optimiser_is_refused():
+    with pytest.raises(ValueError, match="'lion'.*rmsprop, adam, sgd, momentum"):
+        Optimizer("lion", [tf.Variable(1.0)])
 
 
 def test_epsilon_of_rmsprop_stands_inside_the_root():

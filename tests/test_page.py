@@ -131,6 +131,8 @@ def test_it_opens_with_figure_figure_4_and_headline_tables_and_folds_the_others(
                                              "Balls that move.", "How it learned.")]
     assert places == sorted(places)
     inside = dict(folded)
+    assert '<th scope="col">seeds</th>' in shown and '<th scope="row">SQAIR</th>' in shown
+    assert '<h4>balls4mass64</h4>' in shown and shown.count('<div aria-label="table"') == 2
     assert "0.958" in inside["All metrics"] and "a wide table" in inside["By horizon"]
     assert "of boxes" in inside["Notes"] and "-123.456" in inside["Likelihoods"]
     assert not any(text in shown for text in ("0.958", "a wide table", "of boxes", "-123.456"))

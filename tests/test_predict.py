@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy.stats import norm
 
 from data_gen.command_line import UserError
-from eval import metrics, predict
+from eval import geometry, predict
 from eval.predictions import MEMBERS, Predictions
 from eval.truth import Source
 from tests.data_helpers import run_command, run_here
@@ -206,7 +206,7 @@ def test_segmentation_names_the_slot_that_adds_most(model):
     row, column = 25 + int(24.5 * np.tanh(0.5)), 24 - int(24.5 * np.tanh(0.5))
 
     def labels(presence, factor=1.0):
-        segments = metrics.segmentation(predict.paste(model, tf.constant(factor * glimpse, tf.float32),
+        segments = geometry.segmentation(predict.paste(model, tf.constant(factor * glimpse, tf.float32),
                                                       tf.constant(where), tf.constant(presence, tf.float32)))
         return segments[column, column], segments[row, row], segments[24, 24]
 
@@ -231,7 +231,7 @@ def test_what_an_object_draws_is_its_pasted_glimpse_alone(model, data, computed,
     found, expected = 0, presence.numpy().swapaxes(0, 1)
     for b, t, n in np.ndindex(expected.shape):
         one, box, centre = (drawn[t, b, n], *(computed[f"rollout/{name}"][b, 0, t, n] for name in ("box", "centre")))
-        if one.max() < metrics.LEAST_INTENSITY:
+        if one.max() < geometry.LEAST_INTENSITY:
             assert np.isnan(box).all() and np.isnan(centre).all()
             continue
         assert expected[b, t, n] == 1

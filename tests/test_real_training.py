@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 from data_gen import bouncing_balls
-from sqair import checkpoints, xla_cache
+from sqair import checkpoints
 from tests.data_helpers import ROOT, run_command
 from tests.eval_helpers import save_run
 from tests.run_helpers import assert_same
@@ -208,29 +208,6 @@ def test_steps_at_full_size_are_the_same_each_time(data, tmp_path):
                              "--seq_len", "3", "--max_seq_len", "3", "--batch_size", "16", "--run_dir",
                              tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
-
-
-def test_programs_of_the_xla_cache_give_the_same_bits_and_only_sound_ones_are_loaded(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    short = config(data, dict(n_steps_per_image=1), xla=True, train_itr=2, stage_itr=0, log_itr=2, eval_on_train=False)
-
-    def trained(name):
-        result = execute(command(short, tmp_path / name))
-        assert result.returncode == 0, result.stderr[-2000:]
-        programs = (tmp_path / "cache" / "r-sqair").glob("*/*.pb")
-        return newest(tmp_path / name), {path: path.stat().st_mtime_ns for path in programs}
-
-    compiled, programs = trained("one")
-    assert len(programs) > 1 and all(xla_cache._seal(path).exists() for path in programs)
-    broken, *sound = programs
-    good = broken.read_bytes()
-    broken.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])     # perhaps an instruction
-    loaded, after = trained("two")
-    assert all(after[path] == programs[path] for path in sound), "compiled again, though it was there"
-    assert after[broken] != programs[broken] and broken.read_bytes()[1000] == good[1000]
-    assert_same(compiled, loaded)
-    assert (tmp_path / "one" / "metrics.csv").read_text() == (tmp_path / "two" / "metrics.csv").read_text()
 
 
 def peak_memory(*arguments):

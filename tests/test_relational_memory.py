@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from relational import RelationalMemory, SlotRelationalMemory, make_relation
+from relational.registry import RELATIONS
+from relational.relation import make_relation
+from relational.relational_memory import RelationalMemory, SlotRelationalMemory
 from relational.relational_memory import AttentionBlock
 from tests.reference.relational_reference import (
     assert_close,
@@ -262,5 +264,28 @@ def test_bad_shapes_are_refused():
 
 
 def test_unknown_relation_is_refused():
-    with pytest.raises(ValueError, match="'gru'"):
+    with pytest.raises(ValueError, match="'gru'.*choose from in, rmc, rmc_slots"):
         make_relation("gru", n_slots=4)
+
+
+@pytest.mark.parametrize("kind", RELATIONS)
+def test_a_relation_is_what_it_says(kind):
+    """Rows of attention, whether they attend to themselves, gamma's rows, and the number of slots."""
+    relation, said = make_relation(kind, n_slots=3), RELATIONS[kind]
+    relations = relation(draw(2, 3, 11), tf.ones([2, 3]), relation.initial_memory(2, 3))
+    attention = relations.attention.numpy()
+    assert attention.shape[2:] == (len(said.attention_rows(3)),) * 2
+    assert bool(np.diagonal(attention, axis1=2, axis2=3).any()) == said.attends_to_itself
+    assert relations.gamma.shape == (2, 1 if relation.one_gamma else 3, relation.gamma_size)
+    if said.fixed_slots:
+        with pytest.raises(ValueError, match="3 slots"):
+            relation.initial_memory(2, 5)
+    else:
+        assert relation(draw(2, 5, 11), tf.ones([2, 5]), relation.initial_memory(2, 5)).gamma.shape[1] == 5
+
+
+def test_operations_of_more_blocks_keys_and_input_rows_by_hand():
+    core = RelationalMemory(7, mem_slots=3, head_size=2, num_heads=2, num_blocks=2, attention_mlp_layers=1, key_size=5,
+                            input_rows=2, gate_style="memory")
+    block = 5 * (4 * 2 * (5 + 5 + 2) + 4 * 4) + 5 * 5 * 2 * (5 + 2)      # 5 rows of 4; queries, keys, values; products
+    assert core.multiply_adds() == 2 * 7 * 4 + 2 * block + 3 * 4 * 2 + 8 * 2

@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from data_gen.command_line import UserError
-from sqair import checkpoints, train, xla_cache
+from sqair import checkpoints, train
 from sqair.run_folder import MetricsFile, RunLock
 from tests.data_helpers import ROOT, run_here
 from tests.eval_helpers import save_run
@@ -320,28 +320,6 @@ def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed,
 
 
 # What is used of the machine.
-
-
-def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
-    for name, value in (("XDG_CACHE_HOME", str(tmp_path)), ("TF_XLA_FLAGS", "--one_flag")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(xla_cache, "_folder", None)
-    xla_cache.use()
-    folder, = (tmp_path / "r-sqair").iterdir()
-    flags = os.environ["TF_XLA_FLAGS"]
-    assert xla_cache._folder == folder and flags.startswith("--one_flag ") and str(folder) in flags
-    xla_cache.use()                                                                 # the user's own, as far as it knows
-    assert os.environ["TF_XLA_FLAGS"] == flags
-
-    monkeypatch.setattr(xla_cache, "_folder", None)
-    for spoil, mend in ((lambda: folder.chmod(0o770), lambda: folder.chmod(0o700)),
-                        (lambda: monkeypatch.setattr(xla_cache, "ROOM", 2 ** 62), lambda: None)):
-        monkeypatch.setenv("TF_XLA_FLAGS", "--one_flag")
-        spoil()
-        xla_cache.use()
-        assert xla_cache._folder is None and os.environ["TF_XLA_FLAGS"] == "--one_flag"
-        xla_cache.seal()
-        mend()
 
 
 @pytest.mark.slow

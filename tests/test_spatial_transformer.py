@@ -109,13 +109,6 @@ def test_smallest_scale_is_bounded_with_its_gradient():
     np.testing.assert_allclose(gradient[:2], np.exp([-20.0, -30.0]), rtol=1e-4)
 
 
-def test_boxes():
-    where = np.array([[0.0, np.log(1 / 3), np.arctanh(0.5), 0.0]])     # sx 1/2, sy 1/4, tx 1/2, ty 0
-    top, left, height, width = st.boxes(where, (50, 30)).numpy()[0]
-    np.testing.assert_allclose([height, width], [51 / 4, 31 / 2])
-    np.testing.assert_allclose([top, left], [49 / 2 * 0.75, 29 / 2 * 1.0])
-
-
 def test_colour_is_grey_for_every_channel():
     images, where = draw(2, *IMAGE, 3), draw(4, 2, 4, seed=1)
     rows = st.image_to_rows(tf.constant(images), 3)

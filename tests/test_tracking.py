@@ -6,7 +6,7 @@ import motmetrics
 import numpy as np
 import pytest
 
-from eval import metrics, tracking
+from eval import geometry, tracking
 
 
 def boxes(*corners, size=10.0):
@@ -28,14 +28,14 @@ def test_box_iou_by_hand():
     first = [[0, 0, 10, 10], [0, 0, 4, 2]]
     second = [[0, 0, 10, 10], [5, 5, 10, 10], [0, 0, 2, 4], [20, 20, 5, 5], [np.nan] * 4]
     expected = [[1, 25 / 175, 8 / 100, 0, 0], [8 / 100, 0, 4 / 12, 0, 0]]
-    np.testing.assert_allclose(tracking.box_iou(first, second), expected)
-    assert tracking.box_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0
+    np.testing.assert_allclose(geometry.box_iou(first, second), expected)
+    assert geometry.box_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 0
 
 
 def test_box_iou_against_counted_pixels():
     rng = np.random.default_rng(0)
     first, second = rng.integers(1, 12, (2, 3, 5, 4))
-    iou = tracking.box_iou(first, second)
+    iou = geometry.box_iou(first, second)
     row, column = np.mgrid[:30, :30]
 
     def painted(box):
@@ -48,7 +48,7 @@ def test_box_iou_against_counted_pixels():
 
 
 def test_clip_boxes():
-    clipped = tracking.clip_boxes([[-3.5, 10, 10, 5], [45, 45, 10, 2], [60, 0, 5, 5]])
+    clipped = geometry.clip_boxes([[-3.5, 10, 10, 5], [45, 45, 10, 2], [60, 0, 5, 5]])
     np.testing.assert_allclose(clipped, [[-0.5, 10, 7, 5], [45, 45, 4.5, 2], [49.5, 0, 0, 5]])
 
 
@@ -157,7 +157,7 @@ def test_pooled_figures_equal_motmetrics_merged_over_sequences():
         accumulators.append(motmetrics.MOTAccumulator(auto_id=True))
         for t in range(10):
             i, j = np.flatnonzero(truth[s, t]), np.flatnonzero(object_id[s, t] >= 0)
-            distance = 1 - tracking.box_iou(tracking.clip_boxes(true[s, t, i]), tracking.clip_boxes(predicted[s, t, j]))
+            distance = 1 - geometry.box_iou(geometry.clip_boxes(true[s, t, i]), geometry.clip_boxes(predicted[s, t, j]))
             distance[distance > 0.5] = np.nan
             accumulators[-1].update(i, object_id[s, t, j], distance)
     names = ["mota", "motp", "num_switches", "num_misses", "num_false_positives", "num_objects", "num_frames"]
@@ -207,11 +207,11 @@ def test_a_perfect_model_on_balls_that_cross_the_edge_scores_one():
     for t, ball in np.ndindex(T, 2):
         x, y = positions[t, 0, ball]
         groups[t, 0, np.hypot(column - x, row - y) < radius, 0] = ball + 1
-    centres = metrics.pixel_centres(positions, [2], 15)
-    pixels = metrics.visible_pixels(metrics.crop_truth(groups), 2)
+    centres = geometry.pixel_centres(positions, [2], 64 / 15, (7, 7))
+    pixels = geometry.visible_pixels(groups[:, :, 7:57, 7:57, 0].swapaxes(0, 1), 2)
     truth, ignored = tracking.ground_truth(centres, pixels)
     assert truth[0, :, 0].any() and ignored[0, :, 0].any() and not pixels[0, -1, 0]
-    balls = metrics.boxes_from_balls(centres, [[radius, radius]], 15)
+    balls = geometry.boxes_from_discs(centres, [[radius, radius]], 64 / 15)
     object_id = np.where(pixels > 0, [0, 1], -1)  # an object on whatever shows
     assert tracking.track(balls, truth, balls, object_id, ignored).mota == 1
     assert tracking.track(balls, truth, balls, object_id).mota < 1
