@@ -153,7 +153,7 @@ demo() {
   echo "demo: SQAIR, 300 steps from scratch" >&2
   python -m sqair.train --preset sqair_balls --run_dir "$results/sqair/run" --train_itr 300 "${short[@]}"
   evaluate "$results/sqair/run" "$data" "$results/sqair"
-  for relation in in rmc rmc_slots; do
+  for relation in $("$venv/bin/python" -c 'from relational import RELATIONS; print(*RELATIONS)'); do
     echo "demo: R-SQAIR ($relation), 40 steps on from there" >&2
     python -m sqair.train --preset "rsqair_$relation" --run_dir "$results/rsqair_$relation/run" \
       --init_from "$results/sqair/run" --train_itr 40 "${short[@]}"
