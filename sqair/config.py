@@ -309,7 +309,8 @@ def recipe_of(config: "Config") -> Optional[str]:
 
 def to_flags(config: Config) -> Dict[str, Any]:
     """All fields of a configuration, flat, as JSON values."""
-    return {**attrs.asdict(config.model), **attrs.asdict(config.train)}
+    flags = {**attrs.asdict(config.model), **attrs.asdict(config.train)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items()}
 
 
 def _coerce(name: str, value: Any, like: Any) -> Any:

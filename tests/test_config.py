@@ -18,7 +18,7 @@ OTHER = Config(
 @pytest.mark.parametrize("config", [Config(), OTHER, *PRESETS.values()])
 def test_there_and_back_through_json(config):
     flags = json.loads(json.dumps(to_flags(config)))
-    assert from_flags(flags) == (config, [])
+    assert from_flags(flags) == (config, []) and flags == to_flags(config)
     assert set(flags) == {f.name for part in (ModelConfig, TrainConfig) for f in attrs.fields(part)}
 
 
