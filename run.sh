@@ -13,7 +13,8 @@ usage() {
 usage: ./run.sh VERB [...]
 
   setup              make .venv and install requirements.txt (PYTHON=python3.12 chooses the interpreter)
-  demo               small data, short training of SQAIR and R-SQAIR: tables and figures in results/demo
+  demo               balls tracked and predicted by a trained model, and by one that it trains for three minutes:
+                     pictures, animations and a page in results/demo
   data               the paper's data sets, data/balls4mass64.h5 and data/balls678mass64.h5
   train MODEL SEED   train sqair_balls, rsqair_in, rsqair_rmc, rsqair_rmc_slots, ... in runs/MODEL_SEED;
                      further options go to sqair.train
@@ -106,7 +107,10 @@ main() {
     eval)
       [ $# -ge 1 ] || fail "usage: ./run.sh eval RUN [DATA [options of eval.likelihood]]"
       setup
-      evaluate "$1" "${2:-data/balls4mass64.h5}" "results/$(basename "$1")" "${@:3}"
+      local data=${2:-data/balls4mass64.h5} folder
+      folder=results/$(basename "$1")
+      evaluate "$1" "$data" "$folder" "${@:3}"
+      python -m eval.figures --run "$1" --data "$data" --out "$folder/sequences.png"
       ;;
     paper)
       setup
@@ -134,32 +138,54 @@ main() {
   esac
 }
 
-evaluate() { # run, data, folder of results, options of eval.likelihood ...
+evaluate() { # run, data, folder of results, options of eval.likelihood ...: its table and JSON
   local text code=0
   text=$(mktemp)
   python -m eval.likelihood --run "$1" --data "$2" --out "$3/likelihood.json" "${@:4}" >"$text" || code=$?
   if [ "$code" = 0 ]; then mkdir -p "$3"; tee "$3/likelihood.txt" <"$text"; fi
   rm "$text"
-  [ "$code" = 0 ] || return "$code"
-  python -m eval.figures --run "$1" --data "$2" --out "$3/sequences.png"
+  return "$code"
+}
+
+# The first of some models that is shipped.
+shipped() {
+  local name
+  for name in "$@"; do
+    if [ -e "$home/models/$name/model.safetensors" ]; then echo "$home/models/$name"; return; fi
+  done
+  fail "$home/models: none of $* in it; ./run.sh demo shows a model of this repository"
+}
+
+show() { # run, data, picture, options of eval.figures ...
+  python -m eval.figures --run "$1" --data "$2" --out "$3" --gif --generate_after 5 --n_sequences 3 "${@:4}"
 }
 
 demo() {
-  local results=results/demo data=results/demo/balls.h5 started=$SECONDS relation
-  local short=(--train_data "$data" --log_itr 100 --report_loss_every 20 --save_itr 100 --fig_itr 100 --no-eval_on_train)
+  local results=results/demo started=$SECONDS steps=750 sequences=6000 model wide slots=8
+  [ "${SCALE:-}" != small ] || { steps=2 sequences=64; }
+  local four=$results/4_balls.h5 many=$results/6_to_8_balls.h5 training=$results/training.h5
+  model=$(shipped rsqair_rmc rsqair_in sqair_balls)
+  wide=$(shipped rsqair_in sqair_balls rsqair_rmc)
+  [ "$wide" != "$home/models/rsqair_rmc" ] || slots=4      # its weights bind it to as many as it was trained with
   mkdir -p "$results"
-  [ -e "$data" ] || python -m data_gen.bouncing_balls --preset balls4mass64 --training 4000 --validation 320 --test 320 \
-    --n_frames 10 --out "$data"
-  echo "demo: SQAIR, 300 steps from scratch" >&2
-  python -m sqair.train --preset sqair_balls --run_dir "$results/sqair/run" --train_itr 300 "${short[@]}"
-  evaluate "$results/sqair/run" "$data" "$results/sqair"
-  for relation in $("$venv/bin/python" -c 'from relational import RELATIONS; print(*RELATIONS)'); do
-    echo "demo: R-SQAIR ($relation), 40 steps on from there" >&2
-    python -m sqair.train --preset "rsqair_$relation" --run_dir "$results/rsqair_$relation/run" \
-      --init_from "$results/sqair/run" --train_itr 40 "${short[@]}"
-    evaluate "$results/rsqair_$relation/run" "$data" "$results/rsqair_$relation"
-  done
-  echo "demo: $((SECONDS - started)) s. Tables: $results/*/likelihood.txt. Figures: $results/*/sequences.png."
+  # The seed is no data set's: no model has seen these balls.
+  python -m data_gen.bouncing_balls --preset balls4mass64 --n_frames 10 --training 0 --validation 0 --test 64 \
+    --seed 1 --out "$four"
+  python -m data_gen.bouncing_balls --preset balls678mass64 --n_frames 10 --test 64 --seed 1 --out "$many"
+  echo "demo: what $(basename "$model") makes of balls that it has not seen" >&2
+  show "$model" "$four" "$results/shipped/figure3_4_balls.png"
+  echo "demo: first picture after $((SECONDS - started)) s: $results/shipped/figure3_4_balls.png (and .gif)" >&2
+  show "$wide" "$many" "$results/shipped/figure3_6_to_8_balls.png" --n_slots "$slots"
+  evaluate "$model" "$four" "$results/shipped"
+  echo "demo: SQAIR from scratch, $steps steps of the short recipe, its rate falling sooner" >&2
+  [ -e "$training" ] || python -m data_gen.bouncing_balls --preset balls4mass64 --n_frames 10 --training "$sequences" \
+    --validation 320 --test 0 --seed 2 --out "$training"
+  python -m sqair.train --preset sqair_balls --recipe short --train_itr "$steps" --decay_itr $((steps * 2 / 5)) \
+    --max_seq_len 5 --train_data "$training" --run_dir "$results/trained/run"
+  show "$results/trained/run" "$four" "$results/trained/figure3_4_balls.png"
+  evaluate "$results/trained/run" "$four" "$results/trained"
+  python -m eval.page --results "$results" --runs "$model" --title "Demo: bouncing balls" --command "./run.sh demo"
+  echo "demo: $((SECONDS - started)) s. Everything is on one page, open it in a browser: $PWD/$results/index.html"
 }
 
 main "$@"

@@ -1,4 +1,4 @@
-"""notebooks/play.ipynb runs as Jupyter would run it, here on a run of the original's form."""
+"""notebooks/play.ipynb runs as Jupyter would run it: as it is, and on a run of the original's form."""
 
 import nbclient
 import nbformat
@@ -17,6 +17,21 @@ def test_it_is_stored_without_outputs():
         assert not cell.get("outputs") and not cell.get("execution_count")
 
 
+def execute(notebook):
+    """Runs a notebook; returns what its cells print, once its pictures are counted."""
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
+    return "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
+
+
+@pytest.mark.slow
+def test_it_runs_as_it_is_on_a_model_of_this_repository():
+    text = execute(nbformat.read(NOTEBOOK, 4))
+    assert "models/" in text and "model.safetensors" in text
+    assert text.count(": [4 4 4 4 4 4 4 4 4 4] objects") >= 3       # of four sequences, all balls in all frames
+
+
 @pytest.mark.slow
 def test_it_runs_and_shows_its_pictures(tmp_path):
     data, run = tmp_path / "mnist.h5", tmp_path / "original"
@@ -29,8 +44,5 @@ def test_it_runs_and_shows_its_pictures(tmp_path):
     settings, = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     settings.source = (f"RUN, CHECKPOINT, DATA, SPLIT = {str(run)!r}, 'newest', {str(data)!r}, 'validation'\n"
                        "N_SEQUENCES, N_FRAMES, FIRST_PREDICTED, SEED = 2, 3, 2, 0")
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
-    text = "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
+    text = execute(notebook)
     assert f"{run}" in text and "5 training steps" in text and "sequence 1:" in text

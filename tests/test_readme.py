@@ -1,4 +1,5 @@
-"""README's shell blocks, run as scripts: with our own run.sh, but with an environment that notes what it is told to do.
+"""README's shell blocks, and those of docs/cluster.md, run as scripts: with our own run.sh, but with an environment that
+notes what it is told to do.
 
 What is noted is then parsed by the command that it is for.
 """
@@ -21,7 +22,8 @@ from tests.checkout_helpers import make_checkout, write_script
 from tests.data_helpers import ROOT
 
 # But those that a comment before says are tested elsewhere.
-BLOCKS = re.findall(r"(?<!-->\n)^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+BLOCKS = [block for name in ("README.md", "docs/cluster.md") for block in re.findall(
+    r"(?<!-->\n)^```bash\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)]
 IS_JOB = "#SBATCH"
 
 # Each notes its name and arguments, and what of its environment counts.
