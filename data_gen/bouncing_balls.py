@@ -35,7 +35,7 @@ class BouncingBalls:
     box: float = attrs.field(default=15.0, validator=within(4.1, 1000))
     """Side of the box in box units; it fills the image of 64 x 64 pixels."""
     n_frames: int = attrs.field(default=51, validator=within(1, 10_000))
-    """Frames a sequence."""
+    """T, frames per sequence."""
     curtain: int = attrs.field(default=0, validator=within(0, IMAGE_SIZE))
     """Side in pixels of a square, placed at random for each sequence, behind which nothing is seen; 0 for none."""
     training: int = attrs.field(default=50_000, validator=within(0, 10**7))
@@ -92,7 +92,7 @@ def make_block(settings: BouncingBalls, n_sequences: int, rng: np.random.Generat
             groups[:, sequence, row:row + settings.curtain, column:column + settings.curtain] = 0
     collisions = rendering.render_hits(groups, motion.hits)
     return {
-        "features": (groups > 0)[..., None],
+        "features": np.greater(groups, 0)[..., None],
         "groups": groups[..., None],
         "collisions": collisions[..., None],
         "events": motion.hits.any(-1)[..., None, None, None],

@@ -1,4 +1,4 @@
-"""What every command line of the project shares: options, errors as one line, files that appear whole, progress."""
+"""Shared by all commands: parsing of options, errors in one line, files that appear whole, progress."""
 
 import contextlib
 import ctypes
@@ -28,7 +28,8 @@ MAX_JSON_BYTES = 16 * 2**20
 PARENT = "R_SQAIR_PARENT"   # environment variable: the process that started this one and wants it to end with it
 _PR_SET_PDEATHSIG = 1
 # What TensorFlow says of itself as it is imported, whatever TF_CPP_MIN_LOG_LEVEL is: regular expressions of lines.
-_NOTICES = ("^WARNING: All log messages before absl::InitializeLog", r"port\.cc:[0-9]+\] oneDNN custom operations are on",
+_NOTICES = ("^WARNING: All log messages before absl::InitializeLog",
+            r"port\.cc:[0-9]+\] oneDNN custom operations are on",
             r"cudart_stub\.cc:[0-9]+\] Could not find cuda drivers", r"cpu_feature_guard\.cc:[0-9]+\] This TensorFlow",
             "^To enable the following instructions:")
 
@@ -62,7 +63,7 @@ def run(main: Callable[[], int | None]) -> None:
     Args:
       main: the command, without arguments.
     """
-    # As an exception, a polite kill runs the same clean-ups as any other failure.
+    # Raised as an exception, so that SIGTERM runs the same clean-up as any other failure.
     on_signals(lambda number, _: sys.exit(128 + number), (signal.SIGTERM, signal.SIGHUP))
     _end_with_parent()
     try:
@@ -72,7 +73,7 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`): nothing is left to say, not even when Python flushes at exit.
+        # The reader of the output has closed it (`| head`): end without a message, also when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -176,7 +177,7 @@ def _state(path: str | os.PathLike) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _digest(path: str, _size: int, _time: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -185,7 +186,7 @@ def _digest(path: str, _size: int, _time: int) -> str:
     return digest.hexdigest()
 
 
-def within(low: float, high: float) -> Callable[[Any, Any, float], None]:
+def within(low: float, high: float) -> Callable[[Any, Any, Any], None]:
     """Returns an attrs validator: a setting outside `low`..`high` is a `UserError` that names its flag."""
 
     def check(settings: Any, attribute: Any, value: float) -> None:
@@ -430,7 +431,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         except OSError as error:
             if error.errno is None or error.filename is not None:
                 raise
-            # A failed write has no name.
+            # OSErrors of writes carry no file name.
             raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from None
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The HDF5 files of sequences, in R-NEM's layout: written in compressed chunks, read back with every check.
 
-A file holds one group a split (training, validation, test) and in it the members of `MEMBERS`; only `features` is
+A file holds one group per split (training, validation, test) and in it the members of `MEMBERS`; only `features` is
 always there. Other programs' files in this layout (R-NEM's) are read too: their members may be bool, integer or
 float, stored in chunks or not, and members that are not listed here are left alone.
 
@@ -19,7 +19,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -47,7 +47,7 @@ MEMBERS = {
     "collisions": Member("TSHW1", "flag"),    # visible pixels of objects that hit another one since the last frame
     "events": Member("TS111", "flag"),        # 1 if any object did
     "positions": Member("TSN2", "real"),      # (column, row), box units
-    "velocities": Member("TSN2", "real"),     # (column, row), box units a frame
+    "velocities": Member("TSN2", "real"),     # (column, row), box units per frame
     "radii": Member("SN", "real"),            # box units
     "masses": Member("SN", "real"),
     "n": Member("S", "id"),                   # number of objects
@@ -127,7 +127,7 @@ def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encode
 
 
 class _Disc(io.FileIO):
-    """The file beneath an HDF5 file. It keeps the first error and from then on only pretends to write.
+    """The file beneath an HDF5 file. It keeps the first error and discards what is written after it.
 
     HDF5 must not see the error: it loses those that come while Python frees its objects, and crashes on closing.
     """
@@ -277,8 +277,9 @@ def write_split(file: NewFile, split: str, n_sequences: int, blocks: Iterable[tu
 
 
 def _generated_blocks(make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]], split: str,
-                      n_sequences: int, seed: int, level: int) -> Iterator[tuple[int, Mapping[str, Encoded]]]:
-    """Yields the encoded blocks of a split in order, worked out by one thread a core."""
+                      n_sequences: int, seed: int,
+                      level: int) -> Generator[tuple[int, Mapping[str, Encoded]], None, None]:
+    """Yields the encoded blocks of a split in order, worked out by one thread per core."""
 
     def work(number: int) -> tuple[int, Mapping[str, Encoded]]:
         size = min(BLOCK, n_sequences - number * BLOCK)
@@ -377,7 +378,7 @@ class Split:
         """
         n_frames = self.n_frames if n_frames is None else n_frames
         if not 1 <= n_frames <= self.n_frames:
-            raise UserError(f"{self.path}: {self.name} has {self.n_frames} frames a sequence, {n_frames} were asked "
+            raise UserError(f"{self.path}: {self.name} has {self.n_frames} frames per sequence, {n_frames} were asked "
                             "for; ask for fewer (--n_frames; in training --max_seq_len) or make longer sequences")
         if isinstance(sequences, slice):
             sequences = range(*sequences.indices(self.n_sequences))
@@ -400,7 +401,8 @@ class Split:
         if axes[0] == "T":
             shape[0] = n_frames
         shape[len(lead)] = len(wanted)
-        result = np.empty(shape, dtype)
+        result: np.ndarray = np.empty(shape, dtype)
+        ahead = (slice(None),) * len(lead)
         blocks = wanted // self.block
         for block in np.unique(blocks):
             where = np.flatnonzero(blocks == block)
@@ -411,13 +413,14 @@ class Split:
                 raise unreadable(f"{self.path}: {self.name}/{name}", error, f"sequences {low}..{high - 1} cannot be "
                                  f"read ({error})", "the file is damaged, make or copy it again") from None
             self._check_values(part, name)
-            result[(*(slice(None) for _ in lead), where)] = part[
-                (*(slice(None) for _ in lead), wanted[where] - low)]
+            result[(*ahead, where)] = part[(*ahead, wanted[where] - low)]
         return result
 
     def _check_values(self, values: np.ndarray, name: str) -> None:
-        """Refuses values that the member cannot hold."""
+        """Raises: UserError: values that the member cannot hold."""
         kind, hint = MEMBERS[name].kind, "make the file again"
+        low: float
+        high: float
         if kind == "image":
             low, high, whole = 0, self.white, False
             hint = _AS_STATED if self.stated else _IMPORT
@@ -429,7 +432,7 @@ class Split:
         check_range(values, f"{self.path}: {self.name}/{name}", low, high, whole, hint)
 
     def describe(self, n_sequences: int | None = None) -> list[str]:
-        """Returns a line on what the split holds, and another one if its axes seem to be swapped.
+        """Returns a line that describes the split, and a warning if its axes seem to be swapped.
 
         Args:
           n_sequences: no more than this many are read for the latter.
@@ -470,7 +473,7 @@ class Split:
 
 
 def check_range(values: np.ndarray, where: str, low: float, high: float, whole: bool, hint: str) -> None:
-    """Refuses values outside of a range.
+    """Raises `UserError` if a value lies outside of a range.
 
     Args:
       values: of any type of numbers.
@@ -661,12 +664,12 @@ def _number(file: h5py.File, path: str, name: str, expected: str, low: float, hi
     """Returns an attribute of the file, None if it has no such. Raises: UserError: not a number from low to high."""
     if name not in file.attrs:
         return None
-    # Only numbers are read: HDF5 may never come back from text in a damaged file.
+    # Only numbers are read: HDF5 can hang on text in a damaged file.
     attribute = file.attrs.get_id(name)
     is_number = attribute.dtype.kind in "iuf" and attribute.shape == ()
-    value = file.attrs[name].item() if is_number else "no number"
-    if not is_number or not low <= value <= high:
-        raise UserError(f"{path}: attribute {name} is {value}, expected {expected}")
+    value = file.attrs[name].item() if is_number else None
+    if value is None or not low <= value <= high:
+        raise UserError(f"{path}: attribute {name} is {'no number' if value is None else value}, expected {expected}")
     return value
 
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple
 
 import attrs
 import h5py
@@ -22,12 +22,12 @@ from data_gen import hdf5
 from data_gen.command_line import UserError, check_output, parse, progress, run, within
 from data_gen.video_files import COUNTS, Finder, Video
 
-_BUFFER_BYTES = 64 * 2**20          # of the sequences that wait to be written, each split
+_BUFFER_BYTES = 64 * 2**20          # of the sequences that wait to be written, per split
 _MOST_SEQUENCE_BYTES = 512 * 2**20  # what `hdf5` reads of one
 _MOST_PIXELS = 1024                 # of a side that `hdf5` reads
 _OVERSHOOT = 0.01                   # what resampling leaves beyond the range of floats, as a part of the range
 _WHITE = {"bool": 1, "uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}
-_GREY = np.float32([0.299, 0.587, 0.114])       # luma, ITU-R BT.601
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)     # luma, ITU-R BT.601
 _BOX_UNITS = ("positions", "velocities", "radii")
 _SINCE_LAST_FRAME = ("velocities", "collisions", "events")
 
@@ -176,15 +176,17 @@ def place(height: int, width: int, crop: Sequence[int], size: Sequence[int], fit
         return Placement((left, top, left + w, top + h), (h, w), (0, 0), (h, w))
     outer = (size[0], size[-1])
     inner = outer
+    box: tuple[float, float, float, float] = (left, top, left + w, top + h)
     if fit == "crop":           # the largest central part of the right proportions
         factor = max(outer[0] / h, outer[1] / w)
-        kept = (min(outer[0] / factor, h), min(outer[1] / factor, w))
-        top, left, h, w = top + (h - kept[0]) / 2, left + (w - kept[1]) / 2, *kept
+        kept_h, kept_w = min(outer[0] / factor, h), min(outer[1] / factor, w)
+        y, x = top + (h - kept_h) / 2, left + (w - kept_w) / 2
+        box = (x, y, x + kept_w, y + kept_h)
     elif fit == "pad":
         factor = min(outer[0] / h, outer[1] / w)
         inner = (max(round(h * factor), 1), max(round(w * factor), 1))
     corner = ((outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2)
-    return Placement((left, top, left + w, top + h), inner, corner, outer)
+    return Placement(box, inner, corner, outer)
 
 
 def move_truth(name: str, truth: np.ndarray, placement: Placement, unit: float, every: int, moved: bool) -> np.ndarray:
@@ -344,7 +346,7 @@ class CommandLine:
     truth: tuple[pathlib.Path, ...] = ()
     """What is known about the videos, in files of its own (.npz, HDF5, groups.npy): arrays named groups, positions,
     counts, coords, ..., S counting all videos in their order. Arrays of these names beside the frames are taken too."""
-    box: Optional[float] = attrs.field(default=None, validator=attrs.validators.optional(within(1e-3, 1e6)))
+    box: float | None = attrs.field(default=None, validator=attrs.validators.optional(within(1e-3, 1e6)))
     """Width of the frame in the units of positions, velocities and radii: the frame's width if they are pixels."""
     crop: tuple[int, ...] = attrs.field(default=(), validator=_numbers(0, 1, 2, 4), metadata={
         "expected": "the side, height and width, or top, left, height and width of what is kept, in pixels"})
@@ -359,13 +361,13 @@ class CommandLine:
     """Keep colours; otherwise frames become grey."""
     black: float = attrs.field(default=0.0, validator=within(-1e9, 1e9))
     """The value that becomes 0."""
-    white: Optional[float] = attrs.field(default=None, validator=attrs.validators.optional(within(-1e9, 1e9)))
+    white: float | None = attrs.field(default=None, validator=attrs.validators.optional(within(-1e9, 1e9)))
     """The value that becomes 1; left out: 1 of bool and floats, 255 of uint8, 65535 of uint16. Below --black it
     inverts: the model adds bright objects to black."""
     clip: bool = False
     """Cut off values beyond --black and --white instead of refusing them."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
-    """T, frames a sequence; shorter videos are left out."""
+    """T, frames per sequence; shorter videos are left out."""
     every: int = attrs.field(default=1, validator=within(1, 10_000))
     """Keep one of so many frames: for films in which little moves from one frame to the next."""
     cut: bool = False
@@ -389,7 +391,7 @@ class CommandLine:
         if self.validation + self.test >= 1:
             raise UserError(f"--validation {self.validation:g} --test {self.test:g} leave nothing to train on")
         if self.size and max(self.size) > _MOST_PIXELS:
-            raise UserError(f"--size {max(self.size)}: expected at most {_MOST_PIXELS} pixels a side")
+            raise UserError(f"--size {max(self.size)}: expected at most {_MOST_PIXELS} pixels per side")
 
     @property
     def shares(self) -> dict[str, float]:
@@ -422,8 +424,8 @@ class _Importer:
         self.shortened = 0                              # videos of which only the beginning was taken
         self.sequences: Counter[str] = Counter()
         self.sources: dict[str, set[str]] = {}
-        names = set.union(*map(set, truths))
-        self.left_out = names - set.intersection(*map(set, truths))
+        names = {name for truth in truths for name in truth}
+        self.left_out = {name for name in names if not all(name in truth for truth in truths)}
         self._names = sorted(names - self.left_out)
         if options.every > 1:
             self.left_out |= set(self._names) & {"collisions", "events"}
@@ -447,7 +449,8 @@ class _Importer:
     def _check_boxes(self) -> None:
         boxes = {self._options.box or video.box for video in self._videos}
         if None in boxes or (len(boxes) > 1 and not self.moved):
-            known = "not stated" if None in boxes else f"different ({', '.join(map(str, sorted(boxes)))})"
+            stated = ", ".join(map(str, sorted(box for box in boxes if box)))
+            known = "not stated" if None in boxes else f"different ({stated})"
             names = ", ".join(name for name in _BOX_UNITS if name in self._names)
             raise UserError(f"{names}: their units are {known}; say the frame's width in them with --box (in "
                             "pixels, if they are pixels)")
@@ -457,7 +460,11 @@ class _Importer:
         """Side of the box of what is written; None if no member needs one."""
         if not set(self._names) & set(_BOX_UNITS):
             return None
-        return float(max(self._shape[:2]) if self.moved else self._options.box or self._videos[0].box)
+        if self.moved:
+            assert self._shape is not None
+            return float(max(self._shape[:2]))
+        box = self._options.box or self._videos[0].box
+        return None if box is None else float(box)
 
     def write(self, splits: Sequence[str], lengths: Sequence[int], advance: Callable[[int], None]) -> None:
         for video, truth, split, length in zip(self._videos, self._truths, splits, lengths):
@@ -511,8 +518,8 @@ class _Importer:
         image = np.round(placement.image(image).clip(0, 1) * 255).astype(np.uint8)
         if self._shape is None:
             if not all(2 <= side <= _MOST_PIXELS for side in image.shape[:2]):
-                raise UserError(f"{where}: {image.shape[0]} x {image.shape[1]} pixels, expected 2 to {_MOST_PIXELS} a "
-                                "side; choose --size, 64 for instance")
+                raise UserError(f"{where}: {image.shape[0]} x {image.shape[1]} pixels, expected 2 to {_MOST_PIXELS} "
+                                "per side; choose --size, 64 for instance")
             if image.nbytes * options.n_frames > _MOST_SEQUENCE_BYTES:
                 raise UserError(f"{where}: a sequence of {options.n_frames} frames takes "
                                 f"{image.nbytes * options.n_frames / 2**20:.0f} MiB, at most "
@@ -549,10 +556,12 @@ class _Importer:
             unit = source[1] / (self._options.box or video.box or 1)
             values = move_truth(name, values, placement, unit, self._options.every, self.moved)
             if name == "positions":
-                low, high = -hdf5.BOX_MARGIN * self.box, (1 + hdf5.BOX_MARGIN) * self.box
+                box = self.box
+                assert box is not None
+                low, high = -hdf5.BOX_MARGIN * box, (1 + hdf5.BOX_MARGIN) * box
                 if self.moved:      # what lies far outside of a crop is kept, nearer
                     values = values.clip(low, high)
-                hdf5.check_range(values, where, low, high, False, f"--box {self.box:g} is taken for the frame's width "
+                hdf5.check_range(values, where, low, high, False, f"--box {box:g} is taken for the frame's width "
                                  "in their units; give another")
             members.setdefault(name, values.astype(hdf5.result_type(name, values.dtype)))
         return members
@@ -601,6 +610,7 @@ class _Importer:
         if self.left_out:
             lines.append(f"truth left out, because not every video has it or frames were skipped: "
                          f"{', '.join(sorted(self.left_out))}")
+        assert self._shape is not None
         height, width, channels = self._shape
         truth = ", ".join(name for name in self._members if name != "features")
         for split in hdf5.SPLITS:
@@ -654,7 +664,7 @@ def convert(options: CommandLine) -> list[str]:
 
 
 def _found(videos: Sequence[Video]) -> list[str]:
-    """Lines on the arrays that were read, one a kind, so that swapped axes show."""
+    """Lines on the arrays that were read, one per kind, so that swapped axes show."""
     lines = []
     for about, n in Counter(video.about for video in videos).items():
         first = next(video.name for video in videos if video.about == about)

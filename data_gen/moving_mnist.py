@@ -10,7 +10,7 @@ import os
 import pathlib
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import attrs
@@ -24,8 +24,8 @@ from data_gen.release_pickle import read_release_pickle
 CANVAS = 50
 DIGIT = 28
 MAX_DIGITS = 2
-MAX_SPEED = 10.0           # pixels a frame
-MAX_ACCELERATION = 3.0     # pixels a frame, each frame
+MAX_SPEED = 10.0           # pixels per frame
+MAX_ACCELERATION = 3.0     # pixels per frame, per frame
 ACCELERATION_NOISE = 0.01  # standard deviation
 PLACEMENT_TRIES = 5        # draws of a position before the sequence is begun afresh
 _MOST_STARTS = 1000        # of a sequence; real digits need a few
@@ -36,8 +36,8 @@ _MAX_DIGIT_IMAGES = 1_000_000
 class Digits(NamedTuple):
     """D images of single digits."""
 
-    images: Sequence[np.ndarray]  # D of [28, 28] uint8, or less where cropped
-    labels: np.ndarray            # [D] uint8
+    images: Sequence[np.ndarray] | np.ndarray   # D of [28, 28] uint8, or less where cropped
+    labels: np.ndarray                          # [D] uint8
 
 
 def packaged_digits() -> Digits:
@@ -111,7 +111,7 @@ def read_digits(path: str | os.PathLike, labels_path: str | os.PathLike | None =
             raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to 9")
     except (UserError, PermissionError):
         raise
-    # Whatever goes wrong inside: the file is the cause, and what it can provoke has no end.
+    # Any exception: parsers of damaged files raise exceptions of every type.
     except Exception as error:
         raise UserError(f"{path}: cannot be read as MNIST digits ({type(error).__name__}: {error})") from None
     return Digits(images, labels.astype(np.uint8))
@@ -123,7 +123,7 @@ def hold_out(digits: Digits, split: str) -> Digits:
     The digits are shuffled, always in the same way whatever the seed of the data set; the first 80 % are for
     training, 10 % for validation and 10 % for test. Blank images are left out.
     """
-    order = np.random.default_rng(0).permutation(np.flatnonzero(digits.images.any((1, 2))))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(np.asarray(digits.images).any((1, 2))))
     low, high = (round(share * len(order)) for share in HELD_OUT[split])
     if high - low < MAX_DIGITS:
         raise UserError(f"{len(order)} digits leave {high - low} for {split}, expected at least {MAX_DIGITS}; "
@@ -259,7 +259,7 @@ class MovingMNIST:
     """Settings of a moving-MNIST data set; the defaults are the SQAIR release's, with a test split added."""
 
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
-    """Frames a sequence."""
+    """T, frames per sequence."""
     training: int = attrs.field(default=60_000, validator=within(0, 10**7))
     """Sequences of the training split; 0 leaves the split out."""
     validation: int = attrs.field(default=10_000, validator=within(0, 10**7))
@@ -285,6 +285,16 @@ def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compre
                   white=255, objects="boxes")
 
 
+def _encoded_blocks(data: Mapping[str, np.ndarray], n_sequences: int,
+                    compression: int) -> Iterator[tuple[int, dict[str, hdf5.Encoded]]]:
+    for first in range(0, n_sequences, hdf5.BLOCK):
+        rows = range(first, min(first + hdf5.BLOCK, n_sequences))
+        yield len(rows), {
+            name: hdf5.encode(name, array.take(rows, hdf5.MEMBERS[name].axes.index("S")).astype(
+                np.float32 if name == "coords" else np.uint8), n_sequences, compression)
+            for name, array in data.items()}
+
+
 def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compression: int = 1) -> None:
     """Converts the release's pickles, for the training, validation and test splits in turn, to one HDF5 file."""
     with hdf5.new_file(path, inputs=pickles) as file:
@@ -293,17 +303,8 @@ def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compress
             data = read_release_pickle(source)
             data["features"] = data.pop("imgs")[..., None]
             n_sequences = data["features"].shape[1]
-
-            def blocks() -> Iterator[tuple[int, dict[str, hdf5.Encoded]]]:
-                for first in range(0, n_sequences, hdf5.BLOCK):
-                    rows = range(first, min(first + hdf5.BLOCK, n_sequences))
-                    yield len(rows), {
-                        name: hdf5.encode(name, array.take(rows, hdf5.MEMBERS[name].axes.index("S")).astype(
-                            np.float32 if name == "coords" else np.uint8), n_sequences, compression)
-                        for name, array in data.items()}
-
             with progress(n_sequences, split) as advance:
-                hdf5.write_split(file, split, n_sequences, blocks(), advance)
+                hdf5.write_split(file, split, n_sequences, _encoded_blocks(data, n_sequences, compression), advance)
 
 
 @attrs.frozen(kw_only=True)

@@ -1,7 +1,7 @@
 """Bouncing balls in a box: the start and the motion of many sequences at once (docs/spec/data.md).
 
 S sequences, T frames, N balls at most; a sequence with fewer balls has the last ones absent: everything zero.
-Lengths are in box units, speeds in box units a frame.
+Lengths are in box units, speeds in box units per frame.
 """
 
 from typing import NamedTuple

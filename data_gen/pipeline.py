@@ -98,7 +98,8 @@ def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | No
     """Reads cropped features [T, B, H, W, C], as stored, and counts [T, B]; block by block, to crop early."""
     height, width, channels = data.image_shape
     rows, columns = crop_slices(height, width, crop)
-    features, counts = None, np.empty((n_frames, len(sequences)), np.int32)
+    features: np.ndarray | None = None
+    counts = np.empty((n_frames, len(sequences)), np.int32)
     blocks = sequences // data.block
     for block in np.unique(blocks):
         where = np.flatnonzero(blocks == block)
@@ -109,14 +110,15 @@ def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | No
         features[:, where] = images
         groups = part["groups"][:, :, rows, columns, 0] if "groups" in part else None
         counts[:, where] = count_objects(part, groups, n_frames)
+    assert features is not None         # there is at least one sequence
     return features, counts
 
 
 def _read_ahead(items: Iterator) -> Iterator:
     """The same items, made by a thread that is two items ahead.
 
-    Python waits for such a thread before it ends. For tf.data's own prefetching it does not: if that is within Python
-    code when the program ends, the program waits for it, and it for Python, for ever.
+    At exit Python waits for this thread. tf.data's own prefetching can hang there: its thread, inside of Python code,
+    waits for the interpreter's lock, and the exiting program waits for the thread.
     """
     with ThreadPoolExecutor(1) as thread:
         ahead = collections.deque(thread.submit(next, items, None) for _ in range(2))

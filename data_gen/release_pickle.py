@@ -24,7 +24,7 @@ AXES = {"imgs": "TSHW", "labels": "SN", "nums": "1SK", "coords": "TSN4"}
 
 
 class _Record:
-    """Keeps what the pickle wanted to make an object of."""
+    """An inert record of the arguments with which the pickle would construct an object."""
 
     def __init__(self, *arguments: Any):
         self.arguments, self.state = arguments, None
@@ -51,26 +51,26 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
 
 
 class _Source(io.BufferedReader):
-    """Never sets memory aside for more than the file holds."""
+    """Never allocates more memory than the file is long."""
 
     def __init__(self, path: pathlib.Path):
         super().__init__(io.FileIO(path))
         self._left = path.stat().st_size
 
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self._left:
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= self._left:
             raise EOFError("an object is longer than the file")
         self._left -= size
         return super().read(size)
 
-    def readline(self, size: int = -1) -> bytes:
+    def readline(self, size: int | None = -1) -> bytes:
         line = super().readline(size)
         self._left -= len(line)
         return line
 
 
-# The unpickler written in Python: the one in C lets a short file demand a memo of any size. Protocol 5 is left out for
-# the same reason: its byte arrays are set aside before they are read.
+# The unpickler written in Python: in the one written in C a short file can ask for a memo of any size. Protocol 5 is
+# left out for the same reason: its byte arrays are allocated before they are read.
 class _Unpickler(pickle._Unpickler):
     dispatch = {ord(op.code): pickle._Unpickler.dispatch[ord(op.code)] for op in pickletools.opcodes if op.proto < 5}
 
@@ -137,7 +137,7 @@ def read_release_pickle(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return arrays
     except PermissionError:
         raise
-    # Whatever goes wrong inside: the file is the cause, and what it can provoke has no end.
+    # Any exception: parsers of damaged files raise exceptions of every type.
     except Exception as error:
         raise UserError(f"{path}: refused ({type(error).__name__}: {error}); expected a pickled dictionary of arrays "
                         "imgs, labels, nums and coords, as the SQAIR release makes it") from None

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -58,7 +58,7 @@ class Video:
 
     name: str
     split: str | None
-    frames: Callable[[], Iterator[np.ndarray]]
+    frames: Callable[[], Generator[np.ndarray, None, None]]
     count: Callable[[], int]
     truth: Mapping[str, Callable[[slice], np.ndarray]] = attrs.field(factory=dict)
     box: float | None = None
@@ -200,7 +200,7 @@ class Finder:
             truth = {rest: _Array(path, *members[rest], self._axes, rest, data.sizes)
                      for rest in members if rest in TRUTH and rest != key}
             videos += [Video(f"{path}{f': {data.name}' * bool(data.name)}{f', video {s}' * ('S' in data.axes)}", named,
-                             functools.partial(data.frames, s), functools.partial(data.sizes.get, "T"),
+                             functools.partial(data.frames, s), functools.partial(data.sizes.__getitem__, "T"),
                              {rest: functools.partial(array.part, s) for rest, array in truth.items()}, box, data.about)
                        for s in range(data.sizes["S"])]
         if not videos:
@@ -317,7 +317,7 @@ class _Array:
             order += [i for i, a in enumerate(have) if a == axis and i not in order][:1]
         return part.transpose(order)
 
-    def frames(self, sequence: int) -> Iterator[np.ndarray]:
+    def frames(self, sequence: int) -> Generator[np.ndarray, None, None]:
         for t in range(self.sizes["T"]):
             yield self._read(sequence, t, "HWC")
 
@@ -336,7 +336,7 @@ def _stored_axes(member: str, axes: str, n_axes: int) -> str:
     """The axes of an array of truth, given those of the frames."""
     if member == "features":
         return axes
-    if member == COUNTS:        # one number a video, or one a frame
+    if member == COUNTS:        # one number per video, or one per frame
         return "".join(a for a in axes if a == "S" or (a == "T" and n_axes == 1 + ("S" in axes)))
     own = hdf5.MEMBERS[member].axes
     if "H" in own:
@@ -365,7 +365,7 @@ def _listed(words: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside: the file is the cause, and what it can provoke has no end."""
+    """Turns every exception into a `UserError` about the file: parsers of damaged files raise all types of them."""
     try:
         yield
     except (UserError, PermissionError, MemoryError):
@@ -393,7 +393,7 @@ def _image_video(folder: pathlib.Path, images: Sequence[pathlib.Path], split: st
     return Video(str(folder), split, functools.partial(_images, images), lambda: len(images))
 
 
-def _images(paths: Sequence[pathlib.Path]) -> Iterator[np.ndarray]:
+def _images(paths: Sequence[pathlib.Path]) -> Generator[np.ndarray, None, None]:
     for path in paths:
         with _reading(path, "an image"), Image.open(path) as image:
             _check_pixels(path, *image.size)
@@ -401,7 +401,7 @@ def _images(paths: Sequence[pathlib.Path]) -> Iterator[np.ndarray]:
         yield pixels
 
 
-def _gif(path: pathlib.Path) -> Iterator[np.ndarray]:
+def _gif(path: pathlib.Path) -> Generator[np.ndarray, None, None]:
     with _reading(path, "a GIF"), Image.open(path) as image:
         _check_pixels(path, *image.size)
         for frame in ImageSequence.Iterator(image):
@@ -421,18 +421,20 @@ def _ffmpeg(path: pathlib.Path, *output: str, stdout: int, stderr: Any) -> subpr
                              *output], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
 
 
-def _film(path: pathlib.Path) -> Iterator[np.ndarray]:
+def _film(path: pathlib.Path) -> Generator[np.ndarray, None, None]:
     """The frames [H, W, 3] uint8 of a film, which the ffmpeg of the package imageio-ffmpeg decodes."""
     with _reading(path, "a film"), tempfile.TemporaryFile() as errors:
         process = _ffmpeg(path, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1",
                           stdout=subprocess.PIPE, stderr=errors)
+        film = process.stdout
+        assert film is not None
         try:
             # Portable pixmaps carry their size: "P6\nwidth height\n255\n" and the pixels.
-            while process.stdout.readline(8).strip() == b"P6":
-                width, height = map(int, process.stdout.readline(64).split())
-                process.stdout.readline(8)
+            while film.readline(8).strip() == b"P6":
+                width, height = map(int, film.readline(64).split())
+                film.readline(8)
                 _check_pixels(path, width, height)
-                data = process.stdout.read(width * height * 3)
+                data = film.read(width * height * 3)
                 if len(data) == width * height * 3:
                     yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
             process.wait()
@@ -442,7 +444,7 @@ def _film(path: pathlib.Path) -> Iterator[np.ndarray]:
                 raise UserError(f"{path}: ffmpeg cannot decode all of it ({said or process.returncode}); it is "
                                 "damaged, copy it again or convert it")
         finally:
-            process.stdout.close()
+            film.close()
             process.kill()
             process.wait()
 
@@ -452,9 +454,11 @@ def _count_film(path: pathlib.Path) -> int:
     with _reading(path, "a film"):
         process = _ffmpeg(path, "-progress", "pipe:1", "-f", "null", "-", stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL)
+        report = process.stdout
+        assert report is not None
         try:
-            return max((int(n) for n in re.findall(rb"^frame=(\d+)", process.stdout.read(), re.MULTILINE)), default=0)
+            return max((int(n) for n in re.findall(rb"^frame=(\d+)", report.read(), re.MULTILINE)), default=0)
         finally:
-            process.stdout.close()
+            report.close()
             process.kill()
             process.wait()

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 import attrs
 import numpy as np
@@ -47,7 +47,7 @@ N_BATCHES = 8
 WARM_UP = 12        # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
 
 
-def relation_products(config: ModelConfig) -> Tuple[int, int, int]:
+def relation_products(config: ModelConfig) -> tuple[int, int, int]:
     """Multiplication-additions of a relational module per particle and frame, its gamma's width G, and gamma's rows."""
     relation = configured_relation(config)
     if relation is None:
@@ -56,7 +56,7 @@ def relation_products(config: ModelConfig) -> Tuple[int, int, int]:
     return relation.multiply_adds(slots), relation.gamma_size, 1 if relation.one_gamma else slots
 
 
-def flops(config: ModelConfig, n_frames: int, batch_size: int, n_found: Optional[float] = None) -> float:
+def flops(config: ModelConfig, n_frames: int, batch_size: int, n_found: float | None = None) -> float:
     """Floating-point operations of one forward pass: 2 for every multiplication-addition of its matrix products.
 
     With R = 32 n_units, D, h x w, H x W (C channels folded into the widths), per particle and slot:
@@ -127,7 +127,7 @@ def machine_gflops(size: int = 4096) -> float:
     return 2e-9 * size ** 3 / seconds
 
 
-def frames_of(config: Config, n_frames: int, made_up: bool) -> List[Tuple[tf.Tensor, tf.Tensor]]:
+def frames_of(config: Config, n_frames: int, made_up: bool) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """Batches (obs, counts) that steps take in turn: `N_BATCHES` of the training data, or a made-up one."""
     batch = config.train.batch_size
     if not made_up:
@@ -137,12 +137,12 @@ def frames_of(config: Config, n_frames: int, made_up: bool) -> List[Tuple[tf.Ten
     return [(obs, tf.fill([n_frames, batch], 4))]
 
 
-def serve(config: Config, n_frames: int, requests: Iterator[str], trained: Optional[str] = None,
-          data: Optional[pathlib.Path] = None, all_slots: bool = False) -> None:
+def serve(config: Config, n_frames: int, requests: Iterator[str], trained: str | None = None,
+          data: pathlib.Path | None = None, all_slots: bool = False) -> None:
     """Times one case in this process, which must not have used TensorFlow before; prints JSON, a line each.
 
-    First, when `WARM_UP` steps of both kinds are done: first_step_s, the first step's bound, train_gflop, and peak_gb of
-    training alone. Then, for every request, a number of steps: the seconds of so many training and evaluation steps,
+    First, when `WARM_UP` steps of both kinds are done: first_step_s, the first step's bound, train_gflop, and peak_gb
+    of training alone. Then, for every request, a number of steps: the seconds of so many training and evaluation steps,
     each after one that does not count.
 
     Args: config: model, batch size, shards, XLA or not. n_frames: T. requests: lines with numbers of steps. trained: a
@@ -212,7 +212,7 @@ SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 
           "n_steps_per_image": (2, 4, 8)}
 
 
-def scaling(arguments: Arguments) -> List[Dict]:
+def scaling(arguments: Arguments) -> list[dict]:
     """Seconds a training step against each of `SCALES`, all else being the default and length 3, and the exponent e
     of the fit seconds = c x^e (least squares of the logarithms)."""
     model, mode, rows = arguments.models[0], arguments.modes[-1], []
@@ -226,10 +226,10 @@ def scaling(arguments: Arguments) -> List[Dict]:
     return rows
 
 
-def scaling_table(rows: List[Dict]) -> str:
+def scaling_table(rows: list[dict]) -> str:
     """What `scaling` found as a Markdown table."""
     labels = {"lengths": "frames", "batch_size": "sequences", "k_particles": "particles", "n_steps_per_image": "slots"}
-    lines = ["| s a step with | | | | exponent |", "|---|---|---|---|---|"]
+    lines = ["| s per step with | | | | exponent |", "|---|---|---|---|---|"]
     for row in rows:
         cells = [f"{value}: {seconds:.3g}" for value, seconds in zip(row["values"], row["train_s"])]
         lines.append(f"| {labels[row['of']]} | {' | '.join(cells)} | {row['exponent']:.2f} |")
@@ -237,7 +237,7 @@ def scaling_table(rows: List[Dict]) -> str:
 
 
 @contextlib.contextmanager
-def _worker(arguments: Arguments, model: str, length: int, mode: str) -> Iterator[Iterator[Dict]]:
+def _worker(arguments: Arguments, model: str, length: int, mode: str) -> Iterator[Iterator[dict]]:
     """A process that times a case: yields what it prints, first of its start, then of every turn asked for."""
     command = [sys.executable, "-m", "eval.benchmark", "--in_process", "--lengths", str(length), "--modes", mode,
                *(["--run", arguments.run] if arguments.run else ["--models", model]),
@@ -262,11 +262,11 @@ def _worker(arguments: Arguments, model: str, length: int, mode: str) -> Iterato
             process.kill()
 
 
-def time_cases(cases: Sequence[Tuple[Arguments, str, int, str]]) -> List[Dict]:
+def time_cases(cases: Sequence[tuple[Arguments, str, int, str]]) -> list[dict]:
     """Times cases (arguments, model, length, mode), which take turns.
 
     Returns:
-      For each the medians of its seconds a step, quartiles apart (spread), GFLOP, GB, sequences a second, and the
+      For each the medians of its seconds per step, quartiles apart (spread), GFLOP, GB, sequences per second, and the
       median over its turns of the share of the limit measured just before, by name.
     """
     with contextlib.ExitStack() as stack:
@@ -288,12 +288,12 @@ def time_cases(cases: Sequence[Tuple[Arguments, str, int, str]]) -> List[Dict]:
     return rows
 
 
-COLUMNS = {"train_s": "s a step", "train_spread_s": "spread", "eval_s": "s an evaluation", "first_step_s": "first step",
-           "peak_gb": "peak GB", "sequences_per_s": "sequences/s", "machine_gflops": "machine GFLOP/s",
-           "share_of_limit": "share of it", "bound": "first bound, nats a frame"}
+COLUMNS = {"train_s": "s per step", "train_spread_s": "spread", "eval_s": "s per evaluation",
+           "first_step_s": "first step", "peak_gb": "peak GB", "sequences_per_s": "sequences/s",
+           "machine_gflops": "machine GFLOP/s", "share_of_limit": "share of it", "bound": "first bound, nats per frame"}
 
 
-def table(rows: List[Dict]) -> str:
+def table(rows: list[dict]) -> str:
     """The figures as a Markdown table."""
     lines = ["| model | length | mode | " + " | ".join(COLUMNS.values()) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
     for row in rows:

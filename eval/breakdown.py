@@ -2,8 +2,8 @@
 
     python -m eval.breakdown --run runs/rsqair_in_0 --data data/balls4mass64.h5 --split validation --out breakdown.json
 
-The last of T frames is predicted in one pass and inferred in another one with the same noise, so that both follow the same
-objects up to the frame before. The prediction is then decoded again with one kind of its latents replaced by the
+The last of T frames is predicted in one pass and inferred in another one with the same noise, so that both follow the
+same objects up to the frame before. The prediction is then decoded again with one kind of its latents replaced by the
 inferred ones of the same object (by its id), which says how many nats that kind costs. Also printed: how many standard
 deviations lie at their floor of 0.01, and, where the relation attends from object to object, to which distance.
 """
@@ -186,7 +186,8 @@ def text(figures: dict[str, Any]) -> str:
     lines += [f"| {way} | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |"
               for way, row in figures["loss"].items()]
     lines += ["", "| standard deviation | median | share at the floor of 0.01 |", "|---|---|---|"]
-    lines += [f"| {name} | {row['median']:.4f} | {row['at_floor']:.3f} |" for name, row in figures["deviations"].items()]
+    lines += [f"| {name} | {row['median']:.4f} | {row['at_floor']:.3f} |"
+              for name, row in figures["deviations"].items()]
     if figures["attention"]:
         lines += ["", "| distance of two objects, pixels | pairs | attention |", "|---|---|---|"]
         lines += [f"| {low} to {'' if high is None else high} | {n:,} | {'–' if mean is None else f'{mean:.4f}'} |"

@@ -19,8 +19,10 @@ if __name__ == "__main__":      # --help and wrong options are answered before t
 
 import json
 import math
+import os
 import pathlib
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import attrs
 import numpy as np
@@ -67,12 +69,12 @@ class Recording(NamedTuple):
     obs: tf.Tensor
     noise: Noise
     counts: tf.Tensor
-    outputs: Dict[str, np.ndarray]
-    gradients: Dict[str, Dict[str, np.ndarray]]
-    ignored: Dict[str, str]
+    outputs: dict[str, np.ndarray]
+    gradients: dict[str, dict[str, np.ndarray]]
+    ignored: dict[str, str]
 
 
-def _load_npz(path: pathlib.Path) -> Dict[str, np.ndarray]:
+def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -82,7 +84,7 @@ def _load_npz(path: pathlib.Path) -> Dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read as a NumPy archive ({error})") from None
 
 
-def load_inputs(inputs: Dict[str, np.ndarray]):
+def load_inputs(inputs: dict[str, np.ndarray]):
     """Recorded inputs -> obs [T, B, H, W], `Noise` [T, N, P, d], counts int32 [T, B].
 
     Raises:
@@ -97,7 +99,7 @@ def load_inputs(inputs: Dict[str, np.ndarray]):
     return tf.constant(inputs["imgs"]), noise, tf.constant(inputs["nums"].sum(-1), tf.int32)
 
 
-def _check_noise(folder: pathlib.Path, noise: Noise, leading: List[int], n_what: int) -> None:
+def _check_noise(folder: pathlib.Path, noise: Noise, leading: list[int], n_what: int) -> None:
     for phase, recorded in zip(("prop", "disc"), noise):
         for name, value, size in zip(recorded._fields, recorded, (4, n_what, 1)):
             expected = tuple(leading + [size])
@@ -106,12 +108,13 @@ def _check_noise(folder: pathlib.Path, noise: Noise, leading: List[int], n_what:
                                 f"flags and images ask for {expected}")
 
 
-def load_gradients(folder: pathlib.Path) -> Dict[str, Dict[str, np.ndarray]]:
+def load_gradients(folder: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     """Variable -> {"norm", "sum"} of its gradient, and {"whole"} where it was recorded."""
     path = folder / "gradient_norms.json"
     try:
         norms = json.loads(path.read_text())
-        gradients = {name: {"norm": np.float64(norm), "sum": np.float64(total)} for name, (norm, total) in norms.items()}
+        gradients = {name: {"norm": np.array(norm, np.float64), "sum": np.array(total, np.float64)}
+                     for name, (norm, total) in norms.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as variable -> [norm, sum] ({error})") from None
     whole = _load_npz(folder / "gradients.npz") if (folder / "gradients.npz").exists() else {}
@@ -120,7 +123,7 @@ def load_gradients(folder: pathlib.Path) -> Dict[str, Dict[str, np.ndarray]]:
     return gradients
 
 
-def load_recording(folder) -> Recording:
+def load_recording(folder: str | os.PathLike) -> Recording:
     """Reads a folder of recorded figures.
 
     Raises:
@@ -150,7 +153,7 @@ def load_recording(folder) -> Recording:
                      _load_npz(folder / "outputs.npz"), load_gradients(folder), ignored)
 
 
-def original_outputs(model: SQAIR, forward: Forward, drawn: Sampled, counts: tf.Tensor) -> Dict[str, tf.Tensor]:
+def original_outputs(model: SQAIR, forward: Forward, drawn: Sampled, counts: tf.Tensor) -> dict[str, tf.Tensor]:
     """A forward pass under the names of the original's recorded quantities, [T, P, ...].
 
     Args: model; its pass; what that was made of; true number of objects, int32 [T, B].
@@ -202,24 +205,13 @@ def original_outputs(model: SQAIR, forward: Forward, drawn: Sampled, counts: tf.
     }
 
 
-def relative_difference(ours, recorded) -> float:
-    """max |ours - recorded| / max |recorded|; inf if the shapes differ, NaN if ours is not finite."""
-    ours, recorded = np.asarray(ours, np.float64), np.asarray(recorded, np.float64)
-    if ours.shape != recorded.shape:
-        return float("inf")
-    if not recorded.size:
-        return 0.0
-    scale = np.abs(recorded).max()
-    return float(np.abs(ours - recorded).max() / (scale if scale else 1.0))
-
-
 class Pass(NamedTuple):
     """One forward and backward pass, by original names: quantities, and gradients as norm, sum and whole. presences:
     all that were drawn."""
 
-    outputs: Dict[str, np.ndarray]
-    gradients: Dict[str, Dict[str, np.ndarray]]
-    presences: List[np.ndarray]
+    outputs: dict[str, np.ndarray]
+    gradients: dict[str, dict[str, np.ndarray]]
+    presences: list[np.ndarray]
 
 
 def make_pass(recording: Recording) -> Callable[[], Pass]:
@@ -227,7 +219,7 @@ def make_pass(recording: Recording) -> Callable[[], Pass]:
     model, config = recording.model, recording.model.config
     sampling = OriginalSampling(model)
 
-    def forward() -> Tuple[Forward, Sampled]:
+    def forward() -> tuple[Forward, Sampled]:
         if config.sample_from_prior:
             return sampling(recording.obs, recording.noise)
         forward = model(recording.obs, recording.noise, propagate_first=True)
@@ -245,20 +237,20 @@ def make_pass(recording: Recording) -> Callable[[], Pass]:
         whole = {name: original.gather_original(columns, [by_variable[id(c.variable)] for c in columns])
                  for name, columns in original.original_names(model).items()}
         return Pass({name: value.numpy() for name, value in outputs.items()},
-                    {name: {"norm": np.linalg.norm(g.astype(np.float64)), "sum": g.sum(dtype=np.float64), "whole": g}
-                     for name, g in whole.items()},
+                    {name: {"norm": np.asarray(np.linalg.norm(g.astype(np.float64))), "sum": g.sum(dtype=np.float64),
+                            "whole": g} for name, g in whole.items()},
                     [x.presence.numpy() for x in drawn[1:]])
 
     return compute
 
 
-def moved_passes(model: SQAIR, compute: Callable[[], Pass], base: Pass) -> List[Pass]:
+def moved_passes(model: SQAIR, compute: Callable[[], Pass], base: Pass) -> list[Pass]:
     """Passes with every weight moved to the next float32 above or below; the weights are put back.
 
     A pass in which a presence flips has other objects, not rounding: another one takes its place.
     """
     random, values = np.random.RandomState(0), [v.numpy() for v in model.trainable_variables]
-    passes: List[Pass] = []
+    passes: list[Pass] = []
     try:
         for _ in range(2 * MOVED_PASSES):
             for variable, value in zip(model.trainable_variables, values):
@@ -278,7 +270,7 @@ def moved_passes(model: SQAIR, compute: Callable[[], Pass], base: Pass) -> List[
     return passes
 
 
-def _quantities(outputs: Dict[str, np.ndarray], gradients: Dict[str, Dict[str, np.ndarray]]) -> Dict[str, Tuple]:
+def _quantities(outputs: dict[str, np.ndarray], gradients: dict[str, dict[str, np.ndarray]]) -> dict[str, tuple]:
     """Name of a row -> (value, magnitude that differences are relative to)."""
     rows = {name: (value, np.abs(value).max() if np.size(value) else 0.0) for name, value in outputs.items()}
     for name, parts in gradients.items():
@@ -299,7 +291,7 @@ class Measured(NamedTuple):
     """What our model computes of a recording: one pass, and passes with moved weights."""
 
     base: Pass
-    moved: List[Pass]
+    moved: list[Pass]
 
 
 def measure(recording: Recording) -> Measured:
@@ -309,15 +301,15 @@ def measure(recording: Recording) -> Measured:
     return Measured(base, moved_passes(recording.model, compute, base))
 
 
-def compare(recording: Recording, measured: Measured) -> Tuple[List[Row], Dict[str, str]]:
+def compare(recording: Recording, measured: Measured) -> tuple[list[Row], dict[str, str]]:
     """Compares every recorded quantity and gradient.
 
     Returns:
-      A row a quantity, in the recording's order, with difference inf for one that we do not compute; and the
+      A row per quantity, in the recording's order, with difference inf for one that we do not compute; and the
       quantities that cannot be compared -> why.
     """
     ours, *moved = (_quantities(x.outputs, x.gradients) for x in (measured.base, *measured.moved))
-    least = 0.5 * np.finfo(np.float32).eps * math.sqrt(measured.base.outputs["canvas"].size)
+    least = 0.5 * float(np.finfo(np.float32).eps) * math.sqrt(measured.base.outputs["canvas"].size)
     rows, left_out = [], {}
     for name, (recorded, magnitude) in _quantities(recording.outputs, recording.gradients).items():
         if recording.model.config.k_particles == 1 and not np.isfinite(recorded).all():
@@ -335,8 +327,8 @@ def compare(recording: Recording, measured: Measured) -> Tuple[List[Row], Dict[s
     return rows, left_out
 
 
-def _print_named(what: str, names: Dict[str, str]) -> None:
-    """One line a reason: what, the names with it, and it."""
+def _print_named(what: str, names: dict[str, str]) -> None:
+    """One line per reason: `what`, the names that have the reason, and the reason."""
     for reason in dict.fromkeys(names.values()):
         print(f"{what}: {', '.join(name for name in names if names[name] == reason)} ({reason})")
 

@@ -1,7 +1,7 @@
 """Pictures of sequences, likelihoods and learning curves, from arrays; matplotlib for stills, Pillow for GIFs.
 
 Every picture carries a description of itself, for people who do not see it, and the command that made it: PNG and PDF
-as metadata, GIF as its comment. Letters: T frames, N slots, A heads and R rows of attention, H x W(, C) a frame.
+as metadata, GIF as its comment. Letters: T frames of H x W(, C) pixels, N slots, A heads and R rows of attention.
 """
 
 import os
@@ -9,8 +9,8 @@ import pathlib
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import font_manager
@@ -253,6 +253,7 @@ def _draw_attention(sheet: _Sheet, scene: Scene, t: int, x: float, y: float, siz
     chip = 0.09 * size
     colours = attention_rows(scene, t)
     cell = (size - chip) / len(colours)
+    assert scene.attention is not None
     weights = scene.attention[t].mean(0)
     absent = np.array([c == _NO_OBJECT for c in colours])
     itself = np.eye(len(colours), dtype=bool) & (not find_relation(scene.relation).attends_to_itself)
@@ -355,7 +356,7 @@ class Bar(NamedTuple):
     """One model on one data set.
 
     Attributes:
-      values: [R, M], nats a frame, of R seeds with M samples each.
+      values: [R, M], nats per frame, of R seeds with M samples each.
       paper: the paper's figure; None where it has none.
     """
 
@@ -369,7 +370,7 @@ class Panel(NamedTuple):
     Attributes:
       title, label: of the panel and of its vertical axis.
       bars: model -> `Bar`.
-      bound: what a perfect model reaches, nats a frame.
+      bound: what a perfect model reaches, nats per frame.
     """
 
     title: str
@@ -392,7 +393,7 @@ def draw_bars(panels: Sequence[Sequence[Panel | None]]) -> Figure:
     figure = Figure(figsize=(max(1.3 * len(models) + 1.2, 3.2) * len(panels[0]), 3.1 * len(panels) + 0.5),
                     layout="constrained")
     grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes, panel in zip(grid.ravel(), (panel for row in panels for panel in row)):
         if panel is None:
             axes.set_visible(False)
@@ -402,7 +403,7 @@ def draw_bars(panels: Sequence[Sequence[Panel | None]]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Panel, models: Sequence[str]) -> dict:
+def _draw_panel(axes: Axes, panel: Panel, models: Sequence[str]) -> dict[str, Any]:
     """Draws a panel with a place for each of the models; returns what the legend explains."""
     handles, titles = {}, model_titles()
     for model, bar in panel.bars.items():

@@ -24,20 +24,31 @@ import numpy as np
 import tensorflow as tf
 
 from eval import geometry, predict, tables
-from eval.drawing import (Bar, Curve, Panel, Scene, animate, check_pictures, draw_bars, draw_curves, draw_scenes, save,
-                          save_gif)
+from eval.drawing import (
+    Bar,
+    Curve,
+    Panel,
+    Scene,
+    animate,
+    check_pictures,
+    draw_bars,
+    draw_curves,
+    draw_scenes,
+    save,
+    save_gif,
+)
 from eval.predictions import Predictions
 from eval.truth import Source
-from sqair import health
+from sqair import checkpoints, health
 from sqair.config import NO_RELATION, load_flags, model_name, model_titles
 from sqair.run_folder import read_rows, step_of
 from sqair.train import sequence_length
 
-LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bound, nats a frame",
-          "data_ll": "log p(x|z), nats a frame", "kl": "KL, nats a frame", "num_steps": "objects a frame",
+LABELS = {"iwae_per_frame": "IWAE bound, nats per frame", "vae_per_frame": "VAE bound, nats per frame",
+          "data_ll": "log p(x|z), nats per frame", "kl": "KL, nats per frame", "num_steps": "objects per frame",
           "gradient_norm": "gradient norm", "clipped": "share of updates clipped",
           "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size",
-          "seconds_per_step": "seconds a training step", "cpu_seconds_per_step": "seconds of all cores a step",
+          "seconds_per_step": "seconds per training step", "cpu_seconds_per_step": "CPU seconds per step",
           "memory_mb": "memory, MB", "open_files": "open files"}
 
 
@@ -46,11 +57,12 @@ LABELS = {"iwae_per_frame": "IWAE bound, nats a frame", "vae_per_frame": "VAE bo
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def scenes_from_run(loaded, source: Source, first_generated: int, seed: int, boxes: str = "drawn") -> list[Scene]:
-    """Runs a model on all sequences of a source, one sample each.
+def scenes_from_run(loaded: checkpoints.Run, source: Source, first_generated: int, seed: int,
+                    boxes: str = "drawn") -> list[Scene]:
+    """Runs a model on all sequences of a source, one sample per sequence.
 
     Args:
-      loaded: `sqair.checkpoints.Run`.
+      loaded: the model.
       source: data.
       first_generated: frames from this one on are predicted; T to infer all.
       seed: of the noise. The same seed infers the same, whatever is predicted after it.
@@ -162,7 +174,7 @@ def _describe_scenes(parts: dict[str, list[Scene]]) -> str:
         n_frames, first_generated = len(scenes[0].frames), scenes[0].first_generated
         objects = np.mean([scene.presence.sum(-1).mean() for scene in scenes])
         said.append(f"{title}: {len(scenes)} sequence{'s' * (len(scenes) > 1)} of {n_frames} frames, the inputs above "
-                    f"the model's frames with a box around each object, on average {objects:.1f} a frame; "
+                    f"the model's frames with a box around each object, on average {objects:.1f} per frame; "
                     + (f"frames {first_generated} to {n_frames - 1} are predicted." if first_generated < n_frames
                        else "all frames are inferred."))
     return " ".join(said)
@@ -208,7 +220,7 @@ def read_metrics(paths: Iterable[pathlib.Path]) -> list[tables.DataSet]:
 
 
 def likelihood_panels(data_sets: Iterable[tables.DataSet]) -> list[list[Panel | None]]:
-    """Panels of figure 4: a row a metric, a column a data set.
+    """Panels of figure 4: a row per metric, a column per data set.
 
     Raises:
       UserError: no file has predicted frames.
@@ -219,7 +231,7 @@ def likelihood_panels(data_sets: Iterable[tables.DataSet]) -> list[list[Panel | 
         for data in data_sets:
             values = {model: data.values(model, metric) for model in data.runs}
             bars = {model: Bar(v, data.paper.get(model, {}).get(metric)) for model, v in values.items() if v.size}
-            label = f"{tables.METRICS[metric].label}, nats a frame"
+            label = f"{tables.METRICS[metric].label}, nats per frame"
             row.append(Panel(data.name, label, bars, data.any["bounds"].get(metric)) if bars else None)
         if any(row):
             rows.append(row)
@@ -349,7 +361,7 @@ def write_curves(settings: Curves) -> list[pathlib.Path]:
         lengths = {(sequence_length(train, 0), sequence_length(train, last)) for train in trained}
         if len(lengths) != 1 or len(set(*lengths)) != 1:
             raise UserError(f"--beside {settings.beside}: the original's curve is of one length, that of --runs is not")
-        found = read_original_curves(settings.beside, *set(*lengths), quantities)
+        found = read_original_curves(settings.beside, next(iter(lengths))[0], quantities)
         original = {LABELS.get(name, name): curve for name, curve in found.items()}
     said = []
     for label, models in panels.items():

@@ -8,21 +8,24 @@ Coordinates: (row, column) in pixels of that frame, where the *centre* of pixel 
 ``pixel_centres`` takes off. Boxes are top, left, height, width.
 """
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from scipy.special import expit
 
-CROP_SIZE = 50  # pixels the model sees, a side
+CROP_SIZE = 50  # pixels per side that the model sees
 MIN_SCALE = 1e-4  # the spatial transformer's lower bound on sx, sy
 LEAST_INTENSITY = 0.1  # of white: an object that adds less to a pixel does not show there (glimpses are never black)
 
 
-def require(condition, message):
+def require(condition: Any, message: str) -> None:
     """Raises ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
-def divide(numerator, denominator):
+def divide(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> np.ndarray:
     """numerator / denominator in float64, NaN where the denominator is 0."""
     denominator = np.asarray(denominator, float)
     return np.asarray(numerator, float) / np.where(denominator == 0, np.nan, denominator)
@@ -33,7 +36,8 @@ def divide(numerator, denominator):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def pixel_centres(positions, n, unit, start=(0, 0)):
+def pixel_centres(positions: npt.ArrayLike, n: npt.ArrayLike, unit: float,
+                  start: npt.ArrayLike = (0, 0)) -> np.ndarray:
     """Positions in units of the box to (row, column) in pixels: unit x - start - 0.5.
 
     Args:
@@ -57,7 +61,7 @@ def pixel_centres(positions, n, unit, start=(0, 0)):
     return np.where(exists[:, None, :, None], centres, np.nan)
 
 
-def boxes_from_discs(centres, radii, unit):
+def boxes_from_discs(centres: npt.ArrayLike, radii: npt.ArrayLike, unit: float) -> np.ndarray:
     """The boxes of discs: the square around each, not clipped at the frame's edge.
 
     Args:
@@ -80,7 +84,7 @@ def boxes_from_discs(centres, radii, unit):
     return np.concatenate([centres - radius, diameter], axis=-1)
 
 
-def centres_inside(centres, image_size=CROP_SIZE):
+def centres_inside(centres: npt.ArrayLike, image_size: npt.ArrayLike = CROP_SIZE) -> np.ndarray:
     """Whether a centre lies in the frame, [-0.5, size - 0.5) on both axes; False for NaN.
 
     Args:
@@ -95,7 +99,7 @@ def centres_inside(centres, image_size=CROP_SIZE):
     return np.all((centres >= -0.5) & (centres < np.asarray(image_size) - 0.5), axis=-1)
 
 
-def visible_pixels(groups, balls):
+def visible_pixels(groups: npt.ArrayLike, balls: int) -> np.ndarray:
     """Visible pixels of each object: what the crop, a curtain and the objects in front leave of it.
 
     Args:
@@ -115,7 +119,7 @@ def visible_pixels(groups, balls):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def box_iou(first, second):
+def box_iou(first: npt.ArrayLike, second: npt.ArrayLike) -> np.ndarray:
     """Intersection over union of every pair of boxes.
 
     Args:
@@ -144,7 +148,7 @@ def box_iou(first, second):
     return np.where(positive, intersection, 0.0) / np.where(positive, union, 1.0)
 
 
-def clip_boxes(boxes, image_size=CROP_SIZE):
+def clip_boxes(boxes: npt.ArrayLike, image_size: npt.ArrayLike = CROP_SIZE) -> np.ndarray:
     """The part of each box inside the frame, [-0.5, size - 0.5]; no area if there is none.
 
     Args:
@@ -166,7 +170,7 @@ def clip_boxes(boxes, image_size=CROP_SIZE):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _transform(where, image_size):
+def _transform(where: npt.ArrayLike, image_size: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """where logits [..., 4] -> scale [..., 2], shift [..., 2], size [2], each (row, column)."""
     where = np.asarray(where, float)
     require(where.shape[-1:] == (4,), f"where must be [..., 4] (sx, sy, tx, ty), got {where.shape}")
@@ -174,7 +178,7 @@ def _transform(where, image_size):
     return scale, np.tanh(where[..., :1:-1]), np.broadcast_to(np.asarray(image_size, float), (2,))
 
 
-def boxes_from_where(where, image_size=CROP_SIZE):
+def boxes_from_where(where: npt.ArrayLike, image_size: npt.ArrayLike = CROP_SIZE) -> np.ndarray:
     """The boxes SQAIR draws: height = (H + 1) sy, top = (H - 1)/2 (ty - sy + 1); width and left likewise from x.
 
     These are the original's formulas. Their middle lies sy pixels below and to the right of the glimpse's centre
@@ -194,7 +198,7 @@ def boxes_from_where(where, image_size=CROP_SIZE):
     return np.concatenate([(size - 1) / 2 * (shift - scale + 1), (size + 1) * scale], axis=-1)
 
 
-def centres_from_where(where, image_size=CROP_SIZE):
+def centres_from_where(where: npt.ArrayLike, image_size: npt.ArrayLike = CROP_SIZE) -> np.ndarray:
     """The glimpse's centre in the frame, exactly: (H - 1)/2 (ty + 1), (W - 1)/2 (tx + 1).
 
     Args:
@@ -216,7 +220,7 @@ def centres_from_where(where, image_size=CROP_SIZE):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def boxes_and_centres_from_pixels(drawn):
+def boxes_and_centres_from_pixels(drawn: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Where an object is seen: box and centre of mass of the pixels that are above half of its greatest.
 
     A window may be far larger than the object in it, which may lie anywhere inside, so that the window's own box and
@@ -244,12 +248,12 @@ def boxes_and_centres_from_pixels(drawn):
         lengths.append(behind - first)
         mass = np.where(seen, drawn, 0).sum(other, dtype=float)
         centres.append(divide((mass * np.arange(size)).sum(-1), mass.sum(-1)))
-    centres = np.stack(centres, -1)
+    centre = np.stack(centres, -1)
     boxes = np.stack(starts + lengths, -1)
-    return np.where(np.isnan(centres).any(-1, keepdims=True), np.nan, boxes), centres
+    return np.where(np.isnan(centre).any(-1, keepdims=True), np.nan, boxes), centre
 
 
-def segmentation(drawn):
+def segmentation(drawn: npt.ArrayLike) -> np.ndarray:
     """Which slot explains a pixel: the one that adds most to it.
 
     Args:

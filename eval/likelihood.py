@@ -6,8 +6,17 @@
 All frames are inferred. Many particles are computed in chunks: only their numbers are kept, not their pictures.
 """
 
-from data_gen.command_line import (UserError, begins, check_output, fingerprint, output_path, parse, progress,
-                                   run_module, to_json)
+from data_gen.command_line import (
+    UserError,
+    begins,
+    check_output,
+    fingerprint,
+    output_path,
+    parse,
+    progress,
+    run_module,
+    to_json,
+)
 from eval.options import Likelihood as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -16,7 +25,8 @@ if __name__ == "__main__":      # --help and wrong options are answered before t
 import math
 import pathlib
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import numpy as np
@@ -38,7 +48,7 @@ _MOST_PARTICLES = 640      # B*K at once: about a GB
 _MOST_OBJECTS = 255        # what a pixel of `groups` can tell apart
 
 
-def checkpoints_of(folder: str) -> List[str]:
+def checkpoints_of(folder: str) -> list[str]:
     """The iterations of all checkpoints in a run folder, ours or the original's, in order.
 
     Raises:
@@ -63,7 +73,7 @@ def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, c
       canvas: [T, P, H, C*W] rows; obs: [T, B, H, W(, C)]; collisions: bool [T, B, H, W].
 
     Returns:
-      [T, B, K], nats a frame.
+      [T, B, K], nats per frame.
     """
     std, colour = model.config.output_std, obs.shape.rank == 5
     canvas = spatial_transformer.rows_to_image(canvas, model.config.image_size[2]).numpy()
@@ -74,7 +84,7 @@ def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, c
                      for frame in zip(frames, canvas, collisions[:, :, None])])
 
 
-def particles(model: SQAIR, truth: Truth, k_particles: int, rng: np.random.Generator) -> Dict[str, np.ndarray]:
+def particles(model: SQAIR, truth: Truth, k_particles: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Numbers of K particles of a batch, in chunks of the model's own number of particles.
 
     Returns:
@@ -102,12 +112,12 @@ class Totals:
     def __init__(self, n_slots: int):
         """Args: n_slots: N."""
         self.n_sequences = 0
-        self._sums: Dict[str, Any] = {}
+        self._sums: dict[str, Any] = {}
         self._confusion = np.zeros((_MOST_OBJECTS + 1, n_slots + 1))
         self._raw_right = 0.0
         self._collides: Any = False
 
-    def add(self, numbers: Dict[str, np.ndarray], count: np.ndarray, collisions: Optional[np.ndarray] = None) -> None:
+    def add(self, numbers: dict[str, np.ndarray], count: np.ndarray, collisions: np.ndarray | None = None) -> None:
         """Adds sequences.
 
         Args:
@@ -136,12 +146,12 @@ class Totals:
         np.add.at(self._confusion, (truth, inferred[known]), weights)
         self._raw_right += (truth == inferred[known]).mean(-1).sum() if truth.size else 0.0
 
-    def result(self, n_frames: int) -> Dict[str, Any]:
+    def result(self, n_frames: int) -> dict[str, Any]:
         """The figures, as JSON has them."""
         sums = {name: value / self.n_sequences for name, value in self._sums.items()}
         by_frame = {name: sums[name] for name in ("data_ll", "relational_ll", "log_p", "log_q", "kl", "count")
                     if name in sums}
-        means = {name: float(value.mean()) for name, value in by_frame.items()}
+        means: dict[str, float | None] = {name: float(value.mean()) for name, value in by_frame.items()}
         by_frame = {name: value.tolist() for name, value in by_frame.items()}
         if "relational_ll" in by_frame:         # nothing, and not 0, where no object collides
             means["relational_ll"] = means["relational_ll"] if np.any(self._collides) else None
@@ -161,7 +171,7 @@ class Totals:
 
 
 def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, seed: int,
-             advance=lambda n: None) -> Dict[str, Any]:
+             advance: Callable[[int], Any] = lambda n: None) -> dict[str, Any]:
     """Bounds and likelihoods, means over the sequences of a source.
 
     Args:
@@ -173,8 +183,8 @@ def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, se
       advance: told the number of sequences after each batch.
 
     Returns:
-      iwae, vae: nats a sequence, as the original reports them; *_per_frame, data_ll, relational_ll, kl, log_p, log_q:
-      nats a frame, importance-weighted over particles but for the bounds; count: objects; ess: particles; the
+      iwae, vae: nats per sequence, as the original reports them; *_per_frame, data_ll, relational_ll, kl, log_p, log_q:
+      nats per frame, importance-weighted over particles but for the bounds; count: objects; ess: particles; the
       accuracies, weighted and (raw) not; confusion: frames, true counts by inferred ones, importance-weighted;
       by_frame: lists over the frames. None where the data do not tell, as relational_ll where nothing collides.
     """
@@ -193,7 +203,7 @@ def chunk_size(k_particles: int, batch_size: int) -> int:
     return math.ceil(k_particles / math.ceil(k_particles / most))
 
 
-def results(arguments: Arguments) -> Iterator[Tuple[Dict[str, Any], List[str]]]:
+def results(arguments: Arguments) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Yields the figures of every checkpoint asked for, and a line for each thing that the data do not tell."""
     chosen = checkpoints_of(arguments.run) if arguments.checkpoint == "all" else [arguments.checkpoint]
     chunk = chunk_size(arguments.k_particles, arguments.batch_size)
@@ -218,11 +228,11 @@ def results(arguments: Arguments) -> Iterator[Tuple[Dict[str, Any], List[str]]]:
                    "data_fingerprint": fingerprint(arguments.data), "flags": to_flags(loaded.config)}, source.notes
 
 
-def _number(value: Optional[float], digits: int) -> str:
+def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def text(figures: Dict[str, Any]) -> str:
+def text(figures: dict[str, Any]) -> str:
     """One checkpoint's figures for the terminal."""
     k, frames = figures["k_particles"], figures["n_frames"]
     rows = [
@@ -236,7 +246,7 @@ def text(figures: Dict[str, Any]) -> str:
         ("effective sample size", _number(figures["ess"], 2), f"of {k} particles"),
     ]
     lines = [f"{figures['checkpoint']}, step {figures['step']:,}; {figures['data']}, {figures['split']}: "
-             f"{figures['n_sequences']:,} sequences of {frames} frames", "nats a frame, unless it says otherwise"]
+             f"{figures['n_sequences']:,} sequences of {frames} frames", "nats per frame, unless it says otherwise"]
     lines += [f"  {name:28}{value:>12}  {note}".rstrip() for name, value, note in rows]
     if figures["confusion"] is not None:
         confusion = np.array(figures["confusion"])
@@ -251,8 +261,8 @@ _COLUMNS = ("step", "iwae", "vae", "iwae_per_frame", "vae_per_frame", "data_ll",
             "count_accuracy", "ess")
 
 
-def table(rows: List[Dict[str, Any]]) -> str:
-    """Several checkpoints' figures, one a row; iwae and vae in nats a sequence, the rest a frame."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Several checkpoints' figures, one per row; iwae and vae in nats per sequence, the rest per frame."""
     lines = ["".join(f"{name:>16}" for name in _COLUMNS)]
     for row in rows:
         cells = [f"{row['step']:,}"] + [_number(row.get(name), 4 if "accuracy" in name else 2) for name in _COLUMNS[1:]]
@@ -264,8 +274,9 @@ def main() -> None:
     arguments = parse(Arguments, "eval.likelihood")
     if arguments.out:
         check_output(arguments.out, _KIND, (arguments.data,))
-    rows, notes = [], []
-    for figures, notes in results(arguments):
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for figures, notes in results(arguments):  # noqa: B007  notes are printed after the loop
         rows.append(figures)
         print(text(figures) + "\n", flush=True)
     if arguments.checkpoint == "all":

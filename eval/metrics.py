@@ -5,22 +5,23 @@ Letters: S sequences, M samples, T frames, N slots, K particles, n balls, H x W 
 Coordinates and boxes are those of ``eval.geometry``. Sums are in float64 whatever comes in.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 from eval.geometry import CROP_SIZE, centres_inside, divide, require
 from sqair import gaussian
 
-
 # ---------------------------------------------------------------------------------------------------------------
 # Likelihoods
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def gaussian_log_likelihood(image, canvas, std, colour=False):
+def gaussian_log_likelihood(image: npt.ArrayLike, canvas: npt.ArrayLike, std: npt.ArrayLike,
+                            colour: bool = False) -> np.ndarray:
     """Log-density of every pixel: log N(image; canvas, std) = -((x - c)/std)^2 / 2 - log std - log(2 pi)/2.
 
     Args:
@@ -48,7 +49,7 @@ def gaussian_log_likelihood(image, canvas, std, colour=False):
     return found.sum(-1) if colour else found
 
 
-def masked_sum(pixels, mask):
+def masked_sum(pixels: npt.ArrayLike, mask: npt.ArrayLike) -> np.ndarray:
     """The sum over the pixels of a frame that a mask holds.
 
     Args:
@@ -56,7 +57,7 @@ def masked_sum(pixels, mask):
       mask: [..., H, W], zero or not; the leading axes broadcast with the pixels'.
 
     Returns:
-      [...] float64, nats a frame; 0 where the mask is empty.
+      [...] float64, nats per frame; 0 where the mask is empty.
 
     Raises:
       ValueError: if H x W differ.
@@ -66,7 +67,8 @@ def masked_sum(pixels, mask):
     return np.where(mask, pixels, 0.0).sum(axis=(-2, -1))
 
 
-def relational_log_likelihood(image, canvas, collisions, std, colour=False):
+def relational_log_likelihood(image: npt.ArrayLike, canvas: npt.ArrayLike, collisions: npt.ArrayLike,
+                              std: npt.ArrayLike, colour: bool = False) -> np.ndarray:
     """The relational log-likelihood of the paper (section 3): the sum over the pixels of colliding balls only.
 
     It is not divided by their number, and a frame without a collision counts as 0.
@@ -76,7 +78,7 @@ def relational_log_likelihood(image, canvas, collisions, std, colour=False):
       collisions: [..., H, W], non-zero on the visible pixels of colliding balls; broadcasts with the image.
 
     Returns:
-      [...] float64, nats a frame.
+      [...] float64, nats per frame.
 
     Raises:
       ValueError: as ``gaussian_log_likelihood``, or if the collisions' H x W differ.
@@ -85,17 +87,17 @@ def relational_log_likelihood(image, canvas, collisions, std, colour=False):
 
 
 class UpperBounds(NamedTuple):
-    """What a perfect canvas reaches, in nats: ``pixel`` each, ``data`` and ``relational`` a frame (means)."""
+    """What a perfect canvas reaches, in nats: ``pixel`` per pixel, ``data`` and ``relational`` per frame (means)."""
 
     pixel: float
     data: float
     relational: float
 
 
-def upper_bounds(images, collisions, std):
-    """The log-likelihoods of a canvas equal to the image: -log std - log(2 pi)/2 a pixel, times the pixels.
+def upper_bounds(images: npt.ArrayLike, collisions: npt.ArrayLike, std: float) -> UpperBounds:
+    """The log-likelihoods of a canvas equal to the image: -log std - log(2 pi)/2 per pixel, times the pixels.
 
-    At std 0.3: 0.28503 a pixel, 712.6 a frame of 50 x 50.
+    At std 0.3: 0.28503 per pixel, 712.6 per frame of 50 x 50.
 
     Args:
       images: [..., H, W], the frames scored (their size is what counts).
@@ -129,12 +131,13 @@ class ParticleBounds:
     depend on how they were split.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.particles = 0
-        self._log_sum = self._log_sum_of_squares = -np.inf
-        self._sum = 0.0
+        self._log_sum: Any = -np.inf
+        self._log_sum_of_squares: Any = -np.inf
+        self._sum: Any = 0.0
 
-    def update(self, log_weights):
+    def update(self, log_weights: npt.ArrayLike) -> "ParticleBounds":
         """Adds particles.
 
         Args:
@@ -159,27 +162,27 @@ class ParticleBounds:
         return self
 
     @property
-    def iwae(self):
-        """[...] float64, nats a sequence."""
+    def iwae(self) -> np.ndarray:
+        """[...] float64, nats per sequence."""
         return self._log_sum - np.log(self.particles)
 
     @property
-    def vae(self):
-        """[...] float64, nats a sequence."""
+    def vae(self) -> np.ndarray:
+        """[...] float64, nats per sequence."""
         return self._sum / self.particles
 
     @property
-    def effective_sample_size(self):
+    def effective_sample_size(self) -> np.ndarray:
         """[...] float64, particles, in [1, K]."""
         return np.exp(2 * self._log_sum - self._log_sum_of_squares)
 
 
-def iwae_bound(log_weights, frames=1):
+def iwae_bound(log_weights: npt.ArrayLike, frames: int = 1) -> np.ndarray:
     """IWAE bound, (logsumexp_k log w_k - log K) / frames (Burda et al., 2016).
 
     Args:
       log_weights: [..., K], nats, summed over the frames.
-      frames: T for nats a frame, 1 for nats a sequence.
+      frames: T for nats per frame, 1 for nats per sequence.
 
     Returns:
       [...] float64, nats.
@@ -190,12 +193,12 @@ def iwae_bound(log_weights, frames=1):
     return ParticleBounds().update(log_weights).iwae / frames
 
 
-def vae_bound(log_weights, frames=1):
+def vae_bound(log_weights: npt.ArrayLike, frames: int = 1) -> np.ndarray:
     """The evidence lower bound, mean_k log w_k / frames. Args, Returns and Raises as ``iwae_bound``."""
     return ParticleBounds().update(log_weights).vae / frames
 
 
-def effective_sample_size(log_weights):
+def effective_sample_size(log_weights: npt.ArrayLike) -> np.ndarray:
     """(sum_k w_k)^2 / sum_k w_k^2: 1 when one particle has all the weight, K when all weigh the same.
 
     Args:
@@ -215,7 +218,7 @@ def effective_sample_size(log_weights):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def count_accuracy(true_counts, inferred_counts):
+def count_accuracy(true_counts: npt.ArrayLike, inferred_counts: npt.ArrayLike) -> float:
     """The share of frames whose number of objects is right.
 
     Args:
@@ -231,7 +234,7 @@ def count_accuracy(true_counts, inferred_counts):
     return float(np.mean(true_counts == inferred_counts))
 
 
-def confusion_matrix(true_counts, inferred_counts, max_count):
+def confusion_matrix(true_counts: npt.ArrayLike, inferred_counts: npt.ArrayLike, max_count: int) -> np.ndarray:
     """How often each true count was inferred as each count.
 
     Args:
@@ -251,7 +254,7 @@ def confusion_matrix(true_counts, inferred_counts, max_count):
     return np.bincount(true_counts * size + inferred_counts, minlength=size * size).reshape(size, size)
 
 
-def _same_counts(true_counts, inferred_counts):
+def _same_counts(true_counts: npt.ArrayLike, inferred_counts: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     true_counts, inferred_counts = np.asarray(true_counts), np.asarray(inferred_counts)
     try:
         return np.broadcast_arrays(true_counts, inferred_counts)
@@ -259,10 +262,11 @@ def _same_counts(true_counts, inferred_counts):
         raise ValueError(f"counts {true_counts.shape} and {inferred_counts.shape} do not broadcast") from None
 
 
-def collapsed(inferred_counts, slots, true_counts=None, fraction=0.99):
-    """Whether a model has given up counting: no object, or all N slots, in (nearly) every frame.
+def collapsed(inferred_counts: npt.ArrayLike, slots: int, true_counts: npt.ArrayLike | None = None,
+              fraction: float = 0.99) -> str:
+    """Whether a model has collapsed: no object, or all N slots, in (nearly) every frame.
 
-    A count that is right is no collapse: where the true counts are given, cut off at N, and are themselves 0 (or N)
+    Right counts are no collapse: where the true counts are given, cut off at N, and are themselves 0 (or N)
     in as many frames, the answer is 'none'.
 
     Args:
@@ -291,7 +295,7 @@ def collapsed(inferred_counts, slots, true_counts=None, fraction=0.99):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def foreground_ari(true_groups, predicted_segmentation):
+def foreground_ari(true_groups: npt.ArrayLike, predicted_segmentation: npt.ArrayLike) -> np.ndarray:
     """Adjusted Rand index (Hubert & Arabie, 1985) over the pixels that truly are an object, frame by frame.
 
     Over pairs of foreground pixels, with a = pairs together in both, b = together in truth only, c = together in
@@ -299,7 +303,7 @@ def foreground_ari(true_groups, predicted_segmentation):
     left out, as R-NEM does; foreground pixels that the model gives to no slot (0) are a cluster like any other.
     Degenerate frames: equal partitions give 1, also a single object in a single slot, or a single pixel; a single
     object in several slots gives 0; a frame without foreground has no value: NaN, to be left out with ``np.nanmean``.
-    Reshape to [S, T*H, W] for one index a sequence, which also asks labels to keep their object over time.
+    Reshape to [S, T*H, W] for one index per sequence, which also asks labels to keep their object over time.
 
     Args:
       true_groups: [..., H, W], integers >= 0: 0 background, else the ball.
@@ -328,7 +332,7 @@ def foreground_ari(true_groups, predicted_segmentation):
     cell = (np.repeat(np.arange(frames), area) * rows + true_groups) * columns + predicted
     table = np.bincount(cell, minlength=frames * rows * columns).reshape(frames, rows, columns)
 
-    def pairs(counts):
+    def pairs(counts: np.ndarray) -> np.ndarray:
         return counts * (counts - 1) / 2
 
     a = pairs(table).sum((1, 2))
@@ -363,13 +367,14 @@ class RolloutError(NamedTuple):
     matched: float
 
 
-def rollout_position_error(true_centres, predicted_centres, object_id, match_frame, image_size=CROP_SIZE):
+def rollout_position_error(true_centres: npt.ArrayLike, predicted_centres: npt.ArrayLike, object_id: npt.ArrayLike,
+                           match_frame: int, image_size: npt.ArrayLike = CROP_SIZE) -> RolloutError:
     """Mean distance between balls and the objects matched to them once, by horizon.
 
     At the match frame (the last one observed) balls whose centre is in the crop and present objects are paired by
     the least total distance (Hungarian algorithm, one sequence at a time). The pairs are never revised: an object
     is followed by its identity, not by its slot, since slots are sorted anew in every frame, so an object that jumps
-    to another ball pays for it. A pair ends, in every figure, when its ball's centre first leaves the crop, where
+    to another ball has a large error. A pair ends, in every figure, when its ball's centre first leaves the crop, where
     the model can neither see nor represent it. An object that vanishes before counts as lost and not in the error:
     read the two together. Samples are further sequences to this function: loop over them, or repeat the truth.
 
@@ -409,7 +414,7 @@ def rollout_position_error(true_centres, predicted_centres, object_id, match_fra
     inside = centres_inside(true_centres, image_size)  # [S, L + 1, n]
     sequence, ball, slot = _match(true_centres[:, 0], inside[:, 0], predicted_centres[:, 0], object_id[:, 0] >= 0)
 
-    # From here on one row a pair, P pairs.
+    # From here on one row per pair, P pairs.
     playing = np.logical_and.accumulate(inside[sequence, :, ball], axis=1)  # [P, L + 1]
     same = object_id[sequence] == object_id[sequence, 0, slot][:, None, None]  # [P, L + 1, N]
     followed = playing & same.any(-1)
@@ -421,8 +426,9 @@ def rollout_position_error(true_centres, predicted_centres, object_id, match_fra
     return RolloutError(error, divide(balls - pairs, balls), balls, float(divide(len(ball), inside[:, 0].sum())))
 
 
-def _match(true_centres, inside, predicted_centres, present):
-    """Pairs of least total distance, a sequence at a time: indices (sequence, ball, slot), each [P]."""
+def _match(true_centres: np.ndarray, inside: np.ndarray, predicted_centres: np.ndarray,
+           present: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Pairs of least total distance within each sequence: indices (sequence, ball, slot), each [P]."""
     found = [(np.zeros(0, int),) * 3]
     for s in range(len(true_centres)):
         balls, slots = np.flatnonzero(inside[s]), np.flatnonzero(present[s])

@@ -16,7 +16,7 @@ if __name__ == "__main__":      # --help and wrong options are answered before t
 import pathlib
 import sys
 import tempfile
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ SHOWN = ("data_ll_predicted", "relational_ll_predicted", "data_ll_inferred", "iw
 TOLERANCE = 0.005
 
 
-def _means(figures: dict[str, Any], names: tuple[str, ...]) -> dict[str, Optional[float]]:
+def _means(figures: dict[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
     """Means over the samples of figures of `tables.evaluate`; None where one is not defined."""
     found = {name: figures["metrics"][name] for name in names if name in figures["metrics"]}
     return {name: None if None in values else float(np.mean(values)) for name, values in found.items()}
@@ -73,7 +73,7 @@ def table_rows(paths: tuple[pathlib.Path, ...], source: str) -> list[dict[str, A
       UserError: a file is none of eval.tables, or all are of other checkpoints.
     """
     rows, wanted = [], checkpoint_fingerprint(source)
-    for path in [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]:
+    for path in [file for given in paths for file in (sorted(given.glob("*.json")) if given.is_dir() else [given])]:
         figures = read_json(path, "expected one of metrics/*.json that eval.tables writes")
         try:
             tables.check_figures(figures)

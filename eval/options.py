@@ -7,7 +7,7 @@ import collections
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Optional, Tuple, Union
+from typing import Annotated, Any, Literal
 
 import attrs
 import tyro
@@ -33,16 +33,16 @@ class Likelihood:
     k_particles: int = attrs.field(default=5, validator=within(1, 10**6))
     """K: particles of the bounds; more than fit into memory are computed in chunks."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
-    """T: frames a sequence, from the first on."""
-    n_sequences: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
+    """T: frames per sequence, from the first on."""
+    n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
     """How many sequences, from the first on; all if left out."""
-    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
+    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
     """Object slots; those of the run if left out."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """Sequences at once."""
     seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
     """Of the noise."""
-    out: Optional[pathlib.Path] = None
+    out: pathlib.Path | None = None
     """JSON file to write the figures to."""
 
 
@@ -61,18 +61,18 @@ class Predict:
     checkpoint: str = "best"
     """best, newest, or an iteration."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
-    """T: frames a sequence, from the first on."""
+    """T: frames per sequence, from the first on."""
     n_generated: int = attrs.field(default=1, validator=within(0, 9_999))
     """How many of them, the last ones, are predicted."""
     n_samples: int = attrs.field(default=5, validator=within(1, 1000))
-    """Samples a sequence."""
-    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
+    """Samples per sequence."""
+    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
     """Object slots; those of the run if left out. (Not for relation rmc, whose weights bind them.)"""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
-    """K: particles a sample."""
+    """K: particles per sample."""
     canvases: bool = False
     """Store the decoded frames too, for pictures."""
-    n_sequences: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
+    n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
     """How many sequences, from the first on; all if left out."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """Sequences at once; the noise depends on it."""
@@ -153,7 +153,7 @@ class Sequences:
 
     out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
     """Files to write, .png or .pdf."""
-    run: Optional[pathlib.Path] = None
+    run: pathlib.Path | None = None
     """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
     data: Paths = ()
     """Data files, HDF5, each a part of the figure."""
@@ -166,12 +166,12 @@ class Sequences:
     n_sequences: int = attrs.field(default=4, validator=within(1, 100))
     """Sequences of each file, from the first on."""
     n_frames: int = attrs.field(default=10, validator=within(1, 100))
-    """T: frames a sequence, from the first on."""
-    generate_after: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(0, 99)))
+    """T: frames per sequence, from the first on."""
+    generate_after: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(0, 99)))
     """Frames after this one (the first is 0) are predicted from the propagation prior; none if left out."""
     k_particles: int = attrs.field(default=5, validator=within(1, 1000))
     """K: particles, of which one is drawn."""
-    n_slots: Optional[int] = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
+    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
     """Object slots; those of the run if left out."""
     seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
     """Of the noise."""
@@ -215,19 +215,19 @@ class Curves:
     of: Literal["validation", "training", "batch", "machine"] = "validation"
     """What is shown: evaluations on the validation or the training set, the training batches, or what the training
     process used of the machine."""
-    quantities: Optional[tuple[str, ...]] = None
+    quantities: tuple[str, ...] | None = None
     """Columns of metrics.csv (of machine: of resources.csv); left out: bound, likelihood, KL and count accuracy (of
-    machine: seconds a step gone by and computed, memory and open files)."""
+    machine: seconds per step gone by and computed, memory and open files)."""
 
-    beside: Optional[pathlib.Path] = None
+    beside: pathlib.Path | None = None
     """Learning curve of the original program (JSON) to draw beside runs of one fixed length."""
 
 
-FIGURES: dict[str, type[Union[Sequences, Figure4, Curves]]] = {"sequences": Sequences, "figure4": Figure4,
+FIGURES: dict[str, type[Sequences | Figure4 | Curves]] = {"sequences": Sequences, "figure4": Figure4,
                                                                "curves": Curves}
 
 
-def read_figure() -> Union[Sequences, Figure4, Curves]:
+def read_figure() -> Sequences | Figure4 | Curves:
     """Parses the command line of eval.figures; its first word says which figure, left out, it is sequences."""
     arguments = sys.argv[1:]
     name = arguments.pop(0) if arguments[:1] and arguments[0] in FIGURES else "sequences"
@@ -243,15 +243,15 @@ class Page:
 
     results: pathlib.Path
     """Folder of results; index.html is written there."""
-    title: Optional[str] = None
+    title: str | None = None
     """Heading; the folder's name if left out."""
-    command: Optional[str] = None
+    command: str | None = None
     """The command that made the results, to be shown."""
     runs: tuple[pathlib.Path, ...] = ()
     """Run folders elsewhere whose settings and versions are to be shown."""
 
 
-def _unique(settings: Any, attribute: attrs.Attribute, values: Tuple) -> None:
+def _unique(settings: Any, attribute: attrs.Attribute, values: tuple) -> None:
     if not values:
         raise UserError(f"--{attribute.name} must name at least one")
     repeated = [value for value, count in collections.Counter(values).items() if count > 1]
@@ -262,20 +262,20 @@ def _unique(settings: Any, attribute: attrs.Attribute, values: Tuple) -> None:
 SQAIR = "sqair"     # what --models calls the model without a relation; the others by their relation
 
 
-def _models(settings: Any, attribute: attrs.Attribute, values: Tuple[str, ...]) -> None:
+def _models(settings: Any, attribute: attrs.Attribute, values: tuple[str, ...]) -> None:
     known = [SQAIR if kind == NO_RELATION else kind for kind in relation_kinds()]
     for value in values:
         if value not in known:
             raise UserError(f"--models {value}: no such model; choose from {', '.join(known)}")
 
 
-def _seeds(settings: Any, attribute: attrs.Attribute, values: Tuple[int, ...]) -> None:
+def _seeds(settings: Any, attribute: attrs.Attribute, values: tuple[int, ...]) -> None:
     for value in values:
         if not 0 <= value < 2**31:
             raise UserError(f"--seeds: {value} is no seed; expected whole numbers from 0 to 2,147,483,647")
 
 
-def _positive(settings: Any, attribute: attrs.Attribute, value: Optional[int]) -> None:
+def _positive(settings: Any, attribute: attrs.Attribute, value: int | None) -> None:
     if value is not None and value < 1:
         raise UserError(f"--{attribute.name} {value}: expected at least 1")
 
@@ -284,14 +284,14 @@ def _positive(settings: Any, attribute: attrs.Attribute, value: Optional[int]) -
 class Paper:
     """Reproduces the paper's tables and figures."""
 
-    models: Tuple[str, ...] = attrs.field(default=(SQAIR, "in", "rmc"), validator=[_unique, _models])
+    models: tuple[str, ...] = attrs.field(default=(SQAIR, "in", "rmc"), validator=[_unique, _models])
     """Models to compare: sqair, in, rmc, rmc_slots, or the kind of another relation."""
-    seeds: Tuple[int, ...] = attrs.field(default=(0, 1, 2, 3, 4), validator=[_unique, _seeds])
+    seeds: tuple[int, ...] = attrs.field(default=(0, 1, 2, 3, 4), validator=[_unique, _seeds])
     """One training run each and model."""
     scale: Literal["paper", "short", "small"] = "paper"
-    """paper; short: the paper's protocol with less data and the short recipe of training, about an hour a run on two
+    """paper; short: the paper's protocol with less data and the short recipe of training, about an hour per run on two
     cores; or small: little data and hardly any training, to try the whole pipeline in 20 minutes."""
-    jobs: Optional[int] = attrs.field(default=None, validator=_positive)
+    jobs: int | None = attrs.field(default=None, validator=_positive)
     """Runs at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
     xla: bool = False
     """Train with --xla, which is slower on a processor of two cores and was not measured on GPUs."""
@@ -299,19 +299,19 @@ class Paper:
     """Print the commands, say of each why it would run or not, and stop."""
     report: bool = False
     """Make the tables and figures from what is finished, and nothing else; another process may be training."""
-    data_4: Optional[pathlib.Path] = None
+    data_4: pathlib.Path | None = None
     """Data file with 4 balls, ours or R-NEM's, to train and test on; made in data_dir if left out."""
-    data_678: Optional[pathlib.Path] = None
+    data_678: pathlib.Path | None = None
     """Data file with 6 to 8 balls to test on; made in data_dir if left out."""
-    n_sequences: Optional[int] = attrs.field(default=None, validator=_positive)
+    n_sequences: int | None = attrs.field(default=None, validator=_positive)
     """Test sequences to predict, from the first on; all if left out (small: 32)."""
-    name: Optional[str] = None
+    name: str | None = None
     """Name of the folders in runs and results; the scale if left out."""
-    runs: Optional[pathlib.Path] = None
+    runs: pathlib.Path | None = None
     """Folder of the run folders; runs/NAME if left out."""
-    results: Optional[pathlib.Path] = None
+    results: pathlib.Path | None = None
     """Folder of predictions, logs, tables and figures; results/NAME if left out."""
-    data_dir: Optional[pathlib.Path] = None
+    data_dir: pathlib.Path | None = None
     """Folder of the data that are made; data, data/short or data/small if left out."""
 
     def __attrs_post_init__(self):
@@ -333,17 +333,17 @@ class Paper:
 class Benchmark:
     """Times training and evaluation steps."""
 
-    models: Tuple[str, ...] = ("sqair_balls", "rsqair_in", "rsqair_rmc")
+    models: tuple[str, ...] = ("sqair_balls", "rsqair_in", "rsqair_rmc")
     """Presets to time."""
-    run: Optional[str] = None
+    run: str | None = None
     """Time this trained model, with its own particles and slots, in place of presets: see eval.predict."""
-    data: Optional[pathlib.Path] = None
+    data: pathlib.Path | None = None
     """Data file whose training split --run sees; that which it was trained on if left out."""
     all_slots: bool = False
     """Time every case a second time, in turns with itself, with absent slots computed too."""
-    lengths: Tuple[int, ...] = (3, 10)
+    lengths: tuple[int, ...] = (3, 10)
     """Lengths of the sequences, frames."""
-    modes: Tuple[Literal["graph", "shards", "bfloat16", "xla"], ...] = ("graph", "xla", "shards")
+    modes: tuple[Literal["graph", "shards", "bfloat16", "xla"], ...] = ("graph", "xla", "shards")
     """Batches in one piece; in halves side by side, as training does on processors; the same with bfloat16; or frames
     compiled by XLA."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
@@ -356,7 +356,7 @@ class Benchmark:
     """Steps that are timed, an eighth of them at a time."""
     scaling: bool = False
     """Also time the first model in the last mode against length, batch size, particles and slots."""
-    json: Optional[pathlib.Path] = None
+    json: pathlib.Path | None = None
     """File to write the figures to."""
     in_process: bool = False
     """Time the first case in this process, as many steps as each line of standard input asks for; print JSON."""
@@ -402,9 +402,9 @@ class CheckModels:
     """Folders of models."""
 
 
-def read_models() -> Union[AddModel, CheckModels]:
+def read_models() -> AddModel | CheckModels:
     """Parses the command line of eval.models."""
-    kinds = Union[Annotated[AddModel, tyro.conf.subcommand("add")],
-                  Annotated[CheckModels, tyro.conf.subcommand("check")]]
+    kinds = (Annotated[AddModel, tyro.conf.subcommand("add")]
+             | Annotated[CheckModels, tyro.conf.subcommand("check")])
     return parse(kinds, "eval.models", description="Makes models to share of runs, and checks them.",
                  config=(tyro.conf.HelptextFromCommentsOff,))

@@ -11,7 +11,7 @@ the sample's what, where and presence, and discards what was discovered. In all 
 `sqair.model.SQAIR` predicts otherwise: nothing of a predicted frame is looked at, and it weighs by its likelihood.
 """
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -39,7 +39,7 @@ def nothing_sampled(frame: Frame) -> Sampled:
 
 
 def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise: Noise,
-          predict: tf.Tensor) -> Tuple[State, Sampled]:
+          predict: tf.Tensor) -> tuple[State, Sampled]:
     """One frame; see `SQAIRTimestep`, which has the arguments but for `predict`, boolean: keep the prior's sample."""
     columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
     state = stop_choices(state)
@@ -67,7 +67,7 @@ class OriginalSampling:
         self.model = model
         self._step = tf.function(lambda *args: _step(model.sequence.timestep, *args), autograph=False)
 
-    def __call__(self, obs: tf.Tensor, noise: Noise) -> Tuple[Forward, Sampled]:
+    def __call__(self, obs: tf.Tensor, noise: Noise) -> tuple[Forward, Sampled]:
         """One forward pass.
 
         Args:

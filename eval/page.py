@@ -24,7 +24,7 @@ import pathlib
 import shlex
 import string
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 from xml.etree import ElementTree as etree
 
 import markdown
@@ -232,7 +232,7 @@ def _short(value: Any) -> str:
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-def _commands(command: Optional[str], found: list[Source]) -> str:
+def _commands(command: str | None, found: list[Source]) -> str:
     lines = [command] if command else []
     for source in found:
         made = source.versions.get("command")
@@ -244,7 +244,7 @@ def _commands(command: Optional[str], found: list[Source]) -> str:
     return "".join(f"<pre>{_text(line)}</pre>" for line in dict.fromkeys(lines))
 
 
-def build(folder: pathlib.Path, title: str, command: Optional[str] = None, runs: Iterable[pathlib.Path] = ()) -> str:
+def build(folder: pathlib.Path, title: str, command: str | None = None, runs: Iterable[pathlib.Path] = ()) -> str:
     """The page of a folder of results.
 
     Args:

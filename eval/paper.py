@@ -2,17 +2,18 @@
 
     python -m eval.paper [--dry_run] [--scale short] [--models sqair in rmc] [--seeds 0 1 2 3 4] [--jobs 1]
 
-Works like make, by what results say of themselves instead of their age: a command runs if its result is missing or was
-made from other data, another checkpoint or with other options, and says so; sqair.train goes on where it was
+Works like make, but compares what is recorded in the results instead of times: a command runs if its result is missing
+or was made from other data, another checkpoint or with other options, and says so; sqair.train goes on where it was
 interrupted; a run whose flags or data are not those asked for is named, and nothing starts. A run that fails does not
 stop the others. Every command stands for itself, so a cluster can run them in jobs of its own.
 
-All seeds' first come before any's second: each model's first seed, then each one's next. When a run is finished its
+Order: the first seed of each model, then the second of each, and so on. When a run is finished its
 predictions are made and the tables are made anew from all finished ones.
 """
 
 from data_gen.command_line import PARENT, UserError, fingerprint, on_signals, parse, run_module
-from eval.options import SQAIR, Paper as Arguments
+from eval.options import SQAIR
+from eval.options import Paper as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.paper", lambda: parse(Arguments, "eval.paper"))
@@ -27,7 +28,8 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import attrs
 import h5py
@@ -46,9 +48,9 @@ TRAIN_ON, TEST_ON = "balls4mass64", "balls678mass64"
 class Scale(NamedTuple):
     """What differs from the paper's size: settings of the two data sets, options of training and of predictions."""
 
-    data: Dict[str, Dict[str, int]] = {TRAIN_ON: {}, TEST_ON: {}}
-    training: List[str] = []
-    prediction: List[str] = []
+    data: dict[str, dict[str, int]] = {TRAIN_ON: {}, TEST_ON: {}}
+    training: list[str] = []
+    prediction: list[str] = []
 
 
 SCALES = {
@@ -90,7 +92,7 @@ class Command(NamedTuple):
       figures: what eval.tables makes of its result.
     """
 
-    arguments: List[str]
+    arguments: list[str]
     log: pathlib.Path
     reason: Callable[[], str] = _always
     result: pathlib.Path = pathlib.Path()
@@ -104,16 +106,16 @@ class Command(NamedTuple):
 class Plan(NamedTuple):
     """The commands that make data, then of every run its training and its predictions; and the two data files."""
 
-    data: List[Command]
-    runs: List[Tuple[Command, List[Command]]]
-    files: List[pathlib.Path]
+    data: list[Command]
+    runs: list[tuple[Command, list[Command]]]
+    files: list[pathlib.Path]
 
     @property
-    def training(self) -> List[Command]:
+    def training(self) -> list[Command]:
         return [training for training, _ in self.runs]
 
     @property
-    def prediction(self) -> List[Command]:
+    def prediction(self) -> list[Command]:
         return [command for _, predictions in self.runs for command in predictions]
 
 
@@ -198,7 +200,7 @@ def prediction_reason(command: Command, training: Command, data: pathlib.Path) -
     return f"{command.result} was made with {differ}" if differ else ""
 
 
-def _differ(found: Dict[str, Any], asked: Dict[str, Any], but: Tuple[str, ...] = train.CHANGEABLE) -> str:
+def _differ(found: dict[str, Any], asked: dict[str, Any], but: tuple[str, ...] = train.CHANGEABLE) -> str:
     """Says which values differ, "" if none does."""
     found, asked = (json.loads(json.dumps(values, default=list)) for values in (found, asked))
     names = [name for name in asked if name not in but and found.get(name) != asked[name]]
@@ -257,7 +259,7 @@ def plan(arguments: Arguments) -> Plan:
     return Plan(data, chains, list(paths.values()))
 
 
-def _without(options: List[str], replaced: List[str]) -> List[str]:
+def _without(options: list[str], replaced: list[str]) -> list[str]:
     """Options less the one, with its value, that others replace."""
     if not replaced or replaced[0] not in options:
         return options
@@ -265,7 +267,7 @@ def _without(options: List[str], replaced: List[str]) -> List[str]:
     return options[:at] + options[at + 2:]
 
 
-def _tables(arguments: Arguments, predictions: List[Command]) -> Command:
+def _tables(arguments: Arguments, predictions: list[Command]) -> Command:
     """Makes the tables of what was asked for from those predictions that there are."""
     results = arguments.results_folder
     names = [model_name(_relation(model)) for model in arguments.models]      # as eval.tables has them
@@ -274,7 +276,7 @@ def _tables(arguments: Arguments, predictions: List[Command]) -> Command:
                    results / "logs" / "tables.log")
 
 
-def report_commands(arguments: Arguments, steps: Plan, runs: List[str], predictions: List[Command]) -> List[Command]:
+def report_commands(arguments: Arguments, steps: Plan, runs: list[str], predictions: list[Command]) -> list[Command]:
     """Tables, figures and the page, in the order in which they need each other.
 
     Args: runs: finished run folders. predictions: the commands whose predictions are there.
@@ -327,7 +329,7 @@ class Processes:
 
     def __init__(self):
         self.signal, self.failed, self.started = 0, [], 0
-        self._children: List[_Child] = []
+        self._children: list[_Child] = []
 
     def __enter__(self) -> "Processes":
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
@@ -386,7 +388,7 @@ class Processes:
             self._tell(child, signal.SIGTERM)
         return True
 
-    def wait(self, command: Optional[Command] = None) -> Command:
+    def wait(self, command: Command | None = None) -> Command:
         """Waits until a command, or any, has ended, and says how. Returns: that command."""
         while True:
             for child in self._children:
@@ -412,9 +414,10 @@ class Processes:
         if self.start(command):
             self.wait(command)
 
-    def run_chains(self, chains: List[Iterator[Command]], jobs: int) -> None:
+    def run_chains(self, chains: list[Iterator[Command]], jobs: int) -> None:
         """Runs chains, `jobs` at a time, the commands of each one after the other."""
-        waiting, active = collections.deque(chains), {}
+        waiting = collections.deque(chains)
+        active: dict[pathlib.Path, Iterator[Command]] = {}
         while active or (waiting and not self.signal):
             if waiting and len(active) < jobs:
                 chain = waiting.popleft()
@@ -426,7 +429,7 @@ class Processes:
 
 
 def _chain(processes: Processes, arguments: Arguments, steps: Plan, training: Command,
-           predictions: List[Command]) -> Iterator[Command]:
+           predictions: list[Command]) -> Iterator[Command]:
     """A run's training, then its predictions; then makes the tables of all finished runs."""
     before = processes.started
     yield training
@@ -445,7 +448,7 @@ def _is_there(command: Command) -> bool:
         return False
 
 
-def _there(commands: List[Command]) -> List[Command]:
+def _there(commands: list[Command]) -> list[Command]:
     return [command for command in commands if _is_there(command)]
 
 
@@ -457,7 +460,9 @@ def check(arguments: Arguments, steps: Plan) -> None:
     """
     found = []
     for path, splits in ((arguments.data_4, hdf5.SPLITS), (arguments.data_678, ("test",))):
-        for split in splits if path else ():
+        if path is None:
+            continue
+        for split in splits:
             try:
                 with hdf5.open_split(path, split):
                     pass

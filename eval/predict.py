@@ -17,7 +17,8 @@ if __name__ == "__main__":      # --help and wrong options are answered before t
 
 import os
 import sys
-from typing import Any, Iterator, NamedTuple, Optional
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -34,7 +35,7 @@ from sqair.model import SQAIR, Forward, resample
 from sqair.train import versions
 
 
-def load(path: str, which: str, k_particles: int, n_slots: Optional[int] = None) -> Run:
+def load(path: str, which: str, k_particles: int, n_slots: int | None = None) -> Run:
     """Loads a run for evaluation.
 
     Args:
@@ -81,7 +82,7 @@ class Drawn(NamedTuple):
     particle: tf.Tensor
 
 
-def infer(model: SQAIR, obs: tf.Tensor, seed: np.ndarray, first_generated: Optional[int] = None) -> Forward:
+def infer(model: SQAIR, obs: tf.Tensor, seed: np.ndarray, first_generated: int | None = None) -> Forward:
     """One pass: frames from `first_generated` on are predicted, the others inferred.
 
     Args:
@@ -118,7 +119,7 @@ def paste(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tenso
 
 
 def draw_particle(model: SQAIR, forward: Forward, first_generated: int, uniform: tf.Tensor) -> Drawn:
-    """Draws one particle a sequence by its importance weight on the inferred frames.
+    """Draws one particle per sequence by its importance weight on the inferred frames.
 
     Args:
       model: that made the pass.
@@ -149,7 +150,7 @@ def draw_particle(model: SQAIR, forward: Forward, first_generated: int, uniform:
 
 
 def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.ndarray]:
-    """Log-likelihoods of canvases, nats a frame, in float64.
+    """Log-likelihoods of canvases, nats per frame, in float64.
 
     Args:
       truth: B sequences.

@@ -3,7 +3,7 @@
 HDF5, sequences first. Letters: S sequences, M samples, T frames, N slots, K particles, D numbers of `what`, n the most
 true objects, H x W(, C) the frame as the model sees it, A heads, R rows of attention.
 
-Group `rollout`: M samples a sequence, one particle each, frames from `first_generated` on predicted.
+Group `rollout`: M samples per sequence, one particle each, frames from `first_generated` on predicted.
 Group `inference`: one pass of K particles over all frames, nothing predicted. Group `truth`: from the data file.
 The file's attributes are those of `About`.
 """
@@ -53,7 +53,7 @@ MEMBERS = {
     "rollout/centre": Member("SMTN2", np.float32, False),    # (row, column); NaN where the slot is empty or black
     "rollout/presence": Member("SMTN", np.uint8, highest=1),
     "rollout/object_id": Member("SMTN", np.int16),           # -1 where the slot is empty
-    "rollout/data_ll": Member("SMT", np.float32),            # log p(x|z), nats a frame
+    "rollout/data_ll": Member("SMT", np.float32),            # log p(x|z), nats per frame
     "rollout/relational_ll": Member("SMT", np.float32, False),   # its sum over the pixels of colliding objects
     "rollout/object_ll": Member("SMTn", np.float32, False),      # its sum over the visible pixels of each true object
     "rollout/segmentation": Member("SMTHW", np.uint8),       # slot + 1 that explains the pixel, 0 none
@@ -213,7 +213,8 @@ class Predictions:
             raise UserError(f"{path}: no such file; make it with `python -m eval.predict --out {path} ...`")
         self._file = open_file(path, "make it again with eval.predict")
         try:
-            self.about, self.sizes = self._about(), {}
+            self.about = self._about()
+            self.sizes: dict[str, int] = {}
             for name, member in MEMBERS.items():
                 self._check(name, member)
             if not 1 <= self.about.first_generated <= self.sizes["T"]:
@@ -228,7 +229,7 @@ class Predictions:
     def __enter__(self) -> "Predictions":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def __contains__(self, name: str) -> bool:
@@ -244,9 +245,10 @@ class Predictions:
     def _about(self) -> About:
         if self._attribute("format") != FORMAT:
             raise UserError(f"{self.path}: not a file of predictions ({FORMAT}); make it with eval.predict")
-        about = {}
+        about: dict[str, Any] = {}
         for field in attrs.fields(About):
-            text, kind = self._attribute(field.name), get_origin(field.type) or field.type
+            text = self._attribute(field.name)
+            kind: Any = get_origin(field.type) or field.type
             about[field.name] = text if kind is str else json.loads(text)
             if not isinstance(about[field.name], kind):
                 raise ValueError(f"attribute {field.name} is {text}")
@@ -271,9 +273,9 @@ class Predictions:
         by_sequence = not _BY_SEQUENCE.isdisjoint(member.axes)
         n_bytes = data.nbytes // max(len(data), 1) if by_sequence and data.ndim else data.nbytes
         if not data.size or n_bytes > _MAX_BYTES[by_sequence]:
-            raise UserError(f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' a sequence' * by_sequence}, expected "
-                            f"something and at most {_MAX_BYTES[by_sequence] // 2**20}; predict fewer sequences or "
-                            "samples")
+            raise UserError(f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' per sequence' * by_sequence}, "
+                            f"expected something and at most {_MAX_BYTES[by_sequence] // 2**20}; predict fewer "
+                            "sequences or samples")
         shape = data.shape
         axes = member.axes if len(shape) == len(member.axes) else member.axes.replace("C", "")
         expected = tuple(int(a) if a.isdigit() else self.sizes.setdefault(a, size) for a, size in zip(axes, shape))

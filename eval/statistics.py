@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 FEWEST_SEEDS = 3  # for an interval: one or two seeds say nothing about the spread over seeds
@@ -30,14 +31,14 @@ class Summary(NamedTuple):
     samples: int
 
 
-def summarise(values):
+def summarise(values: npt.ArrayLike) -> Summary:
     """Mean and spreads of a metric.
 
     The spread within models (other samples from the same model) and between models (other seeds) are different
     things; a claim about an architecture rests on the latter.
 
     Args:
-      values: [R, M] or [R], one figure a seed and sample, in any unit; all of them finite.
+      values: [R, M] or [R], one figure per seed and sample, in any unit; all of them finite.
 
     Returns:
       Summary, in the same unit.
@@ -66,7 +67,7 @@ class Difference(NamedTuple):
       difference: mean of the first less mean of the second.
       low, high: the interval; NaN where there are too few seeds.
       confidence: its nominal confidence.
-      note: what to bear in mind, for the table's foot; may be empty.
+      note: a caveat for the table's foot; may be empty.
     """
 
     difference: float
@@ -76,7 +77,8 @@ class Difference(NamedTuple):
     note: str
 
 
-def bootstrap_difference(first, second, confidence=0.95, resamples=9999, seed=0):
+def bootstrap_difference(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95, resamples: int = 9999,
+                         seed: int = 0) -> Difference:
     """Percentile bootstrap interval of the difference of means, with seeds as the unit.
 
     Samples are averaged within their seed first: they are not independent trainings. Seeds of the two models are
@@ -86,7 +88,7 @@ def bootstrap_difference(first, second, confidence=0.95, resamples=9999, seed=0)
     92 % at 10 (BCa and basic intervals do much the same); the note says so.
 
     Args:
-      first, second: [R, M] or [R], one figure a seed and sample; R and M may differ between the two.
+      first, second: [R, M] or [R], one figure per seed and sample; R and M may differ between the two.
       confidence: of the interval, in (0, 1).
       resamples: number of bootstrap resamples.
       seed: of the resampling; the same seed gives the same interval.
@@ -118,7 +120,7 @@ def bootstrap_difference(first, second, confidence=0.95, resamples=9999, seed=0)
     return Difference(difference, float(interval.low), float(interval.high), confidence, note)
 
 
-def _values(values):
+def _values(values: npt.ArrayLike) -> np.ndarray:
     """[R, M] float64 from [R, M] or [R]."""
     values = np.asarray(values, float)
     if values.ndim not in (1, 2) or values.size == 0:
@@ -128,5 +130,5 @@ def _values(values):
     return values.reshape(len(values), -1)
 
 
-def _std(values):
+def _std(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")

@@ -8,8 +8,18 @@ Metrics are numpy over the files: neither the model nor the data file is needed.
 since this code last read it are taken from its JSON.
 """
 
-from data_gen.command_line import (Kind, UserError, begins, check_output, fingerprint, output_path, parse, progress,
-                                   read_json, run_module)
+from data_gen.command_line import (
+    Kind,
+    UserError,
+    begins,
+    check_output,
+    fingerprint,
+    output_path,
+    parse,
+    progress,
+    read_json,
+    run_module,
+)
 from eval.options import Tables as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -42,7 +52,7 @@ _BLOCK = 200    # sequences whose pictures are in memory
 class Metric(NamedTuple):
     """How a metric is shown: its name, the digits behind the point, what it is (for the table's foot).
 
-    compute: `Predictions` -> one figure a sample, [M]; None for those that `evaluate` computes together with others.
+    compute: `Predictions` -> one figure per sample, [M]; None for those that `evaluate` computes together with others.
     """
 
     label: str
@@ -72,7 +82,7 @@ METRICS: dict[str, Metric] = {
 }
 HORIZON_METRICS = ("data_ll", "relational_ll", "position_error", "lost")
 PAPER_METRICS = ("data_ll_predicted", "relational_ll_predicted")
-_ONE_FIGURE = ("iwae", "vae", "kl")     # not one a sample
+_ONE_FIGURE = ("iwae", "vae", "kl")     # not one per sample
 _COUNTS = ("n_sequences", "n_frames", "n_generated", "n_samples", "k_particles")
 BOXES = {
     "drawn": "the pixels of what the object draws that are above half of its greatest; their centre of mass",
@@ -115,8 +125,8 @@ def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
 
     Returns:
       JSON values: what the file is of, `collapse` (see `metrics.collapsed`), `confusion` (frames; true counts by
-      inferred ones), `bounds` a perfect canvas would reach, `metrics`: name of `METRICS` -> one figure a sample (or one
-      in all), `by_horizon`: name -> [M][L + 1], horizon 0 being the last inferred frame. What the data do not tell is
+      inferred ones), `bounds` a perfect canvas would reach, `metrics`: name of `METRICS` -> one figure per sample (or
+      one in all), `by_horizon`: name -> [M][L + 1], horizon 0 being the last inferred frame. What the data lack is
       left out; a figure that is not defined is None, such as a relational one of frames in which nothing collides.
 
     Raises:
@@ -501,7 +511,7 @@ def tables(data_set: DataSet) -> list[Table]:
     rows = [[METRICS[metric].label, *(_cell(data_set.summary(m, metric), METRICS[metric].digits, len(data_set.runs[m]))
                                       for m in models)]
             for metric in METRICS if data_set.has(metric)]
-    found.append(Table("All metrics (log-likelihoods, bounds and KL: nats a frame)", ["metric", *names], rows))
+    found.append(Table("All metrics (log-likelihoods, bounds and KL: nats per frame)", ["metric", *names], rows))
 
     last = data_set.any["comparable"]["n_generated"]
     rows = []
@@ -530,7 +540,7 @@ def tables(data_set: DataSet) -> list[Table]:
 def _settings(data_set: DataSet) -> str:
     same = data_set.any["comparable"]
     return (f"{same['split']} split, {same['n_sequences']:,} sequences of {same['n_frames']} frames, the last "
-            f"{same['n_generated']} predicted; {same['n_samples']} samples a sequence, {same['k_particles']} "
+            f"{same['n_generated']} predicted; {same['n_samples']} samples per sequence, {same['k_particles']} "
             f"particles, {data_set.any['slots']} slots")
 
 
@@ -599,7 +609,7 @@ _CSV = ("data_set", "model", "metric", "horizon", *Summary._fields, "runs", "pap
 
 
 def csv_rows(data_sets: Sequence[DataSet]) -> list[list[Any]]:
-    """One row a data set, model, metric and horizon (empty: the metric as it stands), the header first."""
+    """One row per data set, model, metric and horizon (empty: the metric as it stands), the header first."""
     rows: list[list[Any]] = [list(_CSV)]
     for data_set in data_sets:
         horizons = data_set.any["comparable"]["n_generated"] + 1

@@ -3,10 +3,11 @@
 Boxes are top, left, height, width in pixels, in the coordinates of ``eval.geometry``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import motmetrics
 import numpy as np
+import numpy.typing as npt
 
 from eval.geometry import CROP_SIZE, box_iou, centres_inside, clip_boxes
 
@@ -33,12 +34,13 @@ class Tracking(NamedTuple):
     frames: int
 
 
-def ground_truth(centres, pixels, image_size=CROP_SIZE):
-    """Which balls count as ground truth in a frame, and which neither count nor harm.
+def ground_truth(centres: npt.ArrayLike, pixels: npt.ArrayLike,
+                 image_size: npt.ArrayLike = CROP_SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Which balls count as ground truth in a frame, and which are ignored.
 
     A ball counts when its centre lies in the crop and a pixel of it is visible (not all behind the curtain). A ball
     of which only an edge shows, its centre outside, is ignored: finding it is no match, missing it no miss, and an
-    object on it no false positive. An object cannot be asked to be placed by a sliver, nor blamed for explaining it.
+    object on it no false positive. So little of it shows that a model can neither place it nor be wrong to explain it.
 
     Args:
       centres: [S, T, n_max, 2], from ``geometry.pixel_centres``.
@@ -58,7 +60,9 @@ def ground_truth(centres, pixels, image_size=CROP_SIZE):
     return visible & inside, visible & ~inside
 
 
-def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_size=CROP_SIZE):
+def track(true_boxes: npt.ArrayLike, truth: npt.ArrayLike, boxes: npt.ArrayLike, object_id: npt.ArrayLike,
+          ignored: npt.ArrayLike | None = None, min_iou: float = 0.5,
+          image_size: npt.ArrayLike = CROP_SIZE) -> Tracking:
     """Scores objects against balls over a set of sequences.
 
     Boxes are cut off at the frame's edge first, since nothing seen decides how far they reach beyond. A ball and an
@@ -72,7 +76,7 @@ def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_
       boxes: [S, T, N, 4], from ``geometry.boxes_and_centres_from_pixels`` or ``geometry.boxes_from_where``; an object
         without one (NaN) is a false positive.
       object_id: [S, T, N], integers; -1 where the slot is absent, else unique in its frame.
-      ignored: [S, T, n] bool, balls that neither count nor harm; None for none.
+      ignored: [S, T, n] bool, balls that are ignored; None for none.
       min_iou: the least overlap of a match, in (0, 1].
       image_size: side of the frame in pixels, or (H, W).
 
@@ -97,7 +101,7 @@ def track(true_boxes, truth, boxes, object_id, ignored=None, min_iou=0.5, image_
     distance = np.where(iou >= min_iou, 1.0 - iou, np.nan)
 
     # One accumulator for all: balls have names of their own in every sequence, so that no pair outlives its sequence,
-    # and the figures are sums over frames. (An accumulator a sequence costs a data frame each and twice the time.)
+    # and the figures are sums over frames. (One accumulator per sequence would take twice the time.)
     S, T, n = truth.shape
     ball_id = np.arange(S)[:, None] * n + np.arange(n)  # [S, n]
     accumulator = motmetrics.MOTAccumulator(auto_id=True)
@@ -119,12 +123,13 @@ _NAMES = {  # field of Tracking -> metric of motmetrics
 }
 
 
-def _summary(accumulator):
+def _summary(accumulator: Any) -> Tracking:
     figures = motmetrics.metrics.create().compute(accumulator, metrics=list(_NAMES.values()), return_dataframe=False)
     return Tracking(**{field: Tracking.__annotations__[field](figures[name]) for field, name in _NAMES.items()})
 
 
-def _check(true_boxes, truth, boxes, object_id, ignored):
+def _check(true_boxes: np.ndarray, truth: np.ndarray, boxes: np.ndarray, object_id: np.ndarray,
+           ignored: np.ndarray) -> None:
     for name, array, axes in (("true_boxes", true_boxes, "[S, T, n, 4]"), ("boxes", boxes, "[S, T, N, 4]")):
         if array.ndim != 4 or array.shape[-1] != 4:
             raise ValueError(f"{name} must be {axes}, got {array.shape}")

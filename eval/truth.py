@@ -1,4 +1,4 @@
-"""What a model is shown of a data file, and what is known about it, a batch at a time.
+"""Batches of a data file: the frames as a model sees them, and the truth about them.
 
 Letters: B sequences, T frames, n the most objects of the file, H x W(, C) the frame as the model sees it. Coordinates
 are those of `eval.geometry`: (row, column) in pixels of that frame, pixel centres at whole numbers.
@@ -31,7 +31,7 @@ class Truth(NamedTuple):
     """
 
     frames: np.ndarray
-    count: np.ndarray
+    count: np.ndarray       # type: ignore[assignment]  # hides tuple.count
     groups: np.ndarray | None
     collisions: np.ndarray | None
     centre: np.ndarray | None
@@ -79,7 +79,7 @@ class Source:
     def __enter__(self) -> "Source":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._data.close()
 
     def describe(self) -> list[str]:
@@ -109,7 +109,7 @@ class Source:
     def _truth(self, members: dict[str, np.ndarray]) -> Truth:
         rows, columns = self._crop
 
-        def seen(images):
+        def seen(images: np.ndarray) -> np.ndarray:
             images = images[:, :, rows, columns].swapaxes(0, 1)
             return images[..., 0] if images.shape[-1] == 1 else images
 

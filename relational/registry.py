@@ -69,7 +69,7 @@ RELATIONS: dict[str, RelationKind] = {
         RelationKind(
             kind="rmc_slots",
             title="RMC, slots",
-            summary="a memory core with one row an object relates them",
+            summary="a memory core with one row per object relates them",
             make=_made_by("SlotMemoryRelation"),
             attention_rows=lambda n_slots: [*range(n_slots)] * 2,
             attention_text="Attention, mean over heads, of each object's memory row (first half) and input row (second "

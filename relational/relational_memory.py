@@ -274,7 +274,7 @@ class SlotRelationalMemory(RelationalMemory):
 
     The R-SQAIR paper says of its RMC (section 2) that the rows of the memory represent objects and that their number
     can change without changing the parameters. Sonnet 1's core gates every memory row by all inputs, flattened, which
-    fits one number of objects only and ties no row to an object. Here there is one input row an object, and gates see
+    fits one number of objects only and ties no row to an object. Here there is one input row per object, and gates see
     their own object alone::
 
         [i_k | f_k] = W_m tanh(m_k) + W_x e_k,   output_k = m'_k
@@ -298,7 +298,7 @@ class SlotRelationalMemory(RelationalMemory):
         """
         super().__init__(input_size, mem_slots=1, input_rows=1, dtype=dtype, name=name, **options)
 
-    def initial_state(self, batch_size: int | tf.Tensor, n_slots: int) -> tf.Tensor:
+    def initial_state(self, batch_size: int | tf.Tensor, n_slots: int) -> tf.Tensor:  # type: ignore[override]
         """The initial row [1, 0, 0, ...] for every object of every particle.
 
         Args:
@@ -331,7 +331,8 @@ class SlotRelationalMemory(RelationalMemory):
         """Multiplication-additions of the matrix products of one step of one particle with N objects."""
         return self._multiply_adds(n_objects, n_objects, gate_rows=n_objects)
 
-    def step(self, states: tf.Tensor, presence: tf.Tensor, memory: tf.Tensor) -> MemoryStep:
+    def step(self, states: tf.Tensor, presence: tf.Tensor,  # type: ignore[override]
+             memory: tf.Tensor) -> MemoryStep:
         """Writes the objects' states into their memory rows.
 
         Args:

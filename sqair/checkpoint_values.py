@@ -1,14 +1,14 @@
-"""The values of TensorFlow's checkpoints, ours and the original's, read with care.
+"""The values of TensorFlow's checkpoints, ours and the original's, read so that damage is an error and no crash.
 
-TensorFlow answers damage that shows in a checksum by an exception; an index whose checksums are right but whose
-content is not ends the whole process. So the index is read here first: it is a table of LevelDB's format.
+TensorFlow raises an exception where a checksum is wrong, but aborts the process where the index has right checksums and
+wrong content. So the index, a table in LevelDB's format, is checked here first.
 """
 
 import os
 import pathlib
 import re
 import struct
-from typing import Dict, Iterator, Tuple
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -27,13 +27,13 @@ _MAX_INDEX_BYTES = 64 * 2**20
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first, at most 300 characters."""
-    # TensorFlow puts the place in its graph before the text and the operation's name behind it.
+    """The first line of an exception's message, at most 300 characters."""
+    # TensorFlow puts the graph node before the text and the operation's name behind it.
     text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).strip()
     return (text.splitlines() or [type(error).__name__])[0][:300]
 
 
-def read_values(prefix: str) -> Dict[str, np.ndarray]:
+def read_values(prefix: str) -> dict[str, np.ndarray]:
     """Reads all values of a checkpoint, so that damage anywhere in its files shows.
 
     Args:
@@ -106,7 +106,7 @@ def _check_index(prefix: str) -> None:
             raise ValueError(f"{name} of shape {shape} does not lie in {data.name}")
 
 
-def _varint(data: bytes, at: int) -> Tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """A number at a place, and the place behind it."""
     value = shift = 0
     while shift < 64:
@@ -117,7 +117,7 @@ def _varint(data: bytes, at: int) -> Tuple[int, int]:
     raise ValueError("a number without end in the index")
 
 
-def _table(table: bytes) -> Iterator[Tuple[bytes, bytes]]:
+def _table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yields the keys and values of a table: blocks of them, a block that says where these are, and a footer."""
     _, at = _varint(table, len(table) - _FOOTER_BYTES)      # of a block that TensorFlow leaves empty
     _, at = _varint(table, at)
@@ -134,7 +134,7 @@ def _table(table: bytes) -> Iterator[Tuple[bytes, bytes]]:
             yield key, value
 
 
-def _block(table: bytes, offset: int, size: int) -> Iterator[Tuple[bytes, bytes]]:
+def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """Yields the keys and values of a block: each key says how much it shares with the one before."""
     if offset + size >= len(table) or table[offset + size]:
         raise ValueError("a block of the index beyond its end, or compressed")

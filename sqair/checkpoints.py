@@ -1,4 +1,4 @@
-"""Run folders and their checkpoints: saved whole, restored from the newest that is sound, loaded by anybody.
+"""Run folders and their checkpoints: saved atomically, restored from the newest that is sound, loaded by every command.
 
 A run folder of ours holds flags.json, versions.json, checkpoints/ (the newest) and best/ (best validation bound); one
 of the original's holds flags.json and model.ckpt-<itr>.*; a model to share, model.safetensors and config.json.
@@ -22,7 +22,8 @@ import pathlib
 import secrets
 import shutil
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -55,17 +56,17 @@ class TrainingState(tf.Module):
         self.clipped = tf.Variable([0, 0], dtype=tf.int64, trainable=False, name="clipped")
 
 
-def _prefixes(folder: pathlib.Path) -> List[str]:
+def _prefixes(folder: pathlib.Path) -> list[str]:
     """Checkpoints in a folder, newest first, whether or not TensorFlow's index file knows them."""
     found = {}
-    for name in os.listdir(folder) if folder.is_dir() else ():       # not glob, which takes no permission for no files
+    for name in os.listdir(folder) if folder.is_dir() else ():       # glob hides a lack of permission
         number = name[len("step-"):-len(".index")]
         if name == f"step-{number}.index" and number.isdecimal():
             found[int(number)] = str(folder / name)[:-len(".index")]
     return [found[number] for number in sorted(found, reverse=True)]
 
 
-def _read_ours(prefix: str) -> Dict[str, np.ndarray]:
+def _read_ours(prefix: str) -> dict[str, np.ndarray]:
     """`read_values` of a checkpoint of ours, whose step must be that of its name."""
     values, step = read_values(prefix), prefix.rsplit("-", 1)[-1]
     if str(values.get("state/step/.ATTRIBUTES/VARIABLE_VALUE")) != step:
@@ -76,7 +77,7 @@ def _read_ours(prefix: str) -> Dict[str, np.ndarray]:
 class RunCheckpoints:
     """The checkpoints of a run that is being trained."""
 
-    def __init__(self, folder: Union[str, os.PathLike], state: TrainingState, keep: int):
+    def __init__(self, folder: str | os.PathLike, state: TrainingState, keep: int):
         """Args: folder: the run folder. state: what to save. keep: how many of the newest to keep."""
         self._folder = pathlib.Path(folder)
         self._checkpoint = tf.train.Checkpoint(state=state)
@@ -122,7 +123,7 @@ class RunCheckpoints:
             for path in sorted(prefix.parent.glob(f"{prefix.name}.*"), reverse=True):
                 path.unlink(missing_ok=True)
 
-    def restore(self) -> Tuple[Optional[str], List[str]]:
+    def restore(self) -> tuple[str | None, list[str]]:
         """Restores the newest sound checkpoint.
 
         Returns:
@@ -131,7 +132,7 @@ class RunCheckpoints:
         Raises:
           UserError: there are checkpoints, but none is sound.
         """
-        notes = []
+        notes: list[str] = []
         for prefix in _prefixes(self._folder / CHECKPOINTS):
             try:
                 checkpoint, values = self._checkpoint, _read_ours(prefix)
@@ -171,9 +172,8 @@ class Run(NamedTuple):
         return self.step + self.earlier_steps
 
 
-# Flags that only say where training starts, and the variables of a model that start there: in trained weights they are
-# what training has made of them.
-STARTS: Mapping[str, Callable[[SQAIR], List[tf.Variable]]] = {
+# Flags that only give starting values, and the variables of a model that start there: trained weights have moved on.
+STARTS: Mapping[str, Callable[[SQAIR], list[tf.Variable]]] = {
     "disc_step_bias": lambda model: [model.sequence.timestep.discover.core.steps_predictor.layers[-1].b],
     "prop_step_bias": lambda model: [model.sequence.timestep.propagate.core.steps_predictor.layers[-1].b],
     "transform_var_bias": lambda model: [part.core.where_head.scale_offset for part in (
@@ -205,7 +205,7 @@ def _original_config(folder: pathlib.Path, prefix: str, values: Mapping[str, np.
         raise UserError(f"{prefix}: {error}") from None
 
 
-def find_checkpoint(path: Union[str, os.PathLike], which: str = "best") -> Tuple[pathlib.Path, str, bool]:
+def find_checkpoint(path: str | os.PathLike, which: str = "best") -> tuple[pathlib.Path, str, bool]:
     """Finds a checkpoint.
 
     Args:
@@ -253,7 +253,7 @@ def checkpoint_fingerprint(prefix: str) -> str:
     return fingerprint(*([path] if path.is_file() else sorted(path.parent.glob(glob.escape(path.name) + ".*"))))
 
 
-def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> Run:
+def load_run(path: str | os.PathLike, which: str = "best", **changes) -> Run:
     """Loads a trained model: of a run of ours or of the original's, or from a safetensors folder.
 
     Args:
@@ -310,7 +310,7 @@ def load_run(path: Union[str, os.PathLike], which: str = "best", **changes) -> R
     return Run(str(prefix), config, model, step, str(folder), trained, earlier)
 
 
-def load_config(path: Union[str, os.PathLike]) -> Tuple[Config, bool]:
+def load_config(path: str | os.PathLike) -> tuple[Config, bool]:
     """The configuration of a run to go on with, read without a model; and whether the run is the original's.
 
     What the original's flags do not say is as it trains: on whole frames, without early stopping, and to the length of
@@ -331,9 +331,9 @@ def load_config(path: Union[str, os.PathLike]) -> Tuple[Config, bool]:
 class Filled(NamedTuple):
     """What `fill` did, as names of variables: copied, started at zero beside copied ones, left as they were."""
 
-    filled: List[str]
-    widened: List[str]
-    left: List[str]
+    filled: list[str]
+    widened: list[str]
+    left: list[str]
 
 
 def fill(model: SQAIR, source: SQAIR, leave: Sequence[tf.Variable] = ()) -> Filled:
@@ -376,7 +376,7 @@ def fill(model: SQAIR, source: SQAIR, leave: Sequence[tf.Variable] = ()) -> Fill
     return Filled(filled, widened, left)
 
 
-def load_optimizer(run_: Run) -> Optional[Optimizer]:
+def load_optimizer(run_: Run) -> Optimizer | None:
     """The optimiser of a run with the slots of its checkpoint; None if the checkpoint has none.
 
     Args: run_: loaded without changes.
@@ -483,8 +483,8 @@ def _check_original_can_build(source: str, model: ModelConfig) -> None:
                             "frames (image_shape); there is nothing to export to")
 
 
-def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = False, overwrite: bool = False,
-           train_itr: Optional[int] = None) -> List[str]:
+def export(run_: Run, out: str | os.PathLike, without_relation: bool = False, overwrite: bool = False,
+           train_itr: int | None = None) -> list[str]:
     """Writes a run as the original program does: model.ckpt-<step>.*, checkpoint, flags.json.
 
     Args:
@@ -547,8 +547,8 @@ def export(run_: Run, out: Union[str, os.PathLike], without_relation: bool = Fal
     return [f"{out / name}: {len(values)} values of {run_.source} (step {run_.step})"] + [f"  {x}" for x in notes]
 
 
-def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = False,
-                     figures: Optional[Mapping[str, Any]] = None) -> List[str]:
+def save_safetensors(run_: Run, out: str | os.PathLike, overwrite: bool = False,
+                     figures: Mapping[str, Any] | None = None) -> list[str]:
     """Writes a run as a folder to share: model.safetensors, config.json, and a model card, card.json and README.md.
 
     Args:
@@ -572,7 +572,7 @@ def save_safetensors(run_: Run, out: Union[str, os.PathLike], overwrite: bool = 
             raise UserError(f"{out / name}: is there already and is not {kind.name}: choose another folder")
     if (out / safetensors_folder.WEIGHTS).exists() and not overwrite:
         raise UserError(f"{out / safetensors_folder.WEIGHTS} exists already; --overwrite replaces it")
-    data = pathlib.PurePath(run_.trained.train.train_data).name     # nobody else has the maker's folders
+    data = pathlib.PurePath(run_.trained.train.train_data).name     # the folders exist on the maker's machine only
     config = attrs.evolve(run_.config, train=attrs.evolve(run_.config.train, train_data=data))
     told = {"run": pathlib.Path(run_.folder).resolve().name, "checkpoint": pathlib.Path(run_.source).name,
             "step": run_.step, "all_steps": run_.all_steps, "recipe": recipe_of(config), "seed": config.train.seed,

@@ -5,8 +5,8 @@ A run folder holds all of them in `flags.json`, flat, beside the checkpoints; an
 
 import json
 import os
-from typing import (Annotated, Any, Collection, Dict, List, Literal, Mapping, Optional, Tuple, Union, get_args,
-                    get_origin)
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import attrs
 import tyro
@@ -20,7 +20,7 @@ Cell = Literal["VanillaRNN", "GRU"]
 RelationInput = Literal["prior", "rnn", "where"]
 
 
-def _at_least(minimum):
+def _at_least(minimum: int) -> Callable[[Any, Any, Any], Any]:
     return attrs.validators.and_(attrs.validators.ge(minimum), attrs.validators.le(2 ** 31))
 
 
@@ -39,7 +39,7 @@ def _one_of(*choices: Collection[str]):
     return check
 
 
-def _finite(instance, attribute, value):
+def _finite(instance: Any, attribute: attrs.Attribute, value: float) -> None:
     if not -1e30 < value < 1e30:
         raise ValueError(f"{attribute.name} must be a finite number, got {value}")
 
@@ -48,7 +48,7 @@ _POSITIVE = attrs.validators.and_(attrs.validators.gt(0.0), _finite)
 _FRACTION = attrs.validators.and_(attrs.validators.gt(0.0), attrs.validators.lt(1.0))
 
 
-def _parse_scale_prior(text: str) -> List[float]:
+def _parse_scale_prior(text: str) -> list[float]:
     values = [float(x) for x in str(text).split(",")]
     if len(values) not in (1, 2) or not all(abs(x) < 1e30 for x in values):
         raise ValueError(text)
@@ -57,10 +57,10 @@ def _parse_scale_prior(text: str) -> List[float]:
 
 @attrs.frozen
 class ModelConfig:
-    """What defines the model; a checkpoint fits one of these only."""
+    """Options that define the model: a checkpoint fits one configuration only."""
 
     n_steps_per_image: int = attrs.field(default=3, validator=[_at_least(1), attrs.validators.le(64)])
-    """N, the number of object slots of a frame."""
+    """N, the number of object slots per frame."""
     n_what: int = attrs.field(default=50, validator=[_at_least(1), attrs.validators.le(4096)])
     """D, the number of appearance latents of an object."""
     n_units: int = attrs.field(default=8, validator=[_at_least(1), attrs.validators.le(256)])
@@ -103,20 +103,20 @@ class ModelConfig:
     """Sample frames after generate_after from the prior."""
     generate_after: int = attrs.field(default=-1, validator=attrs.validators.ge(-1))
     """With sample_from_prior: frames with an index above this one are predicted; below 1: none."""
-    image_shape: Tuple[int, ...] = (50, 50)
+    image_shape: tuple[int, ...] = (50, 50)
     """Height, width and, for colour, channels of a frame. (not a flag of the original, which asks the data)"""
     mean_image: bool = True
     """Learn a mean image, from the training set's mean on. (ours: the original does so when the data has one)"""
     relation: Annotated[str, _choice([NO_RELATION], RELATIONS)] = attrs.field(
         default=NO_RELATION, validator=_one_of([NO_RELATION], RELATIONS))
     """Relational module of propagation: none (SQAIR), interaction network (in), relational memory core (rmc), or
-    the latter with one row an object (rmc_slots). (ours)"""
-    relation_inputs: Tuple[RelationInput, ...] = ("prior", "rnn", "where")
+    the latter with one row per object (rmc_slots). (ours)"""
+    relation_inputs: tuple[RelationInput, ...] = ("prior", "rnn", "where")
     """Where the relations enter: the propagation prior, its RNN, the where head. (ours)"""
     relation_embedding: int = attrs.field(default=5, validator=[_at_least(1), attrs.validators.le(4096)])
     """Width of the interaction network's embeddings. (ours)"""
 
-    def __attrs_post_init__(self):
+    def __attrs_post_init__(self) -> None:
         try:
             _parse_scale_prior(self.scale_prior)
         except ValueError:
@@ -136,18 +136,19 @@ class ModelConfig:
 
     @property
     def least_weights(self) -> int:
-        """Fewer weights than the model has, by a factor of 1 to 3 where one of its sizes is large."""
+        """A lower bound on the number of weights, by a factor of 1 to 3 where one of the sizes is large."""
         height, width, channels = self.image_size
         inputs = channels * (height * width + 2 * self.glimpse_size ** 2) + 8 * (self.n_hidden + self.n_what)
         return inputs * self.n_hidden
 
     @property
-    def image_size(self) -> Tuple[int, int, int]:
+    def image_size(self) -> tuple[int, int, int]:
         """(H, W, C)."""
-        return (*self.image_shape[:2], self.image_shape[2] if len(self.image_shape) == 3 else 1)
+        height, width, *channels = self.image_shape
+        return height, width, channels[0] if channels else 1
 
     @property
-    def scale_prior_values(self) -> List[float]:
+    def scale_prior_values(self) -> list[float]:
         """The means of the x and y scale logits: one number for both, or two."""
         return _parse_scale_prior(self.scale_prior)
 
@@ -215,8 +216,8 @@ class TrainConfig:
     a core without --xla and --distribute, as long as they are equal and of 8 sequences or more (of two cores: of any
     even batch); else one. (ours)"""
     bfloat16: bool = False
-    """Let oneDNN round the factors of matrix products to bfloat16 on CPUs that multiply such; not with --xla. It
-    changes results. (ours)"""
+    """Let oneDNN round the factors of matrix products to bfloat16 on CPUs that support it; not with --xla. It changes
+    results. (ours)"""
     distribute: Literal["none", "mirrored", "multi_worker"] = "none"
     """Split batches over all GPUs of this machine (mirrored) or of all machines in TF_CONFIG (multi_worker). (ours)"""
     tf32: bool = False
@@ -241,13 +242,13 @@ def preset_of(relation: str) -> str:
     return "sqair_balls" if relation == NO_RELATION else model_name(relation)
 
 
-def model_titles() -> Dict[str, str]:
+def model_titles() -> dict[str, str]:
     """Name -> title of all models, in the order in which tables and figures show them."""
     return {model_name(NO_RELATION): "SQAIR",
             **{model_name(kind): f"R-SQAIR ({relation.title})" for kind, relation in RELATIONS.items()}}
 
 
-def relation_kinds() -> List[str]:
+def relation_kinds() -> list[str]:
     """The values of --relation."""
     return [NO_RELATION, *RELATIONS]
 
@@ -257,7 +258,7 @@ def has_fixed_slots(relation: str) -> bool:
     return relation != NO_RELATION and find_relation(relation).fixed_slots
 
 
-def _presets() -> Dict[str, Config]:
+def _presets() -> dict[str, Config]:
     # Paper, section 3: defaults of SQAIR but n_what 5, 4 slots; length 3, one more every 10,000 steps, up to 10.
     balls = Config(
         ModelConfig(n_what=5, n_steps_per_image=4),
@@ -282,7 +283,7 @@ def _presets() -> Dict[str, Config]:
 PRESETS = _presets()
 
 # Ways to train, apart from what is trained: values of `TrainConfig` for `--recipe` (docs/learning.md).
-RECIPES: Dict[str, Dict[str, Any]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     # Made for half an hour of two cores. The published VIMCO estimator is what allows four times the original's rate.
     "short": dict(target="vimco_textbook", clip_norm=500.0, learning_rate=4e-5, final_learning_rate=1e-6, decay_itr=700,
                   schedule="", train_itr=4000, seq_len=3, stage_itr=250, max_seq_len=10, patience=0, save_itr=250,
@@ -301,20 +302,20 @@ def with_recipe(config: "Config", name: str) -> "Config":
     return attrs.evolve(config, train=attrs.evolve(config.train, **RECIPES[name]))
 
 
-def recipe_of(config: "Config") -> Optional[str]:
+def recipe_of(config: "Config") -> str | None:
     """The recipe that a configuration was trained by, all of it; None if by none."""
     train = attrs.asdict(config.train)
     return next((name for name, values in RECIPES.items() if values.items() <= train.items()), None)
 
 
-def to_flags(config: Config) -> Dict[str, Any]:
+def to_flags(config: Config) -> dict[str, Any]:
     """All fields of a configuration, flat, as JSON values."""
     flags = {**attrs.asdict(config.model), **attrs.asdict(config.train)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items()}
 
 
 def _coerce(name: str, value: Any, like: Any) -> Any:
-    """A JSON value as the type of a field's default. The original wrote integers as 32.0 and scale_prior as -2.0."""
+    """A JSON value as the type of a field's default. The original writes integers as 32.0 and scale_prior as -2.0."""
     wrong = UserError(f"flag {name} must be of type {type(like).__name__}, got {json.dumps(value)[:60]}")
     if isinstance(like, bool):
         if not isinstance(value, bool):
@@ -344,7 +345,7 @@ def _coerce(name: str, value: Any, like: Any) -> Any:
 
 
 def _check_choice(name: str, value: Any, kind: Any) -> None:
-    """Refuses what is none of a literal type's choices, in a tuple too."""
+    """Raises `UserError` unless the value, or each one of a tuple, is one of the Literal's options."""
     values = value if get_origin(kind) is tuple else (value,)
     kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
     for x in values:
@@ -352,7 +353,7 @@ def _check_choice(name: str, value: Any, kind: Any) -> None:
             raise UserError(f"flag {name} must be one of {', '.join(get_args(kind))}, got {x}")
 
 
-def from_flags(flags: Mapping[str, Any], base: Config = Config()) -> Tuple[Config, List[str]]:
+def from_flags(flags: Mapping[str, Any], base: Config = Config()) -> tuple[Config, list[str]]:
     """A configuration from flat flags.
 
     Args:
@@ -365,7 +366,8 @@ def from_flags(flags: Mapping[str, Any], base: Config = Config()) -> Tuple[Confi
     Raises:
       UserError: a flag has a wrong type or an impossible value; names it.
     """
-    parts, unknown = [], set(flags)
+    parts: list[Any] = []
+    unknown = set(flags)
     for part in (base.model, base.train):
         values = {}
         for field in attrs.fields(type(part)):
@@ -377,10 +379,11 @@ def from_flags(flags: Mapping[str, Any], base: Config = Config()) -> Tuple[Confi
             parts.append(attrs.evolve(part, **values))
         except (ValueError, TypeError) as error:
             raise UserError(f"flag out of range: {error.args[0] if error.args else error}") from None
-    return Config(*parts), sorted(unknown)
+    model, train = parts
+    return Config(model, train), sorted(unknown)
 
 
-def load_flags(path: Union[str, os.PathLike]) -> Tuple[Config, List[str]]:
+def load_flags(path: str | os.PathLike) -> tuple[Config, list[str]]:
     """Reads a run folder's `flags.json`, ours or the original's; see `from_flags`.
 
     Raises:

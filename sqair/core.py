@@ -4,15 +4,29 @@ A core is run over the slots in order by `Discover` and `Propagate`. What does n
 computed for all slots at once, by `PropagationCore.prepare`.
 """
 
-from typing import NamedTuple, Optional
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from sqair.config import ModelConfig
 from sqair.glimpses import GlimpseEncoder
-from sqair.neural import (CELLS, MLP, GaussianHead, Linear, constant, glorot_limit, initial_state, matmul, positive,
-                          uniform)
+from sqair.neural import (
+    CELLS,
+    MLP,
+    GaussianHead,
+    InputSizes,
+    Linear,
+    constant,
+    glorot_limit,
+    initial_state,
+    matmul,
+    positive,
+    uniform,
+)
+from sqair.noise import PhaseNoise
 from sqair.spatial_transformer import Columns
 
 ABSENT_LOGIT = 88.0  # sigmoid(-88) is the smallest positive float32
@@ -35,7 +49,21 @@ class Slots(NamedTuple):
 
     @property
     def summary(self) -> tf.Tensor:
-        """[what, where, presence], what other slots and frames get to see."""
+        """[what, where, presence], [..., D+5]: the input of other slots and frames."""
+        return tf.concat([self.what, self.where, self.presence], -1)
+
+
+class Latents(NamedTuple):
+    """The latents of N object slots of one frame: what [P, N, D], where [P, N, 4], presence and its logit [P, N, 1]."""
+
+    what: tf.Tensor
+    where: tf.Tensor
+    presence: tf.Tensor
+    presence_logit: tf.Tensor
+
+    @property
+    def summary(self) -> tf.Tensor:
+        """[what, where, presence], [P, N, D+5]."""
         return tf.concat([self.what, self.where, self.presence], -1)
 
 
@@ -45,7 +73,7 @@ def masked_logit(logit: tf.Tensor, presence_prev: tf.Tensor) -> tf.Tensor:
 
 
 def sample_presence(logit: tf.Tensor, presence_prev: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-    """[noise < sigmoid(logit)] * presence_prev, float32. A choice has no derivative, so that none is computed."""
+    """[noise < sigmoid(logit)] * presence_prev, float32; no gradient flows through it."""
     return tf.stop_gradient(tf.cast(noise < tf.sigmoid(logit), tf.float32) * presence_prev)
 
 
@@ -55,13 +83,14 @@ class WhereHead(snt.Module):
     The original's StochasticTransformParam (docs/spec/sqair.md, "Shared modules").
     """
 
-    def __init__(self, inputs, n_hidden: int, scale_offset: float, name=None):
+    def __init__(self, inputs: InputSizes, n_hidden: int, scale_offset: float, name: str | None = None):
+        """Args: inputs: see `Linear`. n_hidden: R. scale_offset: its starting value. name: module name."""
         super().__init__(name=name)
         self.mlp = MLP(inputs, [n_hidden, n_hidden], 8, name="mlp")
         self.scale_offset = tf.Variable(scale_offset, dtype=tf.float32, name="scale_offset")
 
-    def __call__(self, known: Optional[tf.Tensor] = None, **parts):
-        """Returns: loc [..., 4] and the raw scale [..., 4]."""
+    def __call__(self, known: tf.Tensor | None = None, **parts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Args: see `Linear`. Returns: loc [..., 4] and the raw scale [..., 4]."""
         loc, raw = tf.split(self.mlp(known=known, **parts), 2, -1)
         return loc, raw + self.scale_offset
 
@@ -77,7 +106,7 @@ class AffineDiagNormal(snt.Module):
     so that a density needs the inverse of one 4 x 4 matrix only.
     """
 
-    def __init__(self, size: int = 4, name=None):
+    def __init__(self, size: int = 4, name: str | None = None):
         super().__init__(name=name)
         n = size * (size + 1) // 2
         self.size = size
@@ -96,7 +125,7 @@ class AffineDiagNormal(snt.Module):
         inverse = tf.linalg.triangular_solve(matrix, tf.eye(self.size))
         noise = matmul((x - loc) / scale, tf.transpose(inverse))
         log_det = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(matrix))))
-        return (tf.reduce_sum(tfp.distributions.Normal(0.0, 1.0).log_prob(noise) - tf.math.log(scale), -1) - log_det)
+        return tf.reduce_sum(tfp.distributions.Normal(0.0, 1.0).log_prob(noise) - tf.math.log(scale), -1) - log_det
 
 
 class DiscoveryCore(snt.Module):
@@ -110,10 +139,11 @@ class DiscoveryCore(snt.Module):
         what_k ~ q(what | crop(frame, where_k))
         presence_k ~ Bernoulli(sigmoid(MLP([h_k, what_k]))) if presence_(k-1), else 0
 
-    AIR sees the objects found so far through its RNN alone; `conditioning` sums up what was propagated.
+    Objects found so far enter through the RNN alone, as in AIR; `conditioning` sums up the propagated objects.
     """
 
-    def __init__(self, config, glimpse_encoder: GlimpseEncoder, name=None):
+    def __init__(self, config: ModelConfig, glimpse_encoder: GlimpseEncoder, name: str | None = None):
+        """Args: config: of the model. glimpse_encoder: shared with propagation. name: module name."""
         super().__init__(name=name)
         hidden, n_what = config.n_hidden, config.n_what
         self.glimpse_encoder = glimpse_encoder
@@ -124,14 +154,14 @@ class DiscoveryCore(snt.Module):
         self.steps_predictor = MLP(dict(hidden=hidden, what=n_what), [hidden // 2], 1,
                                    b_init=constant(config.disc_step_bias), name="steps_predictor")
 
-    def first_slot(self, n_particles: int):
-        """What stands before the first slot: (summary [P, D+5]: zeros, presence one; RNN state [P, R])."""
+    def first_slot(self, n_particles: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The first slot's inputs: summary of a slot before it, [P, D+5]: zeros, presence one; RNN state [P, R]."""
         summary = tf.zeros([n_particles, self.rnn.inputs.inputs["slot"] - 1])
         return (tf.concat([summary, tf.ones([n_particles, 1])], -1),
                 tf.repeat(self.initial_state, n_particles, 0))
 
-    def __call__(self, known: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor, noise,
-                 image: Optional[tf.Tensor] = None):
+    def __call__(self, known: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor, noise: PhaseNoise,
+                 image: tf.Tensor | None = None) -> tuple[Slots, tf.Tensor]:
         """Infers one slot.
 
         Args:
@@ -158,13 +188,13 @@ class DiscoveryCore(snt.Module):
 
 
 class Prepared(NamedTuple):
-    """What propagation knows of all objects before its slot loop, [N, P, d]; `mask` is None without masks."""
+    """What propagation computes of all objects before its loop over slots, [N, P, d]; `mask` is None without masks."""
 
     rnn: tf.Tensor
     where_head: tf.Tensor
     steps_predictor: tf.Tensor
     temporal_recurrent: tf.Tensor
-    mask: Optional[tf.Tensor]
+    mask: tf.Tensor | None
 
 
 class PropagationCore(snt.Module):
@@ -184,13 +214,14 @@ class PropagationCore(snt.Module):
         presence ~ Bernoulli(sigmoid(MLP([h_k, s, what]))) if presence_(t-1), else 0
     """
 
-    WHERE_UPDATE_SCALE = 1.0  # a fixed variable of the original
+    WHERE_UPDATE_SCALE = 1.0  # a constant stored as a variable in the original
 
-    def __init__(self, config, glimpse_encoder: GlimpseEncoder, rnn_relation: dict, where_relation: dict, name=None):
+    def __init__(self, config: ModelConfig, glimpse_encoder: GlimpseEncoder, rnn_relation: Mapping[str, int],
+                 where_relation: Mapping[str, int], name: str | None = None):
         """Creates the core.
 
         Args:
-          config: `ModelConfig`.
+          config: of the model.
           glimpse_encoder: discovery's.
           rnn_relation, where_relation: {"gamma": width} where the relation is an input, {} where it is not.
           name: module name.
@@ -215,12 +246,12 @@ class PropagationCore(snt.Module):
         self.steps_predictor = MLP(dict(hidden=hidden, temporal=hidden, what=n_what), [hidden // 2], 1,
                                    b_init=constant(config.prop_step_bias), name="steps_predictor")
 
-    def prepare(self, columns: Columns, objects, temporal: tf.Tensor, gamma: Optional[tf.Tensor]) -> Prepared:
-        """Computes for all objects at once what the slot loop does not change.
+    def prepare(self, columns: Columns, objects: Latents, temporal: tf.Tensor, gamma: tf.Tensor | None) -> Prepared:
+        """Computes for all objects at once what does not depend on the previous slot.
 
         Args:
           columns: `Columns` of the frame, [B, ...].
-          objects: latents of the previous frame (`Latents`), [N, P, d].
+          objects: latents of the previous frame, [N, P, d].
           temporal: [N, P, R] temporal states.
           gamma: [N, P, G] relations (or [1, P, G]), None without.
         """
@@ -236,12 +267,12 @@ class PropagationCore(snt.Module):
             temporal_recurrent=self.temporal.recurrent(temporal),
             mask=mask)
 
-    def first_slot(self, n_particles: int):
-        """What stands before the first slot: (summary [P, D+5]: zeros; RNN state [P, R])."""
+    def first_slot(self, n_particles: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The first slot's inputs: summary of a slot before it, [P, D+5]: zeros; RNN state [P, R]."""
         return tf.zeros([n_particles, self.n_what + 5]), tf.repeat(self.initial_state, n_particles, 0)
 
-    def __call__(self, prepared: Prepared, columns: Columns, objects, temporal: tf.Tensor, previous: tf.Tensor,
-                 state: tf.Tensor, noise):
+    def __call__(self, prepared: Prepared, columns: Columns, objects: Latents, temporal: tf.Tensor,
+                 previous: tf.Tensor, state: tf.Tensor, noise: PhaseNoise) -> tuple[Slots, tf.Tensor, tf.Tensor]:
         """Infers one slot.
 
         Args:

@@ -2,34 +2,40 @@
 
 import itertools
 import math
-from typing import List, NamedTuple, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from sqair.config import ModelConfig
 from sqair.core import ABSENT_LOGIT, DiscoveryCore, Slots
 from sqair.glimpses import GlimpseEncoder
-from sqair.neural import MLP, Linear, VanillaRNN, constant, glorot_limit, initial_state, positive, uniform
+from sqair.neural import MLP, Linear, constant, glorot_limit, initial_state, positive, uniform
+from sqair.noise import PhaseNoise
 from sqair.spatial_transformer import Columns
 
 tfd = tfp.distributions
 
 
-def stack_slots(slots: List[Slots]) -> Slots:
+def stack_slots(slots: list[Slots]) -> Slots:
     """N records of [P, d] -> one of [P, N, d]."""
     return tf.nest.map_structure(lambda *xs: tf.stack(xs, 1), *slots)
 
 
-def unstack(record) -> list:
-    """The records of single slots (or frames), cut along the first axis. Cheaper to derive than slices."""
+def unstack(record: Any) -> list[Any]:
+    """Splits a record of tensors along the first axis, into one per slot (or frame); None stays None.
+
+    The gradient of tf.unstack is cheaper than that of slices.
+    """
     parts = [itertools.repeat(None) if x is None else tf.unstack(x) for x in tf.nest.flatten(record)]
     return [tf.nest.pack_sequence_as(record, x) for x in zip(*parts)]
 
 
 @tf.custom_gradient
-def take(x: tf.Tensor, rows: tf.Tensor):
-    """The rows [M, 1] of x [P, d], each at most once: [M, d]. Its derivative is not sparse, as `tf.gather`'s is."""
+def take(x: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """The rows [M, 1] of x [P, d], each at most once: [M, d]. Its gradient is dense, unlike that of `tf.gather`."""
     return tf.gather_nd(x, rows), lambda upstream: (tf.scatter_nd(rows, upstream, tf.shape(x, rows.dtype)), None)
 
 
@@ -67,17 +73,26 @@ class RecurrentNormal(snt.Module):
     """
 
     def __init__(self, size: int, conditioning_size: int, readout_bias: Sequence[float], n_hidden: int = 128,
-                 name=None):
+                 name: str | None = None):
+        """Creates the variables.
+
+        Args:
+          size: numbers of `where`.
+          conditioning_size: numbers of the conditioning.
+          readout_bias: start of b_o, [2 * size].
+          n_hidden: numbers of e.
+          name: module name.
+        """
         super().__init__(name=name)
         self.conditioning = Linear(dict(state=size, conditioning=conditioning_size), n_hidden, name="conditioning")
         self.initial_state = initial_state(size, "initial_state")
         self.initial_sample = tf.Variable(uniform(glorot_limit(1, size))([1, size]), name="initial_sample")
-        # Sonnet 1's cell of 4 units is built here on a state of 128: the quirk above needs it only once.
+        # In Sonnet 1 an RNN of 4 units. Its state is e (128 numbers) at every slot, so W_e e is computed once.
         self.in_to_hidden = Linear(size, size, name="in_to_hidden")
         self.hidden_to_hidden = Linear(n_hidden, size, name="hidden_to_hidden")
         self.readout = Linear(size, 2 * size, b_init=constant(list(readout_bias)), name="readout")
 
-    def __call__(self, where: tf.Tensor, conditioning: tf.Tensor) -> tfd.Normal:
+    def __call__(self, where: tf.Tensor, conditioning: tf.Tensor) -> tfp.distributions.Normal:
         """Args: where [..., N, 4]; conditioning [..., c]. Returns: Normal over [..., N, 4]."""
         batch = tf.shape(where)[:-2]
         state = tf.nn.elu(self.conditioning(state=tf.broadcast_to(self.initial_state[0], tf.concat([batch, [4]], 0)),
@@ -103,7 +118,7 @@ class LogProbs(NamedTuple):
 
 
 class Discover(snt.Module):
-    """Runs the discovery core over the slots, and has the log-probabilities of what is found.
+    """Discovery: runs the core over the slots and computes the log-probabilities of what was found.
 
     q^D in equation 4 and p^D in equation 3 of the R-SQAIR paper; n is the number of objects found, p_k the probability
     of slot k after slot k - 1 (docs/spec/sqair.md, "Log-probabilities")::
@@ -115,7 +130,8 @@ class Discover(snt.Module):
         p(n): cat: softmax(ELU(b + [t > 0] b_t + MLP(expected)));   geom: success^n (1 - success), AIR's, not truncated
     """
 
-    def __init__(self, config, glimpse_encoder: GlimpseEncoder, name=None):
+    def __init__(self, config: ModelConfig, glimpse_encoder: GlimpseEncoder, name: str | None = None):
+        """Args: config: of the model. glimpse_encoder: shared with propagation. name: module name."""
         super().__init__(name=name)
         self.n_slots = n_slots = config.n_steps_per_image
         self.n_what = config.n_what
@@ -136,20 +152,20 @@ class Discover(snt.Module):
             self.timestep_bias = tf.Variable([10.0] + [0.0] * n_slots, name="step_prior_timestep_bias")
             self.steps_mlp = MLP(1, [10], n_slots + 1, name="step_prior_mlp")
 
-    def __call__(self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise,
+    def __call__(self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise: PhaseNoise,
                  all_slots: bool = False) -> Slots:
         """Infers the slots of one frame.
 
-        A slot after an absent one is absent, and what is stored for it enters nothing. So the slots after the first are
-        computed for those particles alone that have found an object in the first, and if none has, not at all.
+        A slot after an absent one is absent, and what is stored for it is not used. So the slots after the first are
+        computed only for the particles that found an object in the first slot; if none did, they are skipped.
 
         Args:
           frame: the core RNN's share of the frame encoding, [P, R].
           columns: `Columns` of the frame, [B, ...].
           conditioning: [P, R] summary of the propagated objects.
           noise: `PhaseNoise`, [N, P, d].
-          all_slots: compute all slots of all particles, as the original does. XLA needs it: it compiles programs for one
-            number of particles, and TensorFlow derives no branch in them.
+          all_slots: compute all slots of all particles, as the original does. XLA needs it: it compiles for a fixed
+            number of particles, and TensorFlow cannot differentiate a conditional inside a compiled function.
 
         Returns:
           `Slots`, [P, N, d].
@@ -172,19 +188,20 @@ class Discover(snt.Module):
 
     def _later_slots_where(self, wanted: tf.Tensor, columns: Columns, known: tf.Tensor, previous: tf.Tensor,
                            state: tf.Tensor, noise: list) -> Slots:
-        """`_later_slots` of the particles that are wanted, [P]; absent ones for the others."""
-        # A branch's derivative is by all that it takes, unless something stops it.
+        """`_later_slots` of the particles where `wanted` [P] holds; absent slots for the others."""
+        # TensorFlow differentiates a conditional with respect to all of its inputs; these are data and need none.
         columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
         n_particles, n_images = known.shape[0], columns.values.shape[0]
         rows = tf.where(wanted)
         image = tf.cast(rows[:, 0], tf.int32) // (n_particles // n_images)
         inputs = tf.nest.map_structure(lambda x: take(x, rows), (known, previous, state, noise))
         return tf.nest.map_structure(lambda x, y: tf.tensor_scatter_nd_update(x, rows, y),
-                                     self.absent(n_particles, len(noise)), self._later_slots(columns, *inputs, image))
+                                     self.absent(n_particles, len(noise)),
+                                     self._later_slots(columns, *inputs, image=image))
 
     def _later_slots(self, columns: Columns, known: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise: list,
-                     image: Optional[tf.Tensor] = None) -> Slots:
-        """The slots after the first of any particles, [P, N-1, d]; the arguments are those of the core."""
+                     image: tf.Tensor | None = None) -> Slots:
+        """The slots after the first, [P, N-1, d], of any set of particles; the arguments are those of the core."""
         slots = []
         for slot_noise in noise:
             slot, state = self.core(known, columns, previous, state, slot_noise, image)

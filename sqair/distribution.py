@@ -13,7 +13,8 @@ import re
 import socket
 import subprocess
 import time
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -57,7 +58,7 @@ def mean(values: Any) -> Any:
     return values if context.num_replicas_in_sync == 1 else context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
 
 
-def _firsts(values: List[tf.Tensor]) -> List[tf.Tensor]:
+def _firsts(values: list[tf.Tensor]) -> list[tf.Tensor]:
     """The first replica's values, on all of them."""
     context = tf.distribute.get_replica_context()
     is_first = context.replica_id_in_sync_group == 0
@@ -72,7 +73,7 @@ def _any(flag: tf.Tensor) -> tf.Tensor:
 def compiled(function: Callable) -> Callable:
     """A function as a graph that every replica of the current strategy runs; returns the first replica's result.
 
-    It rounds alike every time, also where its operations run side by side.
+    It rounds in the same way every time, also where its operations run side by side.
     """
     strategy = tf.distribute.get_strategy()
 
@@ -111,12 +112,14 @@ class Distribution:
 
     def _connect(self) -> tf.distribute.Strategy:
         self._wait_for_all()
-        # TensorFlow waits for an hour, deaf to signals and to threads; what is left to end it prints a traceback, which
-        # another process takes for the moment to say what happened.
+        # MultiWorkerMirroredStrategy() blocks in C++ for up to an hour: no signal handler and no Python thread runs
+        # meanwhile. Only faulthandler's timer can end it, and it can only print a traceback; so it prints to a shell
+        # that waits for any input and then prints the message.
         message = (f"error: {self._describe(self._name)} answered the others, but not all of them joined within "
                    f"{CONNECT_SECONDS} s: look at their output, then start all workers again")
         speaker = subprocess.Popen(["sh", "-c", 'read -r _ && printf "%s\\n" "$1" >&2', "sh", message],
                                    stdin=subprocess.PIPE)
+        assert speaker.stdin is not None
         faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True, file=speaker.stdin)
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -180,7 +183,7 @@ class Distribution:
                          f"why; start all workers again with the same command to go on from {state}")
 
 
-def _read_tf_config() -> Tuple[Dict[str, str], str]:
+def _read_tf_config() -> tuple[dict[str, str], str]:
     """All workers' names, as in "worker 0", with their addresses, the chief first; and this one's name."""
     text = os.environ.get("TF_CONFIG")
     if not text:

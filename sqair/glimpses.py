@@ -1,6 +1,7 @@
 """Glimpse encoder q(what | glimpse) and decoder p(x | z): the original's AIREncoder and AIRDecoder."""
 
-from typing import NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
@@ -16,7 +17,8 @@ class GlimpseEncoder(snt.Module):
         what ~ N(loc, scale),                  loc, scale = Gaussian head(MLP(glimpse))
     """
 
-    def __init__(self, glimpse_shape: Sequence[int], n_what: int, n_hidden: int, masked: bool, name=None):
+    def __init__(self, glimpse_shape: Sequence[int], n_what: int, n_hidden: int, masked: bool,
+                 name: str | None = None):
         """Args: glimpse_shape: (h, w, C). n_what: D. n_hidden: R. masked: whether there is a mask MLP."""
         super().__init__(name=name)
         self.glimpse_shape = tuple(glimpse_shape)
@@ -25,7 +27,7 @@ class GlimpseEncoder(snt.Module):
         self.head = GaussianHead(n_hidden, n_what, name="what")
         self.mask_mlp = MLP(n_hidden, [128], h * w, b_init=constant(1.0), name="mask") if masked else None
 
-    def mask(self, state: tf.Tensor) -> Optional[tf.Tensor]:
+    def mask(self, state: tf.Tensor) -> tf.Tensor | None:
         """The mask [..., h*w*C] for a temporal state [..., R]; None if glimpses are not masked."""
         if self.mask_mlp is None:
             return None
@@ -33,8 +35,8 @@ class GlimpseEncoder(snt.Module):
         channels = self.glimpse_shape[2]
         return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
 
-    def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: Optional[tf.Tensor] = None,
-                 image: Optional[tf.Tensor] = None):
+    def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: tf.Tensor | None = None,
+                 image: tf.Tensor | None = None):
         """Args: columns [B, ...] of images; where [..., P, 4]; mask [..., P, h*w*C] or None; image: see `crop`.
 
         Returns: loc, scale [..., P, D].
@@ -44,7 +46,7 @@ class GlimpseEncoder(snt.Module):
 
 
 class Decoded(NamedTuple):
-    """What the decoder draws: canvas [T, P, H, C*W] rows, the mean of p(x|z); glimpse [T, P, N, h*w*C]."""
+    """The decoder's output: canvas [T, P, H, C*W] rows, the mean of p(x|z); glimpse [T, P, N, h*w*C]."""
 
     canvas: tf.Tensor
     glimpse: tf.Tensor
@@ -67,7 +69,8 @@ class Decoder(snt.Module):
     UNROLLED = 10   # frames at most of which each has its own part of the graph
 
     def __init__(self, image_shape: Sequence[int], glimpse_shape: Sequence[int], n_what: int, n_hidden: int,
-                 output_scale: float, output_std: float, mean_image: bool, name=None):
+                 output_scale: float, output_std: float, mean_image: bool,
+                 name: str | None = None):
         """Args: image_shape (H, W, C); glimpse_shape (h, w, C); D; R; starting scale; deviation; mean image or not."""
         super().__init__(name=name)
         self.image_shape, self.glimpse_shape = tuple(image_shape), tuple(glimpse_shape)

@@ -1,27 +1,28 @@
-"""Sums of gradients that round alike every time.
+"""Sums of gradients in a fixed order, so that they are rounded in the same way every time.
 
-TensorFlow's AddN writes its sum over the first of its terms that nothing else needs any more, and begins with that
-one. Where operations run side by side it is a matter of timing which one that is, and with it how the sum is rounded.
-A term that no one else ever needs, put first, is the one it always takes.
+TensorFlow's AddN writes its sum over the first of its terms that nothing else uses any more, and begins with that term.
+Where operations run side by side, timing decides which term that is, and so how the sum is rounded. If the first term
+is a tensor that nothing else uses, AddN always begins with that one.
 """
 
 import contextlib
-from typing import Iterator
+from collections.abc import Iterator
 
+import tensorflow as tf
 from tensorflow.python.ops import gen_math_ops
 
 
 @contextlib.contextmanager
 def in_fixed_order() -> Iterator[None]:
-    """Makes sums of more than two tensors that are traced meanwhile, gradients' above all, begin with a sum of two.
+    """Makes sums of more than two tensors that are traced in this context, such as gradients', begin with a sum of two.
 
-    The terms keep their order: ((g_0 + g_1) + g_2) + ... There is no public way to say how gradients are summed when
-    they are those of nested functions, so the operation's maker is exchanged; `tests/test_gradient_sums.py` looks at
-    the graphs that come of it.
+    The terms keep their order: ((g_0 + g_1) + g_2) + ... TensorFlow has no public way to choose how the gradients of
+    nested functions are summed, so the function that adds the operation is replaced; `tests/test_gradient_sums.py`
+    checks the graphs that result.
     """
     add_n = gen_math_ops.add_n
 
-    def begin_with_a_sum(inputs, name=None):
+    def begin_with_a_sum(inputs: list[tf.Tensor], name: str | None = None) -> tf.Tensor:
         if len(inputs) > 2:
             inputs = [gen_math_ops.add_v2(inputs[0], inputs[1]), *inputs[2:]]
         return add_n(inputs, name=name)

@@ -1,14 +1,16 @@
 """SQAIR and R-SQAIR: one forward pass, a deterministic function of observations and noise, as a typed record."""
 
-from typing import NamedTuple, Optional
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
 
 from sqair import gaussian, spatial_transformer, targets
 from sqair import noise as noise_lib
+from sqair.config import ModelConfig
 from sqair.core import Slots
-from sqair.discover import LogProbs, number_of_steps
+from sqair.discover import LogProbs
 from sqair.distribution import prepare_gpus
 from sqair.glimpses import Decoder
 from sqair.sequence import SequentialAIR
@@ -25,9 +27,9 @@ class FrameLogProbs(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Everything one forward pass knows. T frames, P = B*K particles (p = b*K + k), N slots; log-probs in nats.
+    """The record of one forward pass. T frames, P = B*K particles (p = b*K + k), N slots; log-probs in nats.
 
-    frame: what inference left behind (`Frame`, [T, P, ...]). latents: the kept `Slots`, [T, P, N, d].
+    frame: the record of inference (`Frame`, [T, P, ...]). latents: the kept `Slots`, [T, P, N, d].
     canvas: [T, P, H, C*W] rows; glimpse: [T, P, N, h*w*C].
     q_discovery, p_discovery, q_propagation, p_propagation: `LogProbs`, [T, P].
     data_ll, log_q, log_p, log_weights_per_frame, discrete_log_prob, mse: [T, P]. log_weights: [B, K].
@@ -49,7 +51,7 @@ class Forward(NamedTuple):
     discrete_log_prob: tf.Tensor
     mse: tf.Tensor
     log_weights: tf.Tensor
-    state: Optional[State]
+    state: State | None
 
     @property
     def presence(self) -> tf.Tensor:
@@ -76,11 +78,11 @@ class Forward(NamedTuple):
 class SQAIR(snt.Module):
     """The model: SQAIR without a relation, R-SQAIR with one."""
 
-    def __init__(self, config, xla: bool = False, all_slots: bool = False, name: str = "sqair"):
+    def __init__(self, config: ModelConfig, xla: bool = False, all_slots: bool = False, name: str = "sqair"):
         """Creates all variables; set TensorFlow's seed before it.
 
         Args:
-          config: `ModelConfig`.
+          config: of the model.
           xla: compile the frames by XLA: quicker steps after a slower start.
           all_slots: compute absent slots too, which changes nothing but the time that it takes.
           name: module name.
@@ -94,14 +96,15 @@ class SQAIR(snt.Module):
                                config.n_what, config.n_hidden, config.output_scale, config.output_std,
                                config.mean_image, name="decoder")
 
-    def draw_noise(self, seed, n_frames: int, batch_size: int, first: int = 0) -> noise_lib.Noise:
+    def draw_noise(self, seed: tf.Tensor | Sequence[int], n_frames: int, batch_size: int,
+                   first: int = 0) -> noise_lib.Noise:
         """The noise of one forward pass, see `sqair.noise.draw`."""
         config = self.config
         return noise_lib.draw(seed, n_frames, config.n_steps_per_image, batch_size * config.k_particles, config.n_what,
                               first)
 
-    def __call__(self, obs: tf.Tensor, noise: noise_lib.Noise, generate_after: Optional[int] = None,
-                 propagate_first: bool = False, state: Optional[State] = None, first: int = 0) -> Forward:
+    def __call__(self, obs: tf.Tensor, noise: noise_lib.Noise, generate_after: int | None = None,
+                 propagate_first: bool = False, state: State | None = None, first: int = 0) -> Forward:
         """One forward pass.
 
         Args:
@@ -143,7 +146,7 @@ class SQAIR(snt.Module):
             p_propagation=propagate.prior_log_probs(propagated, frame.prior, present))
 
     def weigh(self, obs: tf.Tensor, frame: Frame, probs: FrameLogProbs, inferred: int,
-              state: Optional[State] = None) -> Forward:
+              state: State | None = None) -> Forward:
         """Decodes the frames and weighs the particles.
 
         Args:
@@ -255,7 +258,7 @@ def report(forward: Forward, counts: tf.Tensor) -> Report:
 
 
 def resample(forward: Forward, x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """One particle a sequence, drawn by importance weight: what is drawn in figures.
+    """One particle per sequence, drawn by importance weight, as figures show it.
 
     Args:
       forward: `Forward`.

@@ -7,25 +7,27 @@ All variables exist after construction.
 """
 
 import math
-from typing import Callable, Mapping, Optional, Sequence, Union
+from collections.abc import Callable, Mapping, Sequence
 
 import sonnet as snt
 import tensorflow as tf
 
-InputSizes = Union[int, Mapping[str, int]]
+InputSizes = int | Mapping[str, int]
 Initializer = Callable[[Sequence[int]], tf.Tensor]
 
 
 def zeros(shape: Sequence[int]) -> tf.Tensor:
+    """An initialiser that fills with zeros."""
     return tf.zeros(shape)
 
 
-def constant(value) -> Initializer:
+def constant(value: float | Sequence[float]) -> Initializer:
     """An initialiser that fills (or broadcasts) `value`."""
     return lambda shape: tf.broadcast_to(tf.constant(value, tf.float32), shape)
 
 
 def uniform(limit: float) -> Initializer:
+    """An initialiser that draws uniformly from [-limit, limit]."""
     return lambda shape: tf.random.uniform(shape, -limit, limit)
 
 
@@ -35,7 +37,7 @@ def glorot_limit(fan_in: int, fan_out: int) -> float:
 
 
 def matmul(x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
-    """[..., m] times [m, n] as one product of matrices: a batched one would sum w's gradient over a stack of them."""
+    """[..., m] times [m, n] as one matrix product; w's gradient of a batched one would sum a stack of matrices."""
     if x.shape.rank == 2:
         return tf.matmul(x, w)
     shape = tf.concat([tf.shape(x)[:-1], [w.shape[-1]]], 0) if None in x.shape[:-1] else x.shape[:-1] + w.shape[-1:]
@@ -49,7 +51,7 @@ class Linear(snt.Module):
     """
 
     def __init__(self, inputs: InputSizes, output_size: int, b_init: Initializer = zeros, with_bias: bool = True,
-                 w_init: Optional[Initializer] = None, name: Optional[str] = None):
+                 w_init: Initializer | None = None, name: str | None = None):
         """Creates the variables.
 
         Args:
@@ -69,7 +71,8 @@ class Linear(snt.Module):
                   for key, size in self.inputs.items()}
         self.b = tf.Variable(b_init([output_size]), name="b") if with_bias else None
 
-    def __call__(self, x: Optional[tf.Tensor] = None, known: Optional[tf.Tensor] = None, **parts: tf.Tensor):
+    def __call__(self, x: tf.Tensor | None = None, known: tf.Tensor | None = None,
+                 **parts: tf.Tensor) -> tf.Tensor:
         """Applies the layer to some of its inputs.
 
         Args:
@@ -92,8 +95,8 @@ class Linear(snt.Module):
 class MLP(snt.Module):
     """Linear layers with an ELU after every one of them, then optionally one more linear layer without."""
 
-    def __init__(self, inputs: InputSizes, hidden_sizes: Sequence[int], output_size: Optional[int] = None,
-                 b_init: Initializer = zeros, name: Optional[str] = None):
+    def __init__(self, inputs: InputSizes, hidden_sizes: Sequence[int], output_size: int | None = None,
+                 b_init: Initializer = zeros, name: str | None = None):
         """Creates the layers.
 
         Args:
@@ -115,7 +118,9 @@ class MLP(snt.Module):
         """The first layer's share of inputs that do not change, bias included; pass it to the call as `known`."""
         return self.layers[0](**parts)
 
-    def __call__(self, x: Optional[tf.Tensor] = None, known: Optional[tf.Tensor] = None, **parts: tf.Tensor):
+    def __call__(self, x: tf.Tensor | None = None, known: tf.Tensor | None = None,
+                 **parts: tf.Tensor) -> tf.Tensor:
+        """Applies all layers; for the arguments see `Linear`. Returns: [..., output_size]."""
         y = self.layers[0](x, known=known, **parts)
         for i, layer in enumerate(self.layers):
             y = layer(y) if i else y
@@ -126,13 +131,13 @@ class MLP(snt.Module):
 class VanillaRNN(snt.Module):
     """s' = tanh(x W_in + b_in + s W_h + b_h), with two biases as in Sonnet 1; the output is the state."""
 
-    def __init__(self, inputs: InputSizes, size: int, name: Optional[str] = None):
+    def __init__(self, inputs: InputSizes, size: int, name: str | None = None):
         super().__init__(name=name)
         self.size = size
         self.inputs = Linear(inputs, size, name="in_to_hidden")
         self.recurrent = Linear(size, size, name="hidden_to_hidden")
 
-    def __call__(self, x: tf.Tensor, state: tf.Tensor, recurrent: Optional[tf.Tensor] = None) -> tf.Tensor:
+    def __call__(self, x: tf.Tensor, state: tf.Tensor, recurrent: tf.Tensor | None = None) -> tf.Tensor:
         """One step.
 
         Args:
@@ -153,7 +158,7 @@ class GRU(snt.Module):
     Sonnet 1, the biases too.
     """
 
-    def __init__(self, inputs: InputSizes, size: int, name: Optional[str] = None):
+    def __init__(self, inputs: InputSizes, size: int, name: str | None = None):
         super().__init__(name=name)
         self.size = size
         fan_in = inputs if isinstance(inputs, int) else sum(inputs.values())
@@ -163,7 +168,7 @@ class GRU(snt.Module):
         self.recurrent = Linear(size, 2 * size, with_bias=False, w_init=square, name="recurrent")
         self.candidate = Linear(size, size, with_bias=False, w_init=square, name="candidate")
 
-    def __call__(self, x: tf.Tensor, state: tf.Tensor, recurrent: Optional[tf.Tensor] = None) -> tf.Tensor:
+    def __call__(self, x: tf.Tensor, state: tf.Tensor, recurrent: tf.Tensor | None = None) -> tf.Tensor:
         """One step.
 
         Args:
@@ -181,7 +186,7 @@ class GRU(snt.Module):
         return state + z * (c - state)
 
 
-CELLS = {"VanillaRNN": VanillaRNN, "GRU": GRU}
+CELLS: dict[str, type[VanillaRNN | GRU]] = {"VanillaRNN": VanillaRNN, "GRU": GRU}
 
 
 def initial_state(size: int, name: str) -> tf.Variable:
@@ -192,16 +197,16 @@ def initial_state(size: int, name: str) -> tf.Variable:
 class GaussianHead(snt.Module):
     """(loc, scale) of a Gaussian: linear to 2d, split, scale = softplus(s) + 0.01.
 
-    If the input is 2d wide already the original leaves the linear layer out; so does this.
+    As in the original there is no linear layer if the input has 2d numbers already.
     """
 
     MIN_STD = 1e-2
 
-    def __init__(self, input_size: int, size: int, name: Optional[str] = None):
+    def __init__(self, input_size: int, size: int, name: str | None = None):
         super().__init__(name=name)
         self.linear = None if input_size == 2 * size else Linear(input_size, 2 * size, name="linear")
 
-    def __call__(self, x: tf.Tensor):
+    def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Args: x [..., input_size]. Returns: loc, scale, [..., size] each."""
         loc, raw = tf.split(x if self.linear is None else self.linear(x), 2, -1)
         return loc, positive(raw)

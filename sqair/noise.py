@@ -1,11 +1,12 @@
-"""All randomness of one forward pass, drawn up front.
+"""All random numbers of one forward pass, drawn before it.
 
-The model is a deterministic function of (observations, noise). That is what lets the original's recorded noise be
-replayed, a killed run be resumed bit for bit, and eager, graph and XLA execution be compared.
+The model is a deterministic function of (observations, noise). So the original's recorded noise can be replayed, a
+killed run resumed bit for bit, and eager, graph and XLA execution compared.
 """
 
 import math
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.ops import random_ops_util
@@ -32,10 +33,11 @@ class Noise(NamedTuple):
 _PER_COUNT = 4      # numbers that Philox makes of each count: its normals come in pairs of pairs
 
 
-def draw(seed, n_frames: int, n_slots: int, n_particles: int, n_what: int, first: int = 0) -> Noise:
-    """Draws the noise of one forward pass with stateless Philox, the same on every device and in every mode but XLA.
+def draw(seed: tf.Tensor | Sequence[int], n_frames: int, n_slots: int, n_particles: int, n_what: int,
+         first: int = 0) -> Noise:
+    """Draws the noise of one forward pass with stateless Philox, the same on every device, eagerly and in graphs.
 
-    Call it outside of XLA-compiled functions: there the generator's normals are rounded differently.
+    Call it outside of functions compiled by XLA, which rounds the normals differently.
 
     Args:
       seed: two integers, int32 [2]; (run seed, step) in training.

@@ -4,7 +4,7 @@ They differ from Sonnet 2's and Keras's in what decides a run's first steps: RMS
 epsilon stands inside its root.
 """
 
-from typing import Dict, List, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +39,7 @@ class Optimizer(tf.Module):
         self.kind = kind
         self.variables_to_train = list(variables)
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
-        self.slots: Dict[str, List[tf.Variable]] = {
+        self.slots: dict[str, list[tf.Variable]] = {
             slot: [tf.Variable(tf.fill(v.shape, start), trainable=False, name=slot) for v in self.variables_to_train]
             for slot, start in RULES[kind].slots.items()}
 
@@ -65,7 +65,7 @@ class Schedule:
         """Raises: UserError: the schedule is not a list of positive numbers, or the fall begins after the last step."""
         self.learning_rate, self.final_rate = learning_rate, final_rate
         self.decay_itr, self.train_itr = decay_itr, train_itr
-        self.boundaries: List[int] = []
+        self.boundaries: list[int] = []
         if final_rate:
             if decay_itr >= train_itr > 0:
                 raise UserError(f"decay_itr {decay_itr}: the learning rate falls from there to train_itr {train_itr}; "

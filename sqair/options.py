@@ -2,7 +2,8 @@
 
 import pathlib
 import sys
-from typing import Annotated, List, Optional, Sequence, Set, Union
+from collections.abc import Sequence
+from typing import Annotated
 
 import attrs
 import tyro
@@ -18,10 +19,10 @@ class Train:
 
     run_dir: str
     """Run folder; the same command in the same folder goes on where the run was."""
-    init_from: Optional[str] = None
+    init_from: str | None = None
     """Run folder or checkpoint, ours (the best) or the original's, that a new run takes its weights from; steps,
     schedule, curriculum and optimiser start anew. Flags that say where weights start, if given, set them anew."""
-    continue_from: Optional[str] = None
+    continue_from: str | None = None
     """Run folder or checkpoint, ours (the newest) or the original's, that a new run goes on with: weights, optimiser,
     steps, schedule, curriculum. Options that are not given are that run's; --train_itr, --learning_rate and most
     others may be."""
@@ -30,7 +31,7 @@ class Train:
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
 
 
-def parse(arguments: List[str]) -> Train:
+def parse(arguments: list[str]) -> Train:
     """Parses the command line. `--preset NAME` or the run that `--continue_from` names, wherever they stand, set the
     defaults of all other options; `--recipe NAME` those of training."""
     arguments = list(arguments)
@@ -50,11 +51,11 @@ def parse(arguments: List[str]) -> Train:
                               config=(tyro.conf.HelptextFromCommentsOff,))
 
 
-def _continued(source: str, run_dir: Optional[str], train_data: Optional[str]) -> Config:
+def _continued(source: str, run_dir: str | None, train_data: str | None) -> Config:
     """The configuration of a run to go on with, or of the run that has gone on with it, should that be gone."""
     own = pathlib.Path(run_dir or "") / "flags.json"
     with command_line.without_notices():
-        from sqair import checkpoints       # TensorFlow too, which only a run to go on with needs this early
+        from sqair import checkpoints  # TensorFlow too, which only a run to go on with needs this early
     try:
         config, is_original = checkpoints.load_config(source)
     except UserError:
@@ -67,7 +68,7 @@ def _continued(source: str, run_dir: Optional[str], train_data: Optional[str]) -
     return config
 
 
-def asked_flags(arguments: Sequence[str]) -> Set[str]:
+def asked_flags(arguments: Sequence[str]) -> set[str]:
     """The names of the options that a command line gives."""
     return {word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
 
@@ -93,7 +94,7 @@ class Export:
     """Leave out a relational module and its inputs, of which the original knows nothing."""
     overwrite: bool = False
     """Replace a checkpoint of the same iteration."""
-    train_itr: Optional[int] = None
+    train_itr: int | None = None
     """Steps at most that the original goes on to, by which it divides its schedule too; left out: the run's. A
     finished run needs more."""
 
@@ -124,8 +125,8 @@ def begin() -> None:
           flush=True)
 
 
-def read_checkpoints() -> Union[Export, Safetensors]:
+def read_checkpoints() -> Export | Safetensors:
     """Parses the command line of sqair.checkpoints."""
-    return command_line.parse(Union[Export, Safetensors], "sqair.checkpoints",
+    return command_line.parse(Export | Safetensors, "sqair.checkpoints",
                               description="Writes runs in other programs' formats.",
                               config=(tyro.conf.HelptextFromCommentsOff,))

@@ -1,7 +1,8 @@
 """The original's checkpoints (TensorFlow 1), in and out: its variables' names and what of ours stands for them."""
 
 import pathlib
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,14 +21,14 @@ class Columns(NamedTuple):
 
     variable: tf.Variable
     start: int = 0
-    stop: Optional[int] = None
+    stop: int | None = None
 
     def read(self, value) -> np.ndarray:
         """These columns of a value of the variable's shape."""
         return np.asarray(value)[..., self.start:self.stop] if self.stop is not None else np.asarray(value)
 
 
-Names = Dict[str, List[Columns]]
+Names = dict[str, list[Columns]]
 
 
 def _linear(scope: str, layer: Linear) -> Names:
@@ -67,7 +68,7 @@ def _where_head(scope: str, head) -> Names:
     return {**_mlp(f"{scope}/mlp", head.mlp), f"{scope}/scale_offset": [Columns(head.scale_offset)]}
 
 
-def _scopes(kinds: Sequence[str]) -> List[str]:
+def _scopes(kinds: Sequence[str]) -> list[str]:
     """Sonnet's names of cells made one after another in a scope: vanilla_rnn, gru, gru_1, ..."""
     base = {"VanillaRNN": "vanilla_rnn", "GRU": "gru"}
     names = []
@@ -144,7 +145,7 @@ def original_names(model: SQAIR) -> Names:
     return names
 
 
-def original_constants(model: SQAIR) -> Dict[str, np.ndarray]:
+def original_constants(model: SQAIR) -> dict[str, np.ndarray]:
     """The original's variables that are not trained, name -> value; its global step is not among them."""
     std = np.sqrt(np.float32(model.config.output_std))
     constants = {"decoder/air_decoder/output_std": std, "decoder/air_decoder/background_std": std,
@@ -160,7 +161,7 @@ def gather_original(columns: Sequence[Columns], values: Sequence) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
 
 
-def original_shape(columns: Sequence[Columns]) -> List[int]:
+def original_shape(columns: Sequence[Columns]) -> list[int]:
     """The shape of the original's variable."""
     shapes = [list(np.empty(c.variable.shape, np.bool_)[..., c.start:c.stop].shape if c.stop is not None
                    else c.variable.shape) for c in columns]
@@ -185,7 +186,7 @@ def latest_original(folder: str) -> str:
     return found[max(found)]
 
 
-def original_checkpoints(folder: str) -> Dict[int, str]:
+def original_checkpoints(folder: str) -> dict[int, str]:
     """Iteration -> prefix of every `model.ckpt-<itr>` of an original run folder, by iteration."""
     found = {}
     for path in pathlib.Path(folder).glob("model.ckpt-*.index"):
@@ -195,7 +196,7 @@ def original_checkpoints(folder: str) -> Dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def load_original(model: SQAIR, prefix: str, values: Optional[Dict[str, np.ndarray]] = None) -> Dict[str, np.ndarray]:
+def load_original(model: SQAIR, prefix: str, values: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Fills a model without relations with an original checkpoint.
 
     Args:
@@ -237,10 +238,10 @@ def load_original(model: SQAIR, prefix: str, values: Optional[Dict[str, np.ndarr
     return values
 
 
-def assign_original(names: Names, values: Dict[str, np.ndarray]) -> None:
+def assign_original(names: Names, values: dict[str, np.ndarray]) -> None:
     """Assigns original values to our variables; a variable of several original ones is put together first."""
-    new: Dict[int, np.ndarray] = {}
-    variables: Dict[int, tf.Variable] = {}
+    new: dict[int, np.ndarray] = {}
+    variables: dict[int, tf.Variable] = {}
     for name, columns in names.items():
         row = 0
         for c in columns:
@@ -269,7 +270,7 @@ def slot_names(names: Names, optimizer: Optimizer) -> Names:
             for name, columns in names.items() for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items()}
 
 
-def load_original_slots(optimizer: Optimizer, model: SQAIR, values: Dict[str, np.ndarray]) -> bool:
+def load_original_slots(optimizer: Optimizer, model: SQAIR, values: dict[str, np.ndarray]) -> bool:
     """Fills an optimiser with the slots of an original checkpoint.
 
     Args:
@@ -292,13 +293,13 @@ def load_original_slots(optimizer: Optimizer, model: SQAIR, values: Dict[str, np
     return True
 
 
-def unnamed_variables(model: SQAIR) -> List[str]:
+def unnamed_variables(model: SQAIR) -> list[str]:
     """Names of trainable variables that the original has no place for: those of the relational module."""
     named = {id(c.variable) for columns in original_names(model).values() for c in columns}
     return [v.name.split(":")[0] for v in model.trainable_variables if id(v) not in named]
 
 
-def original_values(model: SQAIR, optimizer: Optimizer, step: int) -> Dict[str, np.ndarray]:
+def original_values(model: SQAIR, optimizer: Optimizer, step: int) -> dict[str, np.ndarray]:
     """All that the original's saver stores of a training state, name -> value; variables without a name are left out.
 
     Args: model: any. optimizer: of it. step: the global step.
@@ -311,14 +312,16 @@ def original_values(model: SQAIR, optimizer: Optimizer, step: int) -> Dict[str, 
         values[mean] = np.zeros(model.config.image_size, np.float32)
         for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items():
             values[f"{mean}/{suffix}"] = np.full(model.config.image_size, RULES[optimizer.kind].slots[slot], np.float32)
-    values.update(original_constants(model), global_step=np.int64(step))
+    values.update(original_constants(model))
+    values["global_step"] = np.array(step, np.int64)
     if optimizer.kind == "adam":
         power = int(optimizer.updates) + 1
-        values.update(beta1_power=np.float32(0.9 ** power), beta2_power=np.float32(0.999 ** power))
+        values["beta1_power"] = np.array(0.9 ** power, np.float32)
+        values["beta2_power"] = np.array(0.999 ** power, np.float32)
     return values
 
 
-def write_original(prefix: str, values: Dict[str, np.ndarray]) -> None:
+def write_original(prefix: str, values: dict[str, np.ndarray]) -> None:
     """Writes a checkpoint that TensorFlow 1's saver restores.
 
     Args:
@@ -347,7 +350,7 @@ ORIGINAL_FLAGS = (
     "eval_size_fraction")
 
 
-def original_flags(config: Config) -> Dict[str, Any]:
+def original_flags(config: Config) -> dict[str, Any]:
     """The flags of a configuration that the original knows, under its names and of its types."""
     flags = to_flags(config)
     return {"debug": False, **{name: flags[name] for name in ORIGINAL_FLAGS}}

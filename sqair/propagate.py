@@ -1,32 +1,21 @@
 """Propagation of the previous frame's objects, and its prior (docs/spec/sqair.md)."""
 
-from typing import NamedTuple, Optional, Tuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from sqair.core import PropagationCore, Slots, masked_logit, sample_presence
+from sqair.config import ModelConfig
+from sqair.core import Latents, PropagationCore, Slots, masked_logit, sample_presence
 from sqair.discover import LogProbs, stack_slots, unstack
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import CELLS, Linear, initial_state, positive
+from sqair.noise import PhaseNoise
 from sqair.spatial_transformer import Columns
 
 tfd = tfp.distributions
-
-
-class Latents(NamedTuple):
-    """The latents of N object slots of one frame: what [P, N, D], where [P, N, 4], presence and its logit [P, N, 1]."""
-
-    what: tf.Tensor
-    where: tf.Tensor
-    presence: tf.Tensor
-    presence_logit: tf.Tensor
-
-    @property
-    def summary(self) -> tf.Tensor:
-        """[what, where, presence], [P, N, D+5]."""
-        return tf.concat([self.what, self.where, self.presence], -1)
 
 
 class PriorStatistics(NamedTuple):
@@ -59,8 +48,8 @@ class PropagationPrior(snt.Module):
 
     STEP = 0.1
 
-    def __init__(self, config, relation: dict, name=None):
-        """Args: config: `ModelConfig`. relation: {"gamma": width} or {}."""
+    def __init__(self, config: ModelConfig, relation: Mapping[str, int], name: str | None = None):
+        """Args: config: of the model. relation: {"gamma": width} or {}. name: module name."""
         super().__init__(name=name)
         self.kind, self.n_what = config.prop_prior_type, config.n_what
         self.presence_bias = config.prop_prior_step_bias
@@ -74,7 +63,8 @@ class PropagationPrior(snt.Module):
         logit = masked_logit(logit, objects.presence)
         return logit if self.kind == "rnn" else objects.presence_logit + self.STEP * logit
 
-    def __call__(self, objects: Latents, state: tf.Tensor, gamma: Optional[tf.Tensor]):
+    def __call__(self, objects: Latents, state: tf.Tensor,
+                 gamma: tf.Tensor | None) -> tuple[PriorStatistics, tf.Tensor]:
         """Args: objects at t-1; state [P, N, R]; gamma [P, N or 1, G]. Returns: `PriorStatistics` and the new state."""
         relation = {"gamma": gamma} if "gamma" in self.rnn.inputs.inputs else {}
         state = self.rnn(self.rnn.inputs(objects=tf.concat([objects.what, objects.where], -1), **relation), state)
@@ -89,7 +79,7 @@ class PropagationPrior(snt.Module):
 
 
 class Propagate(snt.Module):
-    """Runs the propagation core over the previous frame's objects, and has the log-probabilities of the outcome.
+    """Propagation: runs the core over the previous frame's objects and computes the log-probabilities of the outcome.
 
     The product over objects in equation 4 of the R-SQAIR paper, and p^P in equation 3
     (docs/spec/sqair.md, "Log-probabilities")::
@@ -99,24 +89,26 @@ class Propagate(snt.Module):
     and log p likewise, by `PropagationPrior`.
     """
 
-    def __init__(self, config, glimpse_encoder: GlimpseEncoder, gamma_size: int = 0, name=None):
-        """Args: config; discovery's glimpse encoder; gamma_size: width of the relation, 0 without."""
+    def __init__(self, config: ModelConfig, glimpse_encoder: GlimpseEncoder, gamma_size: int = 0,
+                 name: str | None = None):
+        """Args: config; glimpse_encoder: discovery's; gamma_size: G, 0 without a relation; name: of the module."""
         super().__init__(name=name)
         self.n_slots = config.n_steps_per_image
 
-        def relation(place):
+        def relation(place: str) -> dict[str, int]:
             return {"gamma": gamma_size} if gamma_size and place in config.relation_inputs else {}
 
         self.core = PropagationCore(config, glimpse_encoder, relation("rnn"), relation("where"), name="core")
         self.prior = PropagationPrior(config, relation("prior"), name="prior")
         self.temporal_initial_state = initial_state(config.n_hidden, "temporal_initial_state")
 
-    def initial_states(self, n_particles: int) -> Tuple[tf.Tensor, tf.Tensor]:
+    def initial_states(self, n_particles: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The temporal and prior states of new objects, [P, N, R] each."""
         shape = [n_particles, self.n_slots, self.temporal_initial_state.shape[-1]]
         return tf.broadcast_to(self.temporal_initial_state, shape), tf.broadcast_to(self.prior.initial_state, shape)
 
-    def __call__(self, columns: Columns, objects: Latents, temporal: tf.Tensor, gamma: Optional[tf.Tensor], noise):
+    def __call__(self, columns: Columns, objects: Latents, temporal: tf.Tensor, gamma: tf.Tensor | None,
+                 noise: PhaseNoise) -> tuple[Slots, tf.Tensor]:
         """Infers this frame's latents of the objects of the previous one.
 
         Args:
@@ -129,7 +121,7 @@ class Propagate(snt.Module):
         Returns:
           `Slots` [P, N, d] and the new temporal states [P, N, R].
         """
-        # Slots first: what belongs to one of them then stands in one piece, and is cut out without a copy.
+        # Slots on the first axis: the tensors of one slot are then contiguous, and sliced without a copy.
         objects, temporal, gamma = tf.nest.map_structure(
             lambda x: None if x is None else tf.transpose(x, [1, 0, 2]), (objects, temporal, gamma))
         prepared = self.core.prepare(columns, objects, temporal, gamma)
@@ -143,7 +135,7 @@ class Propagate(snt.Module):
             temporal_new.append(new)
         return stack_slots(slots), tf.stack(temporal_new, 1)
 
-    def generate(self, prior: PriorStatistics, objects: Latents, noise) -> Slots:
+    def generate(self, prior: PriorStatistics, objects: Latents, noise: PhaseNoise) -> Slots:
         """Samples this frame's latents from the prior instead of the posterior: prediction.
 
         Args: prior: statistics [P, N, d]. objects: latents at t-1. noise: `PhaseNoise`, [N, P, d].

@@ -1,7 +1,8 @@
-"""The files of a run folder that are neither checkpoints nor flags: its lock and its tables; and what a kill leaves."""
+"""The files of a run folder other than checkpoints and flags: its lock, its tables, and leftovers of killed runs."""
 
 import contextlib
 import fcntl
+import io
 import itertools
 import math
 import os
@@ -9,12 +10,12 @@ import pathlib
 import re
 import shutil
 import socket
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from data_gen.command_line import UserError, atomic_path, made_folder, read_json, run_folder_of
-
 
 # What a kill leaves of the files of a run folder (see `atomic_path`) and of checkpoints: all that is ever removed.
 _HALF_WRITTEN = re.compile(
@@ -27,24 +28,24 @@ TRAIN_DATA = "train_data_fingerprint"       # in versions.json
 STARTED_FROM = "started_from.json"
 
 
-def train_data_fingerprint(folder: Union[str, os.PathLike]) -> str:
+def train_data_fingerprint(folder: str | os.PathLike) -> str:
     """The `fingerprint` of the data that a run began with, "" if its folder does not tell."""
     path = pathlib.Path(folder) / "versions.json"
     found = read_json(path, "remove it if the run's data are the same") if path.exists() else {}
     return str(found.get(TRAIN_DATA, "")) if isinstance(found, dict) else ""
 
 
-def first_step(folder: Union[str, os.PathLike]) -> int:
+def first_step(folder: str | os.PathLike) -> int:
     """The step that the run in a folder began at. Raises: UserError: the file that tells is damaged."""
     return _started_from(folder, "first_step")
 
 
-def earlier_steps(folder: Union[str, os.PathLike]) -> int:
+def earlier_steps(folder: str | os.PathLike) -> int:
     """Training steps of the weights that a run began with which it does not count. Raises: UserError: see above."""
     return _started_from(folder, "earlier_steps")
 
 
-def _started_from(folder: Union[str, os.PathLike], name: str) -> int:
+def _started_from(folder: str | os.PathLike, name: str) -> int:
     path = pathlib.Path(folder) / STARTED_FROM
     if not path.exists():
         return 0
@@ -57,45 +58,45 @@ def _started_from(folder: Union[str, os.PathLike], name: str) -> int:
 
 
 class RunLock:
-    """One writer a run folder, which is made if it is missing, and removed again if nothing came into it.
+    """One writer per run folder, which is made if it is missing, and removed again if nothing came into it.
 
-    The lock is the operating system's (flock), which a dying process gives up by itself; the file only says who
-    holds it. Entering removes what a killed holder left half-written, and returns a note if the last holder never gave
-    the lock up in order, None otherwise.
+    The lock is the operating system's (flock), which a dying process gives up by itself; the file only names
+    the process that holds it. Entering removes half-written files of a killed holder, and returns a note if the last
+    holder ended without giving up the lock, else None.
     """
 
-    def __init__(self, folder: Union[str, os.PathLike]):
+    def __init__(self, folder: str | os.PathLike):
         if not os.fspath(folder):
             raise UserError("--run_dir: is empty; name a folder")
         self._path = pathlib.Path(folder) / "run.lock"
-        self._file = None
+        self._file: io.TextIOWrapper | None = None
 
-    def __enter__(self) -> Optional[str]:
+    def __enter__(self) -> str | None:
         """Raises: UserError: another process holds the folder, it cannot be written, or is not one of `sqair.train`."""
         self._check_place()
         with contextlib.ExitStack() as stack:
             self._is_new = not self._path.parent.exists()
             try:
                 stack.enter_context(made_folder(self._path.parent))
-                self._file = stack.enter_context(open(self._path, "a+", encoding="utf-8"))
+                file = self._file = stack.enter_context(open(self._path, "a+", encoding="utf-8"))
             except OSError as error:
                 raise UserError(f"{self._path.parent}: cannot be written ({error.strerror}); choose another --run_dir"
                                 ) from None
-            self._file.seek(0)
-            holder = self._file.read().strip()
+            file.seek(0)
+            holder = file.read().strip()
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if not isinstance(error, BlockingIOError):
                     raise UserError(f"{self._path}: cannot be locked ({error.strerror}), which keeps two processes out "
                                     "of one folder; choose a --run_dir on a file system that has locks") from None
                 raise UserError(f"{self._path.parent}: in use by {holder or 'another process'}; stop that run or "
                                 "choose another --run_dir") from None
-            if not self._path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+            if not self._path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
                 raise UserError(f"{self._path.parent}: was given up by another process just now; start again")
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            self._file.flush()
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
             self._clean()
             self._stack = stack.pop_all()
         return f"took over the lock of {holder}, which ended without giving it up" if holder else None
@@ -118,7 +119,8 @@ class RunLock:
                 if _HALF_CHECKPOINT.fullmatch(path.name) and path.is_dir():
                     shutil.rmtree(path)
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
         self._file.truncate(0)
         with contextlib.suppress(OSError):      # others have removed the folder
             if self._is_new and os.listdir(self._path.parent) == [self._path.name]:
@@ -126,7 +128,7 @@ class RunLock:
         self._stack.close()
 
 
-def append(path: Union[str, os.PathLike], line: str) -> None:
+def append(path: str | os.PathLike, line: str) -> None:
     """Appends a line to a file and waits until it is on the disc. Raises: UserError: it cannot be written."""
     try:
         with open(path, "a", encoding="utf-8") as file:
@@ -138,7 +140,7 @@ def append(path: Union[str, os.PathLike], line: str) -> None:
 
 
 @contextlib.contextmanager
-def tensorboard(folder: Union[str, os.PathLike]) -> Iterator[None]:
+def tensorboard(folder: str | os.PathLike) -> Iterator[None]:
     """Makes `folder` the place of `tf.summary`. Raises: UserError: the events cannot be written."""
     try:
         with tf.summary.create_file_writer(str(folder)).as_default():
@@ -150,24 +152,24 @@ def tensorboard(folder: Union[str, os.PathLike]) -> Iterator[None]:
         raise _unwritable(*found.groups()) from None
 
 
-def _unwritable(path: Union[str, os.PathLike], cause: str) -> UserError:
+def _unwritable(path: str | os.PathLike, cause: str | None) -> UserError:
     return UserError(f"{path}: cannot be written ({cause}); the last checkpoint is kept, free some space or check the "
                      "folder and start the same command again")
 
 
-def read_rows(path: Union[str, os.PathLike]) -> Iterator[List[str]]:
-    """Yields the cells of each line of a table of ours, in which nothing is quoted; a damaged line harms no other."""
+def read_rows(path: str | os.PathLike) -> Iterator[list[str]]:
+    """Yields the cells of each line of a table of ours (nothing is quoted); a damaged line does not affect others."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             yield line.rstrip("\n").split(",")
 
 
 def step_of(text: str) -> int:
-    """The step that a cell says; -1 if it says none."""
+    """The step in a cell; -1 if it holds none."""
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
 
 
-def facts(folder: Union[str, os.PathLike], step: int) -> Dict[str, Any]:
+def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
     """What the files of a run folder tell about its weights.
 
     Args:
@@ -200,7 +202,7 @@ def facts(folder: Union[str, os.PathLike], step: int) -> Dict[str, Any]:
     return found
 
 
-def _numbers(path: pathlib.Path) -> Iterator[Dict[str, Any]]:
+def _numbers(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """The rows of a table of ours, but damaged ones: the kind of data, and the cells that are finite numbers."""
     rows = read_rows(path) if path.exists() else iter(())
     header = next(rows, [])
@@ -217,11 +219,11 @@ def _numbers(path: pathlib.Path) -> Iterator[Dict[str, Any]]:
 class MetricsFile:
     """A CSV file that survives kills: rows past the step a run goes on from are dropped, then written again.
 
-    Rows up to a checkpoint's step are there whatever happens: they are on the disc before it is.
+    Rows up to a checkpoint's step are never lost: they are on the disc before the checkpoint is.
     """
 
-    def __init__(self, path: Union[str, os.PathLike], columns: Sequence[str], step: int,
-                 before: Optional[Union[str, os.PathLike]] = None):
+    def __init__(self, path: str | os.PathLike, columns: Sequence[str], step: int,
+                 before: str | os.PathLike | None = None):
         """Opens the file; cells of columns that it did not have yet are empty.
 
         Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step.

@@ -7,7 +7,8 @@ Tensors carry our variables' names (`sqair/decoder/mlp/linear_0/w`); the trainin
 import json
 import math
 import pathlib
-from typing import Any, Dict, List, Mapping, Tuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -23,13 +24,13 @@ from sqair.model import SQAIR
 WEIGHTS, CONFIG, CARD, FACTS = "model.safetensors", "config.json", "README.md", "card.json"
 FILES = (CARD, FACTS, CONFIG, WEIGHTS)     # the weights last: they make the folder a model
 _CARD_HEAD = "---\nlibrary_name: r-sqair\n"
-# What is there already has to be of these, to be replaced.
+# Files that may be replaced are of these kinds.
 KINDS = {CARD: begins("a card of such a model", _CARD_HEAD),
          CONFIG: begins("the configuration of such a model", '{\n "n_steps_per_image"'),
          FACTS: begins("what is known of such a model", '{\n "run"')}
 
 
-def tensor_names(model: SQAIR) -> Dict[str, tf.Variable]:
+def tensor_names(model: SQAIR) -> dict[str, tf.Variable]:
     """Name -> trainable variable."""
     return {v.name.split(":")[0]: v for v in model.trainable_variables}
 
@@ -47,7 +48,7 @@ def save(folder: pathlib.Path, config: Config, model: SQAIR, told: Mapping[str, 
     step, all_steps = told["step"], told["all_steps"]
     tensors = {name: np.asarray(v.numpy()) for name, v in tensor_names(model).items()}
     metadata = {"format": "tf", "step": str(step), "earlier_steps": str(all_steps - step)}
-    # Not save_file, whose files nobody else may read, whatever the user's umask says.
+    # Not save_file: its files can be read by their owner only, whatever the umask.
     try:
         (folder / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, metadata))
     except OSError as error:
@@ -57,7 +58,7 @@ def save(folder: pathlib.Path, config: Config, model: SQAIR, told: Mapping[str, 
     (folder / CARD).write_text(_card(config, model, told))
 
 
-def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int, int]:
+def load(folder: pathlib.Path) -> tuple[Config, SQAIR, int, int]:
     """Loads a model.
 
     Returns:
@@ -95,7 +96,7 @@ def load(folder: pathlib.Path) -> Tuple[Config, SQAIR, int, int]:
     return config, model, int(steps[0]), int(steps[1])
 
 
-def _differences(variables: Dict[str, tf.Variable], found: Dict[str, Tuple[str, List[int]]]) -> List[str]:
+def _differences(variables: dict[str, tf.Variable], found: dict[str, tuple[str, list[int]]]) -> list[str]:
     wrong = []
     for name, variable in variables.items():
         expected = ("F32", variable.shape.as_list())
@@ -125,13 +126,13 @@ tags: [video, object-centric, unsupervised, tracking]
 # {title}
 
 A generative model of videos of moving objects. It finds the objects of a first frame, follows them and predicts where
-they go; nobody tells it what an object is. In this one {what}.
+they go; it is trained without labels. In this one {what}.
 
 - {parameters:,} parameters after {all_steps:,} training steps{earlier}{minutes}
 - run `{told["run"]}`, checkpoint `{told["checkpoint"]}`; trained on `{told["data"]}`{sha256}
 - {", ".join(how)}
 - frames of {" x ".join(map(str, config.model.image_shape))} pixels, intensities from 0 to 1, at most \
-{config.model.n_steps_per_image} objects a frame
+{config.model.n_steps_per_image} objects per frame
 - all flags of the run, its training data among them: `{CONFIG}`
 {_figures(told)}
 ```python

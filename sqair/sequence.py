@@ -1,13 +1,16 @@
 """All frames of a batch of sequences (the original's SequentialAIR)."""
 
-from typing import Optional, Tuple
+import operator
+from typing import Any
 
 import sonnet as snt
 import tensorflow as tf
 
 from sqair import spatial_transformer
+from sqair.config import ModelConfig
 from sqair.discover import unstack
 from sqair.glimpses import Decoder
+from sqair.noise import Noise
 from sqair.timestep import Frame, SQAIRTimestep, State, stop_choices
 
 
@@ -21,7 +24,7 @@ class SequentialAIR(snt.Module):
 
     UNROLLED = Decoder.UNROLLED
 
-    def __init__(self, config, xla: bool = False, all_slots: bool = False, name=None):
+    def __init__(self, config: ModelConfig, xla: bool = False, all_slots: bool = False, name: str | None = None):
         """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots too, as with xla."""
         super().__init__(name=name)
         self.channels = config.image_size[2]
@@ -36,8 +39,8 @@ class SequentialAIR(snt.Module):
         """Whether a frame has been computed before."""
         return self._step.experimental_get_tracing_count() > 0
 
-    def __call__(self, obs: tf.Tensor, noise, generate_after: Optional[int] = None, propagate_first: bool = False,
-                 state: Optional[State] = None, first: int = 0) -> Tuple[Frame, State]:
+    def __call__(self, obs: tf.Tensor, noise: Noise, generate_after: int | None = None,
+                 propagate_first: bool = False, state: State | None = None, first: int = 0) -> tuple[Frame, State]:
         """Infers all frames.
 
         Args:
@@ -45,7 +48,7 @@ class SequentialAIR(snt.Module):
           noise: `Noise`, [T, N, P, d].
           generate_after: frames with an index above it are sampled from the prior; None: none is.
           propagate_first: run propagation at the first frame too; it changes the stored values of absent slots only.
-          state: what the frames before have left; None: there are none.
+          state: after the frames before; None: there are none.
           first: the index of the first of these frames.
 
         Returns:
@@ -57,7 +60,7 @@ class SequentialAIR(snt.Module):
         codes = tf.repeat(discover.core.rnn.inputs(frame=codes), self.n_particles, 1)     # [T, P, R]
         columns = spatial_transformer.image_to_columns(obs, self.channels)                # [T, B, ...]
 
-        def kinds(t):       # what the timestep is told
+        def kinds(t: int) -> dict[str, bool]:       # options of the timestep at frame t
             t += first
             return dict(propagate=t > 0 or propagate_first, generate=generate_after is not None and t > generate_after,
                         all_slots=self.all_slots or propagate_first)
@@ -74,20 +77,21 @@ class SequentialAIR(snt.Module):
         parts, start = [], 0
         while start < n_frames:
             end = next((t for t in range(start, n_frames) if kinds(t) != kinds(start)), n_frames)
-            state, part = self._loop(state, tf.nest.map_structure(lambda x: x[start:end], inputs), kinds(start))
+            span = tf.nest.map_structure(operator.itemgetter(slice(start, end)), inputs)
+            state, part = self._loop(state, span, kinds(start))
             parts.append(part)
             start = end
         return stop_choices(tf.nest.map_structure(lambda *xs: tf.concat(xs, 0), *parts)), state
 
-    def _loop(self, state: State, inputs, kinds: dict) -> Tuple[State, Frame]:
+    def _loop(self, state: State, inputs: Any, kinds: dict[str, bool]) -> tuple[State, Frame]:
         """Frames of one kind, those after the first in a loop of the graph, which takes as long to make for many.
 
-        Args: state: before them. inputs: (codes, columns, noise), [T, ...]. kinds: what the timestep is told.
+        Args: state: before them. inputs: (codes, columns, noise), [T, ...]. kinds: options of the timestep.
         Returns: the state after them, and the `Frame`, [T, ...].
         """
         codes, *data = inputs
         n_frames = codes.shape[0]
-        # Read from an array, a frame's derivative is the frame's; of a slice it would be of all frames.
+        # The gradient of a read from a TensorArray has the size of one frame; that of a slice has the size of all.
         codes = tf.TensorArray(codes.dtype, n_frames, element_shape=codes.shape[1:]).unstack(codes)
         data = tf.nest.map_structure(tf.stop_gradient, data)
 

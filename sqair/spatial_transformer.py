@@ -15,7 +15,8 @@ colour take the same path.
 """
 
 import math
-from typing import NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -23,14 +24,14 @@ import tensorflow as tf
 MIN_SCALE = 1e-4
 
 
-def _scale_and_shift(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+def _scale_and_shift(where: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(sx, sy) and (tx, ty), [..., 2] each; see `to_coords`."""
     scale, shift = tf.split(where, 2, -1)
     scale, shift = tf.sigmoid(scale), tf.tanh(shift)
     return scale + tf.stop_gradient(tf.maximum(scale, MIN_SCALE) - scale), shift
 
 
-def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+def to_coords(where: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """(sx, sy, tx, ty), [...] each, of `where` logits [..., 4]: sigmoid of the first two, tanh of the last two.
 
     Scales are at least 1e-4, with the gradient passed straight through the bound.
@@ -40,7 +41,7 @@ def to_coords(where: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Ten
 
 
 def _grid(n: int, dtype: tf.DType) -> tf.Tensor:
-    """linspace(-1, 1, n) as one operation; `tf.linspace` makes thirty."""
+    """linspace(-1, 1, n) as one operation; `tf.linspace` adds about thirty to the graph."""
     return tf.raw_ops.LinSpace(start=tf.constant(-1.0, dtype), stop=tf.constant(1.0, dtype), num=n)
 
 
@@ -82,8 +83,8 @@ def rows_to_image(rows: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 class Columns(NamedTuple):
-    """Images as `crop` reads them: columns [..., B, W+3, C*(H+4)] of images with two zeros on every side (but for the
-    last column), and the steps from each column to the next."""
+    """Images as `crop` reads them: columns [..., B, W+3, C*(H+4)] of images padded with two zeros on every side, the
+    last column left out; and the difference from each column to the next."""
 
     values: tf.Tensor
     steps: tf.Tensor
@@ -99,7 +100,7 @@ def image_to_columns(image: tf.Tensor, channels: int) -> Columns:
     return Columns(columns[..., :-1, :], columns[..., 1:, :] - columns[..., :-1, :])
 
 
-def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image: Optional[tf.Tensor] = None
+def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image: tf.Tensor | None = None
          ) -> tf.Tensor:
     """Glimpses of the windows `where`.
 
@@ -136,8 +137,8 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image
     @tf.custom_gradient
     def resample(scale, shift):     # [M, 2] of all M windows: x, y
         position = (tf.expand_dims(scale, -1) * grid + tf.expand_dims(shift, -1) + 1.0) * unit
-        # The pixel below, counting the two zeros before the first. What lies further out reads zeros too, and NaN
-        # becomes a rest of NaN.
+        # The pixel below, counting the two zeros before the first. Positions further out read zeros too; a position
+        # that is NaN leaves a remainder of NaN.
         below = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32), -2, sizes)
         column, row = tf.unstack(below + 2, axis=1)
         x_rest, y_rest = tf.unstack(position - tf.cast(below, position.dtype), axis=1)
@@ -149,7 +150,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image
             below = tf.gather(strips, row)
             return below, tf.gather(strips, row + 1) - below
 
-        # The derivatives are made here, while what they need is in the cache; where nothing is derived, not at all.
+        # The derivatives are computed here, while their inputs are in the cache; a graph without gradients drops them.
         step = tf.gather(steps, column)
         below, dy = at_rows(tf.gather(values, column) + x_rest * step)
         dx_below, dx_step = at_rows(step)
@@ -170,7 +171,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image
 
 def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
           image_shape: Sequence[int]) -> tf.Tensor:
-    """The sum over slots of presence times the glimpse put where it belongs.
+    """The sum over slots of presence times the glimpse, resampled into its window of the image.
 
     Args:
       glimpse: [L, N, h*w*C].
@@ -198,7 +199,7 @@ def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_sha
 
 def coverage(where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
              image_shape: Sequence[int]) -> tf.Tensor:
-    """`paste` of all-one glimpses, [L, H, W]: an outer product, since the weights of each axis only sum up."""
+    """`paste` of all-one glimpses, [L, H, W]: an outer product, since the weights of each axis are summed up."""
     h, w, _ = glimpse_shape
     height, width = image_shape
     sx, sy, tx, ty = to_coords(where)

@@ -9,6 +9,7 @@ With w_k = p(x, z_k) / q(z_k | x) of K particles, d_k the discrete latents among
 """
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -58,7 +59,7 @@ def effective_sample_size(weights: tf.Tensor) -> tf.Tensor:
     return tf.square(tf.reduce_sum(weights, -1)) / tf.reduce_sum(tf.square(weights), -1)
 
 
-def l2(weight: float, variables) -> tf.Tensor:
+def l2(weight: float, variables: Sequence[tf.Variable]) -> tf.Tensor:
     """weight * sum of half squared norms of all trainable variables, as TensorFlow's l2_loss."""
     if not weight:
         return tf.zeros([])

@@ -1,22 +1,23 @@
 """One frame: relate, propagate, discover, choose what to keep (docs/spec/sqair.md, "One frame")."""
 
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
 
 from relational.relation import Relation, Relations, make_relation
-from sqair.config import NO_RELATION
-from sqair.core import Slots
+from sqair.config import NO_RELATION, ModelConfig
+from sqair.core import Latents, Slots
 from sqair.discover import Discover
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import MLP
-from sqair.propagate import Latents, PriorStatistics, Propagate
+from sqair.noise import Noise
+from sqair.propagate import PriorStatistics, Propagate
 from sqair.spatial_transformer import Columns
 
 
 class State(NamedTuple):
-    """What is carried from frame to frame.
+    """The recurrent state, carried from frame to frame.
 
     objects: `Latents` [P, N, d]; temporal, prior: RNN states [P, N, R]; object_id: [P, N], -1 if absent;
     last_id: [P, 1] the highest id given so far; memory: the relation's, [P, N, M] (M = 0 without one).
@@ -31,7 +32,7 @@ class State(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What one frame leaves behind for log-probabilities, decoding and figures.
+    """The record of one frame, from which log-probabilities, canvases and figures are computed.
 
     propagated, discovered: `Slots` [P, N, d]; prior: `PriorStatistics` [P, N, d]; presence_prev: [P, N];
     conditioning: [P, R]; expected: [P, 1]; order: [P, N, 2N] one-hot rows that pick the kept slots from propagated
@@ -49,13 +50,13 @@ class Frame(NamedTuple):
     attention: tf.Tensor
 
 
-CHOICES = ("presence", "presence_prev", "order", "object_id", "last_id")
+CHOICES = ("presence", "presence_prev", "order", "object_id", "last_id")    # discrete: they have no derivative
 
 
-def stop_choices(record):
-    """The `State` or `Frame` with a gradient stopped at what was chosen, not computed, and so has no derivative.
+def stop_choices(record: Any) -> Any:
+    """A `State` or `Frame`, or a record in it, with gradients stopped at the fields named in `CHOICES`.
 
-    A function's derivative is by all of its inputs, from all of its outputs, unless something stops it.
+    TensorFlow differentiates a compiled function from all of its outputs to all of its inputs unless they are stopped.
     """
     return type(record)(*(tf.stop_gradient(x) if name in CHOICES else stop_choices(x) if isinstance(x, tuple) else x
                           for name, x in zip(record._fields, record)))
@@ -77,7 +78,7 @@ def pick(order: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.matmul(order, x)
 
 
-def configured_relation(config) -> Optional[Relation]:
+def configured_relation(config) -> Relation | None:
     """The relation that a `ModelConfig` asks for, with all its variables; None for SQAIR."""
     if config.relation == NO_RELATION:
         return None
@@ -96,7 +97,8 @@ class SQAIRTimestep(snt.Module):
         z_t = the present ones of [z^P, z^D], N at most
     """
 
-    def __init__(self, config, name=None):
+    def __init__(self, config: ModelConfig, name: str | None = None):
+        """Args: config: of the model. name: module name."""
         super().__init__(name=name)
         self.n_slots, self.n_what = config.n_steps_per_image, config.n_what
         height, width, channels = config.image_size
@@ -117,14 +119,14 @@ class SQAIRTimestep(snt.Module):
         return State(objects, temporal, prior, -tf.ones(shape), -tf.ones(shape[:1] + [1]), memory)
 
     def _relate(self, state: State) -> Relations:
-        """The relations between the previous frame's objects (eq. 5); all of no width without a relational module."""
+        """The relations between the previous frame's objects (eq. 5); of width 0 without a relational module."""
         if self.relation is None:
             nothing = tf.zeros([state.memory.shape[0], 0])
             return Relations(None, state.memory, nothing)
         return self.relation(tf.concat(list(state.objects), -1), state.objects.presence[..., 0], state.memory)
 
-    def _nothing_propagated(self, state: State) -> Tuple[Slots, PriorStatistics]:
-        """Stands for propagation at the first frame, where there is nothing to propagate."""
+    def _nothing_propagated(self, state: State) -> tuple[Slots, PriorStatistics]:
+        """The result of propagation at a first frame, where there is nothing to propagate."""
         zero = state.objects
         one = tf.nest.map_structure(tf.ones_like, zero)
         # A walk's logit enters `expected` at the first frame too.
@@ -134,8 +136,8 @@ class SQAIRTimestep(snt.Module):
                       zero.presence_logit - 88.0)
         return slots, prior
 
-    def __call__(self, state: State, frame: tf.Tensor, columns: Columns, noise, propagate: bool = True,
-                 generate: bool = False, all_slots: bool = False) -> Tuple[State, Frame]:
+    def __call__(self, state: State, frame: tf.Tensor, columns: Columns, noise: Noise, propagate: bool = True,
+                 generate: bool = False, all_slots: bool = False) -> tuple[State, Frame]:
         """Processes one frame.
 
         Args:
@@ -143,7 +145,7 @@ class SQAIRTimestep(snt.Module):
           frame: [P, R] the discovery RNN's share of the frame encoding.
           columns: `Columns` of the frame, [B, ...].
           noise: `Noise` of this frame, [N, P, d].
-          propagate: False at a first frame whose absent slots nobody looks at: propagation changes nothing else.
+          propagate: False skips propagation at a first frame; it changes the stored values of absent slots only.
           generate: sample the propagated objects from the prior, and discover nothing: prediction of this frame.
           all_slots: compute what is discovered in all slots, whether they are absent or not.
 
@@ -168,7 +170,7 @@ class SQAIRTimestep(snt.Module):
         expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / self.n_slots
         if generate and not all_slots:
             discovered = self.discover.absent(n_particles, self.n_slots)
-        else:       # before a first frame nothing is known, and much is found in it
+        else:       # at a first frame nearly all particles discover objects: all slots at once are quicker
             discovered = self.discover(frame, columns, conditioning, noise.discovery, all_slots or not propagate)
         if generate:
             discovered = discovered._replace(presence=tf.zeros_like(discovered.presence))
@@ -179,13 +181,13 @@ class SQAIRTimestep(snt.Module):
         return state, record
 
     def keep(self, state: State, propagated: Slots, discovered: Slots, temporal: tf.Tensor, prior_state: tf.Tensor,
-             memory: tf.Tensor) -> Tuple[State, tf.Tensor]:
+             memory: tf.Tensor) -> tuple[State, tf.Tensor]:
         """Keeps N of the propagated and discovered slots, present ones first, and gives them their ids.
 
         Args:
           state: `State` after the previous frame.
           propagated, discovered: [P, N, d].
-          temporal, prior_state, memory: what propagation made of the state's, [P, N, R] or [P, N, M].
+          temporal, prior_state, memory: the state's, after propagation, [P, N, R] or [P, N, M].
 
         Returns:
           The new `State` and the order, see `Frame`.

@@ -21,8 +21,9 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
-from typing import Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -34,8 +35,16 @@ from sqair import checkpoints, distribution, health, spatial_transformer
 from sqair.config import Config, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
 from sqair.optimizers import Optimizer, Schedule
-from sqair.run_folder import (STARTED_FROM, TRAIN_DATA, MetricsFile, RunLock, append, first_step, tensorboard,
-                              train_data_fingerprint)
+from sqair.run_folder import (
+    STARTED_FROM,
+    TRAIN_DATA,
+    MetricsFile,
+    RunLock,
+    append,
+    first_step,
+    tensorboard,
+    train_data_fingerprint,
+)
 
 # Flags that may differ when a run goes on: they change what is reported and kept, not what is computed
 # (`distribute` and `shards`: but for rounding).
@@ -47,7 +56,7 @@ NON_FINITE = "non_finite.json"
 
 
 class StepResult(NamedTuple):
-    """What one training step tells: the loss (nats a frame), the gradient's norm, and the forward pass's `Report`."""
+    """The result of one training step: the loss (nats per frame), the gradient's norm, the forward pass's `Report`."""
 
     loss: tf.Tensor
     gradient_norm: tf.Tensor
@@ -69,14 +78,14 @@ def default_shards(cores: int, batch_size: int) -> int:
 
 
 def n_shards(train) -> int:
-    """Into how many parts batches are split: what --shards says, or else what is quickest on this machine."""
+    """The number of parts that batches are split into: --shards, or else what is quickest on this machine."""
     if train.shards:
         return train.shards
     one_piece = train.xla or train.distribute != "none" or bool(tf.config.list_physical_devices("GPU"))
     return 1 if one_piece else default_shards(n_cores(), train.batch_size)
 
 
-def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_parts: int) -> List[Tuple]:
+def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_parts: int) -> list[tuple]:
     """A batch in parts of as many sequences each: (obs, counts, noise), with axes as in `train_step`."""
     parts = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
     noise = [tf.nest.pack_sequence_as(noise, part) for part in parts]
@@ -194,7 +203,7 @@ def versions() -> dict:
             return None
 
     top = git("rev-parse", "--show-toplevel")
-    ours = bool(top) and pathlib.Path(top).resolve() == root       # not a repository that this code is a copy in
+    ours = bool(top) and pathlib.Path(top).resolve() == root       # not a repository that merely contains this code
     changes = git("status", "--porcelain", "-uno") if ours else None
     return {**{package: metadata.version(package) for package in packages}, "python": sys.version.split()[0],
             "git_commit": (git("rev-parse", "HEAD") if ours else None) or "unknown",
@@ -205,8 +214,8 @@ def versions() -> dict:
 class Trainer:
     """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
 
-    def __init__(self, config: Config, run_dir: str, init_from: Optional[str] = None,
-                 replicas: Optional[distribution.Distribution] = None, continue_from: Optional[str] = None,
+    def __init__(self, config: Config, run_dir: str, init_from: str | None = None,
+                 replicas: distribution.Distribution | None = None, continue_from: str | None = None,
                  asked: Collection[str] = ()):
         """Prepares a new run, or one to go on with.
 
@@ -246,11 +255,11 @@ class Trainer:
                                  self.state.best_bound, self.state.best_step])
         self.saved_step = self.step
 
-    def _open_folder(self, init_from: Optional[str], continue_from: Optional[str], asked: Collection[str]) -> None:
+    def _open_folder(self, init_from: str | None, continue_from: str | None, asked: Collection[str]) -> None:
         """Takes the run's last state from its folder or makes a new one, and gets its files ready.
 
-        Nothing is written before all that may fail has been done. A run that has learnt nothing yet starts again, by
-        the flags that are asked for now.
+        Nothing is written before everything that may fail has been done. A run without a checkpoint yet starts again,
+        with the flags given now.
         """
         self.checkpoints = checkpoints.RunCheckpoints(self.folder, self.state, self.config.train.keep_checkpoints)
         source = None
@@ -278,7 +287,7 @@ class Trainer:
             self.say(note)
         # What was reported up to the checkpoint stays, also of the run that this one goes on with.
         reported = -1 if self.is_new and not continue_from else self.step
-        before = pathlib.Path(source.folder) if self.is_new and continue_from else self.folder
+        before = pathlib.Path(source.folder) if source and continue_from else self.folder
         self.metrics = MetricsFile(self.folder / "metrics.csv",
                                    ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
                                     "clipped", *Report._fields], reported, before / "metrics.csv")
@@ -286,11 +295,11 @@ class Trainer:
                                      ["step", "data", "length", *health.SPEED, *health.RESOURCES], reported,
                                      before / "resources.csv")
 
-    def _start(self, init_from: Optional[str], continue_from: Optional[str], asked: Collection[str]
-               ) -> Tuple[Optional[checkpoints.Run], List[str]]:
+    def _start(self, init_from: str | None, continue_from: str | None, asked: Collection[str]
+               ) -> tuple[checkpoints.Run | None, list[str]]:
         """Gives a new run its first state; returns the run it is taken from, if any, and lines that say what it is."""
         train, mean_image, source, done = self.config.train, self.model.decoder.mean_image, None, None
-        notes: List[str] = []
+        notes: list[str] = []
         if init_from and continue_from:
             raise UserError("--init_from takes weights alone, --continue_from all of a run: choose one of them")
         if init_from:
@@ -360,7 +369,7 @@ class Trainer:
                             f"{self.folder} was trained on ({began_with[:12]}...): use those data; or, in a new "
                             f"--run_dir, --continue_from {self.folder} with others")
 
-    def _take_weights(self, source: checkpoints.Run, asked: Collection[str]) -> Tuple[checkpoints.Filled, List[str]]:
+    def _take_weights(self, source: checkpoints.Run, asked: Collection[str]) -> tuple[checkpoints.Filled, list[str]]:
         """Takes the weights of a run that fit, and nothing else."""
         anew = {flag: variables(self.model) for flag, variables in checkpoints.STARTS.items() if flag in asked}
         done = checkpoints.fill(self.model, source.model, [v for variables in anew.values() for v in variables])
@@ -374,7 +383,7 @@ class Trainer:
                   for flag, variables in anew.items() if variables]
         return done, notes
 
-    def _take_over(self, source: checkpoints.Run) -> Tuple[checkpoints.Filled, List[str]]:
+    def _take_over(self, source: checkpoints.Run) -> tuple[checkpoints.Filled, list[str]]:
         """Takes all of a run's state: weights, optimiser and the number of steps."""
         train, ours, theirs = self.config.train, attrs.asdict(self.config.model), attrs.asdict(source.trained.model)
         differ = [flag for flag in ours if ours[flag] != theirs[flag]]
@@ -430,7 +439,9 @@ class Trainer:
                  f"{self.n_sequences['training']:,} training sequences, step {self.step:,} of {train.train_itr:,}")
         bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,
                    disable=not (is_chief and sys.stderr.isatty()))
-        length, data, clock, clock_step, result = 0, None, health.clock(), self.step, None
+        length, clock_step = 0, self.step
+        data: Iterator[Any] = iter(())
+        clock: np.ndarray | None = health.clock()
         with bar, tensorboard(self.folder) if is_chief else contextlib.nullcontext():
             if self.replicas.any(is_chief and self.is_new):
                 if train.log_at_start:
@@ -456,9 +467,10 @@ class Trainer:
                 step += 1
                 bar.update()
                 if step % 10 == 0:
-                    bar.set_postfix_str(f"length {length}, IWAE {float(result.report.iwae_per_frame):.1f} a frame")
+                    bar.set_postfix_str(f"length {length}, IWAE {float(result.report.iwae_per_frame):.1f} per frame")
                 if step % train.report_loss_every == 0 or step == train.train_itr:
                     timed = step - clock_step       # 0 at the first step of a length
+                    assert clock is not None
                     seconds, cpu_seconds = (health.clock() - clock) / timed if timed else (math.nan, math.nan)
                     self._report(step, "batch", length, result.report, rate, result, 1 / seconds if timed else None)
                     if is_chief:
@@ -500,16 +512,18 @@ class Trainer:
             self._stop_signal = signal.SIGTERM
         return stop
 
-    def _on_signal(self, number, _) -> None:
+    def _on_signal(self, number: int, _: object) -> None:
         self._stop_signal = number
 
-    def _report(self, step: int, data: str, length: int, values: Report, rate: float, result=None,
-                speed: Optional[float] = None) -> None:
+    def _report(self, step: int, data: str, length: int, values: Report, rate: float,
+                result: StepResult | None = None,
+                speed: float | None = None) -> None:
         if not self.replicas.is_chief:
             return
         for name, value in zip(Report._fields, values):
             tf.summary.scalar(f"{data}/{name}", float(value), step)
-        update, clipped = [""] * 4, None
+        update: list[float | str] = [""] * 4
+        clipped = None
         if result:
             if self.config.train.clip_norm:
                 n_clipped, n_updates = self.state.clipped.numpy().tolist()
@@ -518,10 +532,10 @@ class Trainer:
             update = [float(result.loss), rate, float(result.gradient_norm), "" if clipped is None else clipped]
         self.metrics.append([step, data, length, *update, *(float(x) for x in values)])
         line = (f"step {step:,}  {data:10}  length {length}  IWAE {float(values.iwae_per_frame):9.2f}  "
-                f"log p(x|z) {float(values.data_ll):9.2f}  KL {float(values.kl):7.2f} nats a frame  "
+                f"log p(x|z) {float(values.data_ll):9.2f}  KL {float(values.kl):7.2f} nats per frame  "
                 f"objects {float(values.num_steps):.2f}  count accuracy {float(values.num_step_accuracy):.3f}  "
                 f"ESS {float(values.ess):.2f}")
-        if data == "batch":
+        if result and data == "batch":
             for warning in self.monitor.check(values, length, float(result.gradient_norm), clipped):
                 self.say(warning)
         if speed:
@@ -557,7 +571,7 @@ class Trainer:
         over = bool(train.patience) and self.step - int(self.state.best_step) >= train.patience * steps_per_epoch
         if over:
             self.say(f"early stopping at step {self.step:,}: no better validation bound than "
-                     f"{float(self.state.best_bound):.2f} nats a frame for {train.patience} epochs")
+                     f"{float(self.state.best_bound):.2f} nats per frame for {train.patience} epochs")
         return over
 
     def _picture(self, step: int) -> None:

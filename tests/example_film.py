@@ -17,7 +17,7 @@ COLOURS = np.array([[24, 28, 36], [240, 180, 60], [120, 220, 110], [110, 170, 25
 
 
 def write(path, n_frames=N_FRAMES, seed=0):
-    """Writes the film, H.264 with 25 frames a second; returns groups [T, H, W], which ball owns each pixel.
+    """Writes the film, H.264 with 25 frames per second; returns groups [T, H, W], which ball owns each pixel.
 
     Three balls bounce in a square as high as the frame, in its middle.
     """

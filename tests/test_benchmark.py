@@ -136,5 +136,5 @@ def test_a_turn_is_compared_with_the_limit_just_before_it(monkeypatch):
 
 @pytest.mark.slow
 def test_a_case_that_fails_is_named():
-    with pytest.raises(benchmark.UserError, match="no_such_model, length 1, graph failed: error: --models no_such_model"):
+    with pytest.raises(benchmark.UserError, match="no_such_model, length 1, graph failed: error: --models no_such"):
         benchmark.time_cases([(benchmark.Arguments(), "no_such_model", 1, "graph")])

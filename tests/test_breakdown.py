@@ -1,4 +1,4 @@
-"""eval.breakdown: which latents are replaced, by hand, and the real command's figures against eval.predict's functions."""
+"""eval.breakdown: replaced latents against cases by hand, the command's figures against eval.predict's functions."""
 
 import json
 
@@ -51,8 +51,8 @@ def command(tmp_path_factory):
                        "--n_frames", T, "--out", folder / "balls.h5")
     assert done.returncode == 0, done.stderr
     tiny = save_run(folder / "run", relation="in")
-    done = run_command("eval.breakdown", "--run", tiny, "--data", folder / "balls.h5", "--n_frames", T, "--k_particles", K,
-                       "--batch_size", BATCH, "--out", folder / "breakdown.json")
+    done = run_command("eval.breakdown", "--run", tiny, "--data", folder / "balls.h5", "--n_frames", T,
+                       "--k_particles", K, "--batch_size", BATCH, "--out", folder / "breakdown.json")
     assert done.returncode == 0, done.stderr
     return tiny, folder / "balls.h5", json.loads((folder / "breakdown.json").read_text()), done.stdout
 

@@ -46,7 +46,7 @@ class Compared(NamedTuple):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Recording's name -> `Compared`."""
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def compute(name):
         folder = redraw.RECORDED / name
         if name in redraw.CARRIED:

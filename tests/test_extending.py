@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+
 from eval import drawing, tables
 from relational import RELATIONS
 from sqair import checkpoints, rules

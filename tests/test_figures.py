@@ -84,7 +84,7 @@ def test_inputs_stand_above_the_model_s_frames_row_0_on_top(tmp_path):
     assert at(first, 1, 25) == (255, 255, 255) and at(first, 48, 25) == at(first, 25, 1) == (0, 0, 0)
     assert at(second, 25, 1) == (255, 255, 255) and at(second, 1, 25) == at(second, 25, 48) == (0, 0, 0)
     top, left, _, box_width = FIRST_BOX
-    assert "#%02X%02X%02X" % at(second, top, left + box_width / 2) == drawing.colour(0)
+    assert "#{:02X}{:02X}{:02X}".format(*at(second, top, left + box_width / 2)) == drawing.colour(0)
 
 
 def test_a_box_surrounds_its_ball():
@@ -155,7 +155,7 @@ def test_animation(tmp_path):
             assert (frame[top + 75, left + 4] == 255).all()
             for object_id, (y, x, _, _) in ((0, FIRST_BOX), (4, SECOND_BOX)):
                 pixel = frame[round(top + scale * (y + 3)), round(left + scale * (x + 0.5))]
-                assert "#%02X%02X%02X" % tuple(pixel) == drawing.colour(object_id)
+                assert "#{:02X}{:02X}{:02X}".format(*pixel) == drawing.colour(object_id)
             border = frame[top + 75, left + side + gap - 4]
             assert (border == 0).all() == (t >= 2)
 
@@ -383,7 +383,7 @@ def test_curves_beside_the_originals(folder, command, monkeypatch):
     (["--run", "{run}", "--out", "{tmp}/a.png"], "give --run with --data, or --predictions alone"),
     (["--run", "{tmp}", "--data", "{data}", "--out", "{tmp}/a.png"], "no checkpoint in it"),
     (["--run", "{run}", "--data", "{tmp}/none.h5", "--out", "{tmp}/a.png"], "none.h5: no such file"),
-    (["--run", "{run}", "--data", "{data}", "--out", "{tmp}/a.png"], "has 4 frames a sequence, 10 were asked for"),
+    (["--run", "{run}", "--data", "{data}", "--out", "{tmp}/a.png"], "has 4 frames per sequence, 10 were asked for"),
     (["--run", "{run}", "--data", "{data}", "--n_frames", "4", "--generate_after", "3", "--out", "{tmp}/a.png"],
      "--generate_after 3: no frame of --n_frames 4 is left"),
     (["--run", "{run}", "--data", "{data}", "--split", "training", "--out", "{tmp}/a.png"], "no split 'training'"),

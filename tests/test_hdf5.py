@@ -152,7 +152,7 @@ def test_the_scale_that_a_file_states_holds_and_a_value_beyond_it_is_refused(tmp
     wrong = stating(tmp_path / "wrong.h5", 1, late_objects())
     with hdf5.open_split(wrong, "training") as split:
         split.read(slice(0, 129))
-        with pytest.raises(UserError, match="wrong.h5: training/features.*values from 0 to 255, expected 0 to 1;.*white"):
+        with pytest.raises(UserError, match="wrong.h5: training/features.*from 0 to 255, expected 0 to 1;.*white"):
             split.read([129])
 
 
@@ -174,7 +174,7 @@ def test_a_video_that_begins_black_is_not_taken_for_zeros_and_ones(split):
 
 
 def moving(n_sequences=20, n_frames=12, digits=False):
-    """Squares [T, S, 16, 16, 1] of random places that move on by a pixel a frame, or jump anywhere as digits may."""
+    """Squares [T, S, 16, 16, 1] of random places that move on by a pixel per frame, or jump anywhere as digits may."""
     rng = np.random.default_rng(0)
     places = rng.integers(16, size=(n_frames, n_sequences, 2)) if digits else (
         rng.integers(16, size=(n_sequences, 2)) + np.arange(n_frames)[:, None, None])

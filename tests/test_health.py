@@ -72,7 +72,7 @@ def test_a_bound_that_rises_is_left_alone():
 def test_a_bound_that_swings_is_told_with_the_flags_to_look_at():
     (index, line), = swings(SWINGS)
     assert index == 5
-    assert "3 of the last 6 reports lie 57 nats a frame or more below the 229 reached before" in line
+    assert "3 of the last 6 reports lie 57 nats per frame or more below the 229 reached before" in line
     assert "lowest -18, median gradient norm 1002" in line and "--learning_rate" in line and "which is off" in line
     (_, line), = swings(SWINGS, clip_norm=500.0, clipped=0.84)
     assert "--clip_norm, now 500 (84% of the updates since the last report were clipped)" in line

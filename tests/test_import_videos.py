@@ -233,7 +233,7 @@ def test_all_pieces_of_a_video_are_in_one_split(tmp_path):
     assert {split: len(s) for split, s in sequences.items()} == {"training": 6, "validation": 2, "test": 4}
     expected = frames[:, ::2].reshape(6, 2, 5, H, W)
     everyone = []
-    for split, pieces in sequences.items():
+    for pieces in sequences.values():
         for first, second in zip(pieces[::2], pieces[1::2]):
             v = next(v for v in range(6) if (expected[v, 0] == first).all())
             np.testing.assert_array_equal(expected[v, 1], second)

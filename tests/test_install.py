@@ -23,7 +23,7 @@ def build(folder):
     source = folder / "source"
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip(folder, "wheel", "--no-build-isolation", "--wheel-dir", folder, source)
     wheel, = folder.glob("*.whl")
@@ -59,8 +59,9 @@ def installed(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_has_all_modules(wheel):
     with zipfile.ZipFile(wheel) as file:
-        packed = {name for name in file.namelist() if name.endswith(".py")}
-    assert packed == {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+        packed = {name for name in file.namelist() if name.endswith((".py", "py.typed"))}
+    assert packed == {str(path.relative_to(ROOT)) for package in PACKAGES for pattern in ("*.py", "py.typed")
+                      for path in (ROOT / package).rglob(pattern)}
 
 
 @pytest.mark.slow

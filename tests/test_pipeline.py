@@ -157,7 +157,7 @@ def test_mean_image_is_the_mean_over_the_first_frames_of_all_sequences(tmp_path,
 
 @pytest.mark.parametrize("changes, message", [
     ({"batch_size": 71}, "70 sequences, fewer than a batch of 71"),
-    ({"n_frames": 7}, "6 frames a sequence, 7 were asked for"),
+    ({"n_frames": 7}, "6 frames per sequence, 7 were asked for"),
     ({"crop": 65}, "crop 65"),
     ({"crop": 0}, "crop 0"),
     ({"split": "test"}, "no split 'test'"),

@@ -278,7 +278,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(command, folder, data, tiny_ru
     done = run_here("eval.predict", *command[0], "--n_frames", T + 1, "--out", folder / "no.h5")
     assert done.returncode == 1 and not (folder / "no.h5").exists()
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and f"test has {T} frames a sequence, {T + 1} were asked for" in errors[0]
+    assert len(errors) == 1 and f"test has {T} frames per sequence, {T + 1} were asked for" in errors[0]
     assert "Traceback" not in done.stderr
 
     for options, message in (({"run": str(folder / "none")}, "no such run folder"),

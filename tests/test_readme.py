@@ -1,4 +1,4 @@
-"""README's shell blocks, and those of docs/cluster.md, run as scripts: with our own run.sh, but with an environment that
+"""README's shell blocks, and those of docs/cluster.md, run as scripts: with our run.sh, but an environment that
 notes what it is told to do.
 
 What is noted is then parsed by the command that it is for.

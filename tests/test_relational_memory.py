@@ -6,8 +6,7 @@ import tensorflow as tf
 
 from relational.registry import RELATIONS
 from relational.relation import make_relation
-from relational.relational_memory import RelationalMemory, SlotRelationalMemory
-from relational.relational_memory import AttentionBlock
+from relational.relational_memory import AttentionBlock, RelationalMemory, SlotRelationalMemory
 from tests.reference.relational_reference import (
     assert_close,
     assign_recorded_weights,

@@ -195,7 +195,8 @@ def test_a_table_cut_at_any_byte_goes_on(tmp_path):
 
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
     kept = {"checkpoints/step-1.index", ".notes.json.00ff00ff.part", ".flags.json.part", "mine/.00ff00ff.part/film",
-            "mine/.film.00ff00ff.part", "checkpoints/.film.part/x", "best/.00ff00ff.part.zip", "a/checkpoints/.00ff00ff.part/x"}
+            "mine/.film.00ff00ff.part", "checkpoints/.film.part/x", "best/.00ff00ff.part.zip",
+            "a/checkpoints/.00ff00ff.part/x"}
     for name in (".flags.json.00ff00ff.part", ".metrics.csv.00ff00ff.part", "checkpoints/.00ff00ff.part/step-1.index",
                  "best/.00ff00ff.part/step-1.index", *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import pytest
 from data_gen import bouncing_balls
 from tests.data_helpers import ROOT
 
-
 START = """
 import sys
 from eval import console
@@ -37,8 +36,8 @@ FAKE_TENSORFLOW = """
 import os
 for line in ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
              "I0000 00:00:1.1   1 port.cc:153] oneDNN custom operations are on. You may see",
-             "I0000 00:00:1.1   1 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.",
-             "F0000 00:00:1.1   1 cpu_feature_guard.cc:97] The TensorFlow library was compiled to use AVX instructions"):
+             "I0000 00:00:1.1   1 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU is not used",
+             "F0000 00:00:1.1   1 cpu_feature_guard.cc:97] The TensorFlow library was compiled to use AVX"):
     os.write(2, line.encode() + b"\\n")
 os.abort()
 """
@@ -54,7 +53,7 @@ def test_training_speaks_before_tensorflow_whose_errors_alone_are_passed_on(tmp_
     assert result.returncode == -signal.SIGABRT
     assert result.stdout.startswith(f"{tmp_path}/run: relation in, data ")
     assert [line for line in result.stderr.splitlines() if ".cc:" in line or "absl" in line] == [
-        "F0000 00:00:1.1   1 cpu_feature_guard.cc:97] The TensorFlow library was compiled to use AVX instructions"]
+        "F0000 00:00:1.1   1 cpu_feature_guard.cc:97] The TensorFlow library was compiled to use AVX"]
 
 
 def test_training_names_missing_data_before_tensorflow_is_imported(tmp_path):

@@ -243,8 +243,8 @@ def test_figures_of_a_file_are_kept_until_it_or_the_code_changes(tmp_path, monke
 
     def run_tables(*options):
         done.clear()
-        monkeypatch.setattr("sys.argv", ["tables", "--predictions", str(tmp_path / "in"), "--out", str(tmp_path / "out"),
-                                         *options])
+        monkeypatch.setattr("sys.argv", ["tables", "--predictions", str(tmp_path / "in"),
+                                         "--out", str(tmp_path / "out"), *options])
         tables.main()
         return [path.rsplit("/", 1)[1] for path in done]
 

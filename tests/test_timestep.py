@@ -1,5 +1,7 @@
 """One frame: which slots are kept, whose states and ids they carry, and that absent slots do not matter."""
 
+import operator
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -107,7 +109,7 @@ def test_recurrent_states_follow_their_objects(steps):
     np.testing.assert_array_equal(steps.before[0].temporal, temporal_start)
     for t in (1, 2, 3):
         before, after = steps.before[t], steps.after[t]
-        noise = tf.nest.map_structure(lambda x: x[t], steps.noise.propagation)
+        noise = tf.nest.map_structure(operator.itemgetter(t), steps.noise.propagation)
         _, temporal = propagate(steps.frame(t), before.objects, before.temporal, None, noise)
         _, prior = propagate.prior(before.objects, before.prior, None)
         for ours, moved, start in ((after.temporal, temporal, temporal_start), (after.prior, prior, prior_start)):
@@ -117,7 +119,7 @@ def test_recurrent_states_follow_their_objects(steps):
 
 
 def test_conditioning_of_discovery(steps):
-    for t, record in enumerate(steps.records):
+    for record in steps.records:
         latents = tf.concat([record.propagated.what, record.propagated.where], -1)
         code = steps.timestep.latent_encoder(latents).numpy() * record.propagated.presence
         np.testing.assert_allclose(record.conditioning, code.numpy().sum(1), rtol=1e-4, atol=1e-5)

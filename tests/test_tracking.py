@@ -1,4 +1,4 @@
-"""eval/tracking.py against hand-computed cases and motmetrics with one accumulator a sequence."""
+"""eval/tracking.py against hand-computed cases and motmetrics with one accumulator per sequence."""
 
 import time
 

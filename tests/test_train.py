@@ -441,7 +441,8 @@ def test_recipes_are_defaults_of_training_that_options_override():
 
 def test_presets_are_defaults_that_options_override():
     arguments = train.parse(["--seed", "3", "--preset", "rsqair_rmc", "--run_dir", "x", "--n_what", "7"])
-    assert (arguments.config.model.relation, arguments.config.model.n_what, arguments.config.train.seed) == ("rmc", 7, 3)
+    config = arguments.config
+    assert (config.model.relation, config.model.n_what, config.train.seed) == ("rmc", 7, 3)
 
 
 def test_batches_are_split_where_that_is_quicker(monkeypatch):

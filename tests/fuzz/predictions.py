@@ -21,7 +21,7 @@ def read_predictions(folder):
     from eval import tables
     from eval.predictions import MEMBERS, Predictions
     with Predictions(folder / "predictions.h5") as predictions:
-        for name, member in MEMBERS.items():
+        for name in MEMBERS:
             if name in predictions:
                 predictions[name][:2]
         figures = tables.evaluate(predictions)

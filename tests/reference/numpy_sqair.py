@@ -225,7 +225,7 @@ class NumpySQAIR:
         return canvas
 
     def run(self, images, noise):
-        """One particle: images [T, H, W, C]; noise name -> [T, N, d]. Returns a list of dictionaries, one a frame."""
+        """One particle: images [T, H, W, C]; noise name -> [T, N, d]. Returns a list of dictionaries, one per frame."""
         n = self.c.n_steps_per_image
         _, temporal, prior = self.cells
         start = {"temporal": self.w[f"sequence/sequential_air/propagation/{temporal}_initial_state_0/w"][0],

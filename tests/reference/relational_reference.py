@@ -1,6 +1,6 @@
 """Recorded figures of the original relational modules (relational.npz), and their weights, redrawn from their names.
 
-relational.npz holds, for Sonnet 1.36's RelationalMemory fed with flattened inputs (`rmc_flat`) or one row an object
+relational.npz holds, for Sonnet 1.36's RelationalMemory fed with flattened inputs (`rmc_flat`) or one row per object
 (`rmc_matrix`) and for R-NEM's interaction cell (`in`): inputs, outputs, loss = sum(sin(output)) and its gradients.
 """
 
