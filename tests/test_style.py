@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from checkout_helpers import PACKAGES
-from data_helpers import ROOT
+
+from tests.checkout_helpers import PACKAGES
+from tests.data_helpers import ROOT
 
 
 @pytest.mark.parametrize("tool, words", [("ruff", ("check",))])

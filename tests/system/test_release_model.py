@@ -57,7 +57,7 @@ def release(tmp_path):
 @pytest.mark.slow
 def test_the_commands_of_the_readme_evaluate_it_see_it_and_go_on_with_it(release, tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- tested: tests/test_release_model.py -->\n```bash\n(.*?)```", text, re.DOTALL).group(1)
+    block = re.search(r"<!-- tested: tests/system/test_release_model.py -->\n```bash\n(.*?)```", text, re.DOTALL)[1]
     script = "set -e\n" + block.replace(".venv/bin/python", sys.executable)
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=1200)

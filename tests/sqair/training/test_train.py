@@ -1,6 +1,6 @@
 """Training within this process: its curriculum, how it ends, goes on and starts from others, how it refuses.
 
-`test_real_training` has the real command.
+`tests/system/test_training.py` has the real command.
 """
 
 import json

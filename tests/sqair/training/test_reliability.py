@@ -1,6 +1,6 @@
 """The promises of docs/reliability.md within this process: power losses, damage, full discs, numbers that go wrong.
 
-`test_real_training` has those that are seen in real runs alone.
+`tests/system/test_training.py` has those that are seen in real runs alone.
 """
 
 import csv

@@ -1,6 +1,6 @@
 """What is wrong with TF_CONFIG, or with the other workers, before training over replicas begins.
 
-`test_real_distribution` has the training.
+`tests/system/test_distribution.py` has the training.
 """
 
 import json
