@@ -17,8 +17,8 @@ def in_fixed_order() -> Iterator[None]:
     """Makes sums of more than two tensors that are traced in this context, such as gradients', begin with a sum of two.
 
     The terms keep their order: ((g_0 + g_1) + g_2) + ... TensorFlow has no public way to choose how the gradients of
-    nested functions are summed, so the function that adds the operation is replaced; `tests/sqair/training/test_gradient_sums.py`
-    checks the graphs that result.
+    nested functions are summed, so the function that adds the operation is replaced;
+    `tests/sqair/training/test_gradient_sums.py` checks the graphs that result.
     """
     add_n = gen_math_ops.add_n
 
