@@ -101,6 +101,9 @@ def run_module(module: str, read: Callable[[], Any]) -> None:
     """
     def main() -> int | None:
         read()
+        # TensorFlow imports Keras, which imports scikit-learn: a third of its own import. Nothing here uses it, and
+        # TensorFlow Probability brings tf_keras, so that TensorFlow may as well take that.
+        os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
         with without_notices():
             found = importlib.import_module(module)
         return found.main()
