@@ -32,8 +32,9 @@ def matmul_operations(graph, definitions):
     return total
 
 
-@pytest.mark.parametrize("masked, relation", [(True, "none"), (False, "none"), (True, "in"), (True, "rmc"),
-                                              (True, "rmc_slots")])
+@pytest.mark.parametrize("masked, relation", [
+    (True, "none"), (False, "none"), pytest.param(True, "in", marks=pytest.mark.slow),
+    pytest.param(True, "rmc", marks=pytest.mark.slow), (True, "rmc_slots")])
 def test_the_formula_counts_the_graph(masked, relation):
     config = ModelConfig(n_units=2, n_what=6, n_steps_per_image=2, k_particles=3, glimpse_size=8, image_shape=(20, 20),
                          masked_glimpse=masked, mean_image=False, relation=relation)

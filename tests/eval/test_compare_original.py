@@ -150,6 +150,7 @@ def test_a_wrong_sign_of_a_gradient_fails(compared):
     assert len(failed(compared("cells").rows(gradients=wrong))) > 100
 
 
+@pytest.mark.slow
 def test_an_error_of_a_sum_that_cancels_fails(compared, monkeypatch, few_passes):
     """Discovery's and propagation's `scale_offset` with a gradient of 1.02 times theirs, the values as they are."""
     right = WhereHead.__call__
@@ -260,6 +261,7 @@ def test_command_succeeds_and_names_what_it_does_not_honour(small):
     assert line.endswith(" (not recorded)")
 
 
+@pytest.mark.slow
 def test_slightly_wrong_weights_fail(small, monkeypatch, capsys, few_passes):
     prefix = small / "model.ckpt-0"
     reader = tf.train.load_checkpoint(str(prefix))
@@ -274,6 +276,7 @@ def test_slightly_wrong_weights_fail(small, monkeypatch, capsys, few_passes):
     assert "FAILED: " in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_slightly_wrong_flags_fail(small, monkeypatch, capsys, few_passes):
     change_flags(small, prop_prior_step_bias=10.001)
     code, out, _ = command(small, monkeypatch, capsys)
@@ -304,6 +307,7 @@ def test_not_a_number_does_not_pass(compared):
     assert failed(compared("cells").rows(outputs=outputs)) == ["target"]
 
 
+@pytest.mark.slow
 def test_with_one_particle_the_loss_is_left_out_by_name(small, monkeypatch, capsys, few_passes):
     """The figures are ours: the original's loss, and all that follows from it, is not a number there."""
     with np.load(small / "inputs.npz") as inputs:

@@ -78,7 +78,8 @@ class TensorFlow1:
             return dict(zip((v.op.name for v in everything), session.run(everything)))
 
 
-@pytest.mark.parametrize("opt", ["rmsprop", "adam", "momentum"])
+@pytest.mark.parametrize("opt", [
+    "rmsprop", pytest.param("adam", marks=pytest.mark.slow), pytest.param("momentum", marks=pytest.mark.slow)])
 def test_tensorflow_1_restores_and_goes_on_as_we_do(opt, tmp_path):
     state = make_state(opt, step=7)
     model, optimizer = state.model, state.optimizer
