@@ -27,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -139,7 +140,7 @@ def frames_of(config: Config, n_frames: int, made_up: bool) -> list[tuple[tf.Ten
 
 def serve(config: Config, n_frames: int, requests: Iterator[str], trained: str | None = None,
           data: pathlib.Path | None = None, all_slots: bool = False) -> None:
-    """Times one case in this process, which must not have used TensorFlow before; prints JSON, a line each.
+    """Times one case in this process, which must not have used TensorFlow before; prints lines of JSON.
 
     First, when `WARM_UP` steps of both kinds are done: first_step_s, the first step's bound, train_gflop, and peak_gb
     of training alone. Then, for every request, a number of steps: the seconds of so many training and evaluation steps,
@@ -153,9 +154,9 @@ def serve(config: Config, n_frames: int, requests: Iterator[str], trained: str |
     run_ = None
     if trained:
         run_ = load_run(trained)
-        train = run_.config.train
-        config = Config(run_.config.model, attrs.evolve(config.train, crop=train.crop,
-                                                        train_data=str(data or train.train_data)))
+        its = run_.config.train
+        config = Config(run_.config.model, attrs.evolve(config.train, crop=its.crop,
+                                                        train_data=str(data or its.train_data)))
     batches = frames_of(config, n_frames, made_up=not trained)
     tf.random.set_seed(0)
     started = time.perf_counter()
@@ -166,16 +167,16 @@ def serve(config: Config, n_frames: int, requests: Iterator[str], trained: str |
     train_step, eval_step = compile_train_step(model, optimizer, config.train), compile_eval_step(model, config.train)
     step = iter(range(10 ** 9))
 
-    def train():
+    def train() -> float:
         number = next(step)
         result = train_step(*batches[number % len(batches)], tf.constant(number, tf.int64), tf.constant(1e-5))
         return float(result.report.iwae_per_frame)
 
-    def evaluate():
+    def evaluate() -> float:
         number = next(step)
         return float(eval_step(*batches[number % len(batches)], tf.constant([0, number])).iwae)
 
-    def seconds(function, n):
+    def seconds(function: Callable[[], float], n: int) -> list[float]:
         times = []
         for _ in range(n + 1):
             started = time.perf_counter()
@@ -213,12 +214,13 @@ SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 
 
 
 def scaling(arguments: Arguments) -> list[dict]:
-    """Seconds a training step against each of `SCALES`, all else being the default and length 3, and the exponent e
+    """Seconds per training step against each of `SCALES`, all else being the default and length 3, and the exponent e
     of the fit seconds = c x^e (least squares of the logarithms)."""
     model, mode, rows = arguments.models[0], arguments.modes[-1], []
     for name, values in SCALES.items():
-        sizes = [(arguments, value) if name == "lengths" else (attrs.evolve(arguments, **{name: value}), 3)
-                 for value in values]
+        changes: list[dict[str, Any]] = [{name: value} for value in values]
+        sizes = [(arguments, change[name]) if name == "lengths" else (attrs.evolve(arguments, **change), 3)
+                 for change in changes]
         print(f"timing {name} {values}", file=sys.stderr, flush=True)
         seconds = [case["train_s"] for case in time_cases([(sized, model, length, mode) for sized, length in sizes])]
         exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
@@ -247,11 +249,14 @@ def _worker(arguments: Arguments, model: str, length: int, mode: str) -> Iterato
         command += [f"--{name}", str(getattr(arguments, name))]
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
-        def answers():
-            while line := process.stdout.readline():
+        requests, replies = process.stdin, process.stdout
+        assert requests is not None and replies is not None
+
+        def answers() -> Iterator[dict]:
+            while line := replies.readline():
                 yield json.loads(line)
-                process.stdin.write(f"{-(-arguments.repeats // TURNS)}\n")
-                process.stdin.flush()
+                requests.write(f"{-(-arguments.repeats // TURNS)}\n")
+                requests.flush()
             process.wait()
             log.seek(0)
             raise UserError(f"{model}, length {length}, {mode} failed: {(log.read().strip() or '?').splitlines()[-1]}")

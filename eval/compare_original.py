@@ -84,7 +84,7 @@ def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read as a NumPy archive ({error})") from None
 
 
-def load_inputs(inputs: dict[str, np.ndarray]):
+def load_inputs(inputs: dict[str, np.ndarray]) -> tuple[tf.Tensor, Noise, tf.Tensor]:
     """Recorded inputs -> obs [T, B, H, W], `Noise` [T, N, P, d], counts int32 [T, B].
 
     Raises:

@@ -18,7 +18,7 @@ if __name__ == "__main__":      # --help and wrong options are answered before t
 import math
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -142,7 +142,7 @@ def _check_attention(settings: Sequences, relation: str) -> None:
         raise UserError("--attention: this model has no relational module, there is no attention to show")
 
 
-def _from_run(settings: Sequences):
+def _from_run(settings: Sequences) -> Iterator[tuple[str, list[Scene], list[tuple[Scene, ...]]]]:
     loaded = predict.load(str(settings.run), settings.checkpoint, settings.k_particles, settings.n_slots)
     _check_attention(settings, loaded.config.model.relation)
     after = settings.n_frames - 1 if settings.generate_after is None else settings.generate_after
@@ -159,7 +159,7 @@ def _from_run(settings: Sequences):
         yield f"{name} on {path.stem}", kinds[after + 1], columns
 
 
-def _from_predictions(settings: Sequences):
+def _from_predictions(settings: Sequences) -> Iterator[tuple[str, list[Scene], list[tuple[Scene, ...]]]]:
     for path in settings.predictions:
         with Predictions(path) as predictions:
             scenes = scenes_from_predictions(predictions, settings.n_sequences, settings.n_frames, settings.boxes)

@@ -144,7 +144,7 @@ def picture(path: pathlib.Path) -> str:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            kind, (width, height), info = image.format.lower(), image.size, image.info
+            kind, (width, height), info = (image.format or "").lower(), image.size, image.info
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a whole picture ({error}); make it again") from None
     if kind == "gif":

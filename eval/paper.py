@@ -48,7 +48,7 @@ TRAIN_ON, TEST_ON = "balls4mass64", "balls678mass64"
 class Scale(NamedTuple):
     """What differs from the paper's size: settings of the two data sets, options of training and of predictions."""
 
-    data: dict[str, dict[str, int]] = {TRAIN_ON: {}, TEST_ON: {}}
+    data: dict[str, dict[str, Any]] = {TRAIN_ON: {}, TEST_ON: {}}
     training: list[str] = []
     prediction: list[str] = []
 

@@ -228,7 +228,7 @@ def predict(model: SQAIR, source: Source, first_generated: int, n_samples: int, 
 
 def settings(arguments: Arguments) -> dict[str, Any]:
     """The options as JSON values."""
-    return attrs.asdict(attrs.evolve(arguments, out=str(arguments.out)))
+    return attrs.asdict(arguments) | {"out": str(arguments.out)}
 
 
 def write(arguments: Arguments) -> list[str]:

@@ -167,7 +167,7 @@ def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
     }
 
 
-def _listed(values: np.ndarray) -> list:
+def _listed(values: np.ndarray) -> Any:
     """Nested lists for JSON, None where a value is not finite."""
     if np.ndim(values):
         return [_listed(value) for value in values]
@@ -225,8 +225,8 @@ def _tracking(predictions: Predictions, boxes: str) -> dict[str, np.ndarray]:
     true_boxes = predictions["truth/box"][frames]
     truth, ignored = tracking.ground_truth(predictions["truth/centre"][frames], predictions["truth/pixels"][frames],
                                            size)
-    frames = (frames[0], slice(None), frames[1])
-    found, object_id = _objects(predictions, boxes, frames, "box"), predictions["rollout/object_id"][frames]
+    samples = (frames[0], slice(None), frames[1])
+    found, object_id = _objects(predictions, boxes, samples, "box"), predictions["rollout/object_id"][samples]
     try:
         scores = [tracking.track(true_boxes, truth, found[:, m], object_id[:, m], ignored, image_size=size)
                   for m in range(found.shape[1])]

@@ -24,14 +24,14 @@ def _at_least(minimum: int) -> Callable[[Any, Any, Any], Any]:
     return attrs.validators.and_(attrs.validators.ge(minimum), attrs.validators.le(2 ** 31))
 
 
-def _choice(*choices: Collection[str]):
+def _choice(*choices: Collection[str]) -> Any:
     """The type of a flag that is one of some names: they show in --help."""
     return tyro.conf.arg(metavar=f"{{{','.join(name for names in choices for name in names)}}}")
 
 
-def _one_of(*choices: Collection[str]):
+def _one_of(*choices: Collection[str]) -> Callable[[Any, attrs.Attribute, str], None]:
     """A validator: the value is in one of the collections at the time; registries may grow."""
-    def check(instance, attribute, value):
+    def check(instance: Any, attribute: attrs.Attribute, value: str) -> None:
         known = [name for names in choices for name in names]
         if value not in known:
             raise ValueError(f"{attribute.name} must be one of {', '.join(known)}, got {value}")

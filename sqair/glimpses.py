@@ -36,7 +36,7 @@ class GlimpseEncoder(snt.Module):
         return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
 
     def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: tf.Tensor | None = None,
-                 image: tf.Tensor | None = None):
+                 image: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Args: columns [B, ...] of images; where [..., P, 4]; mask [..., P, h*w*C] or None; image: see `crop`.
 
         Returns: loc, scale [..., P, D].

@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 # The updates are TensorFlow's own kernels, those that TensorFlow 1 ran.
-def _rmsprop(u: Update):
+def _rmsprop(u: Update) -> Any:
     from tensorflow import raw_ops
 
     return raw_ops.ResourceApplyRMSProp(
@@ -34,7 +34,7 @@ def _rmsprop(u: Update):
         momentum=0.9, epsilon=1e-10, grad=u.gradient)
 
 
-def _adam(u: Update):
+def _adam(u: Update) -> Any:
     from tensorflow import raw_ops
 
     return raw_ops.ResourceApplyAdam(
@@ -42,13 +42,13 @@ def _adam(u: Update):
         beta2_power=0.999**u.t, lr=u.learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8, grad=u.gradient)
 
 
-def _sgd(u: Update):
+def _sgd(u: Update) -> Any:
     from tensorflow import raw_ops
 
     return raw_ops.ResourceApplyGradientDescent(var=u.variable.handle, alpha=u.learning_rate, delta=u.gradient)
 
 
-def _momentum(u: Update):
+def _momentum(u: Update) -> Any:
     from tensorflow import raw_ops
 
     return raw_ops.ResourceApplyMomentum(var=u.variable.handle, accum=u.slots["momentum"].handle, lr=u.learning_rate,

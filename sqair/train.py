@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 from data_gen import hdf5, pipeline
 from sqair import checkpoints, distribution, health, spatial_transformer
-from sqair.config import Config, load_flags, to_flags
+from sqair.config import Config, TrainConfig, load_flags, to_flags
 from sqair.model import SQAIR, Report, report, resample
+from sqair.noise import Noise
 from sqair.optimizers import Optimizer, Schedule
 from sqair.run_folder import (
     STARTED_FROM,
@@ -77,7 +78,7 @@ def default_shards(cores: int, batch_size: int) -> int:
     return max(parts for parts in equal if parts <= 2 or batch_size // parts >= LEAST_SEQUENCES)
 
 
-def n_shards(train) -> int:
+def n_shards(train: TrainConfig) -> int:
     """The number of parts that batches are split into: --shards, or else what is quickest on this machine."""
     if train.shards:
         return train.shards
@@ -85,20 +86,20 @@ def n_shards(train) -> int:
     return 1 if one_piece else default_shards(n_cores(), train.batch_size)
 
 
-def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise, n_parts: int) -> list[tuple]:
+def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int) -> list[tuple]:
     """A batch in parts of as many sequences each: (obs, counts, noise), with axes as in `train_step`."""
     parts = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
     noise = [tf.nest.pack_sequence_as(noise, part) for part in parts]
     return list(zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noise))
 
 
-def average(records: Sequence):
+def average(records: Sequence[Any]) -> Any:
     """The mean of records of tensors, field by field; a single one as it is."""
     return tf.nest.map_structure(lambda *xs: tf.add_n(xs) / len(xs), *records) if len(records) > 1 else records[0]
 
 
-def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Tensor, noise, learning_rate: tf.Tensor,
-               train) -> StepResult:
+def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Tensor, noise: Noise,
+               learning_rate: tf.Tensor, train: TrainConfig) -> StepResult:
     """One update. If the loss or a gradient is not finite, nothing is updated and `finite` is false.
 
     The shards of a batch do not depend on each other, so that TensorFlow computes them side by side.
@@ -132,7 +133,7 @@ def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Te
     return StepResult(loss, norm, finite, summary)
 
 
-def compile_train_step(model: SQAIR, optimizer: Optimizer, train) -> Callable[..., StepResult]:
+def compile_train_step(model: SQAIR, optimizer: Optimizer, train: TrainConfig) -> Callable[..., StepResult]:
     """`train_step` as a graph: (obs, counts, step, learning_rate) -> StepResult, traced once for every length.
 
     The noise of step i is drawn from (seed, i) for the whole batch, outside of what XLA compiles (see `sqair.noise`).
@@ -147,7 +148,7 @@ def compile_train_step(model: SQAIR, optimizer: Optimizer, train) -> Callable[..
     return distribution.compiled(step_function)
 
 
-def compile_eval_step(model: SQAIR, train) -> Callable[..., Report]:
+def compile_eval_step(model: SQAIR, train: TrainConfig) -> Callable[..., Report]:
     """A forward pass as a graph: (obs, counts, seed [2]) -> Report. Args: model; train: `TrainConfig`."""
     def step_function(obs, counts, seed):
         noise = distribution.share(model.draw_noise(seed, obs.shape[0], obs.shape[1]), axis=2)
@@ -167,13 +168,13 @@ def evaluate(eval_step: Callable[..., Report], data: Iterator, n_batches: int, s
     return Report(*(total / n_batches))
 
 
-def sequence_length(train, step: int) -> int:
+def sequence_length(train: TrainConfig, step: int) -> int:
     """The curriculum: min(seq_len + step // stage_itr, max_seq_len) frames."""
     start = train.seq_len or train.max_seq_len
     return min(start + (step // train.stage_itr if train.stage_itr else 0), train.max_seq_len)
 
 
-def longest(train) -> int:
+def longest(train: TrainConfig) -> int:
     """The greatest length of the sequences that a run may come to, in frames."""
     return train.max_seq_len if train.stage_itr else sequence_length(train, 0)
 
@@ -614,7 +615,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(seconds % 60)} s"
 
 
-def use_machine(train) -> None:
+def use_machine(train: TrainConfig) -> None:
     """Gives each shard its share of the cores, and products their precision; call it before TensorFlow computes
     anything. Args: train: `TrainConfig`."""
     shards = n_shards(train)

@@ -1,4 +1,4 @@
-"""The linter and the type checker, with the settings of pyproject.toml; and packages say that they have types."""
+"""The linter, with the settings of pyproject.toml; and packages say that they have types."""
 
 import subprocess
 import sys
