@@ -361,13 +361,14 @@ class Split:
         self._file.close()
 
     def read(self, sequences: slice | Sequence[int] | np.ndarray, n_frames: int | None = None,
-             members: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+             members: Iterable[str] | None = None, first: int = 0) -> dict[str, np.ndarray]:
         """Reads some sequences; apart from the result, one block of sequences is in memory at a time.
 
         Args:
           sequences: which, in the order wanted; quickest in increasing order.
-          n_frames: how many frames from the first; None for all.
+          n_frames: how many frames; None for all there are.
           members: which members; None for all that were opened.
+          first: the first of the frames.
 
         Returns:
           Member name -> array with the axes of `MEMBERS`: features uint8 in 0..`white` or, if the file holds floats,
@@ -376,10 +377,11 @@ class Split:
         Raises:
           UserError: fewer frames than asked, a damaged file, values out of range, above `white` among them.
         """
-        n_frames = self.n_frames if n_frames is None else n_frames
-        if not 1 <= n_frames <= self.n_frames:
-            raise UserError(f"{self.path}: {self.name} has {self.n_frames} frames per sequence, {n_frames} were asked "
-                            "for; ask for fewer (--n_frames; in training --max_seq_len) or make longer sequences")
+        n_frames = self.n_frames - first if n_frames is None else n_frames
+        if not 1 <= n_frames <= self.n_frames - first:
+            raise UserError(f"{self.path}: {self.name} has {self.n_frames} frames per sequence, {first + n_frames} "
+                            "were asked for; ask for fewer (--n_frames; in training --max_seq_len) or make longer "
+                            "sequences")
         if isinstance(sequences, slice):
             sequences = range(*sequences.indices(self.n_sequences))
         sequence_bytes = n_frames * math.prod(self.image_shape) * self.members["features"].dtype.itemsize
@@ -390,16 +392,16 @@ class Split:
         wanted = np.asarray(sequences, np.int64)
         if wanted.size and not (0 <= wanted.min() and wanted.max() < self.n_sequences):
             raise IndexError(f"{self.path}: {self.name} has {self.n_sequences} sequences")
-        return {name: self._read_member(name, wanted, n_frames)
+        return {name: self._read_member(name, wanted, slice(first, first + n_frames))
                 for name in (self.members if members is None else members)}
 
-    def _read_member(self, name: str, wanted: np.ndarray, n_frames: int) -> np.ndarray:
+    def _read_member(self, name: str, wanted: np.ndarray, frames: slice) -> np.ndarray:
         data, axes = self.members[name], MEMBERS[name].axes
-        lead = () if axes[0] == "S" else (slice(n_frames),)
+        lead = {"S": (), "T": (frames,), "1": (slice(1),)}[axes[0]]
         dtype = result_type(name, data.dtype)
         shape = list(data.shape)
         if axes[0] == "T":
-            shape[0] = n_frames
+            shape[0] = frames.stop - frames.start
         shape[len(lead)] = len(wanted)
         result: np.ndarray = np.empty(shape, dtype)
         ahead = (slice(None),) * len(lead)

@@ -9,7 +9,7 @@ import pathlib
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageDraw, ImageFont
+from PIL import GifImagePlugin, Image, ImageChops, ImageDraw, ImageFont
 
 from data_gen.command_line import begins, check_output, output_path
 from eval.geometry import boxes_from_where
@@ -45,6 +45,7 @@ class Scene(NamedTuple):
       relation: the model's, a value of --relation.
       attention: [T, A, R, R], row by attended row, among the objects of the frame before; None without a relation.
       box: [T, N, 4], what each object draws: top, left, height, width in pixels, NaN where nothing; None: its window.
+      times: [T], where in their sequence these frames are, if they are not all of it; None: from 0 on.
     """
 
     frames: np.ndarray
@@ -56,6 +57,40 @@ class Scene(NamedTuple):
     relation: str = NO_RELATION
     attention: np.ndarray | None = None
     box: np.ndarray | None = None
+    times: np.ndarray | None = None
+
+    def time(self, t: int) -> int:
+        """The index in its sequence of frame t of these."""
+        return t if self.times is None else int(self.times[t])
+
+    def is_generated(self, t: int) -> bool:
+        """Whether frame t of these was predicted."""
+        return self.time(t) >= self.first_generated
+
+
+def join(parts: Iterable[Sequence[Scene]], step: int = 1) -> list[Scene]:
+    """Whole sequences from their parts.
+
+    Args:
+      parts: one after another, all of the same sequences.
+      step: take every step-th frame of the sequences alone.
+
+    Returns:
+      A scene for every sequence.
+    """
+    taken: list[list[Scene]] = []
+    for part in parts:
+        chosen = [t for t in range(len(part[0].frames)) if part[0].time(t) % step == 0]
+        times = np.array([part[0].time(t) for t in chosen], int)
+        taken.append([scene._replace(times=times, **{
+            name: None if getattr(scene, name) is None else getattr(scene, name)[chosen] for name in _BY_FRAME})
+            for scene in part])
+    return [pieces[0]._replace(**{
+        name: None if getattr(pieces[0], name) is None else np.concatenate([getattr(piece, name) for piece in pieces])
+        for name in (*_BY_FRAME, "times")}) for pieces in zip(*taken)]
+
+
+_BY_FRAME = ("frames", "canvas", "where", "presence", "object_id", "attention", "box")
 
 
 def colour(object_id: int) -> str:
@@ -115,12 +150,31 @@ def save(figure: Figure, paths: Iterable[pathlib.Path], title: str, description:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
 
 
-def save_gif(images: Sequence[Image.Image], path: pathlib.Path, title: str, description: str) -> None:
-    """Writes an animation that repeats for ever; a file appears once it is whole."""
+def save_gif(images: Iterable[Image.Image], path: pathlib.Path, title: str, description: str) -> None:
+    """Writes an animation that repeats for ever, an image at a time; a file appears once it is whole.
+
+    Args:
+      images: all of one size, with palettes (mode P) or grey.
+      path, title, description: of the file.
+    """
     comment = "\n".join([title, description, this_command()]).encode()
-    with output_path(path, _KINDS[".gif"]) as temporary:
-        images[0].save(temporary, format="GIF", save_all=True, append_images=images[1:], loop=0,
-                       duration=[GIF_MILLISECONDS] * (len(images) - 1) + [4 * GIF_MILLISECONDS], comment=comment)
+    with output_path(path, _KINDS[".gif"]) as temporary, open(temporary, "wb") as file:
+        frames = (image if image.mode == "P" else image.convert("P") for image in images)
+        image, before = next(frames), None
+        # Pillow's own way to write animations keeps all of their images.
+        file.writelines(GifImagePlugin.getheader(image, info={"loop": 0, "comment": comment})[0])
+        shared = image.getpalette()
+        while image is not None:
+            following = next(frames, None)
+            corner, changed = (0, 0), image
+            own = image.getpalette() != shared
+            if before is not None and not own and before.getpalette() == shared:
+                box = ImageChops.difference(image.convert("RGB"), before.convert("RGB")).getbbox() or (0, 0, 1, 1)
+                corner, changed = box[:2], image.crop(box)
+            file.writelines(GifImagePlugin.getdata(
+                changed, corner, duration=GIF_MILLISECONDS * (4 if following is None else 1), include_color_table=own))
+            before, image = image, following
+        file.write(b";")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -175,7 +229,7 @@ def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = 
     frame_inches = min(max(11 / n_frames, 0.6), 1.0)
     point = width / frame_inches / 72                  # of a font, in pixels
     gap, left, right = 0.10 * width, 18 * point, 6 * point
-    any_generated = any(scene.first_generated < len(scene.frames) for scene in scenes)
+    any_generated = any(scene.is_generated(len(scene.frames) - 1) for scene in scenes)
     show_attention = show_attention and any(scene.attention is not None for scene in scenes)
     attention = [scene.attention[1:].mean(1) for scene in scenes if scene.attention is not None]
     vmax = max((float(weights.max(initial=1e-6)) for weights in attention), default=1.0)
@@ -187,6 +241,9 @@ def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = 
     total_width = max(left + n_frames * (width + gap) + right, 300 * point) + 40 * point * show_attention
     caption = ["Boxes: one colour for each object, by its id."
                + " Dashed border: predicted from the propagation prior, the input unseen." * any_generated]
+    step = max(scene.time(1) - scene.time(0) if len(scene.frames) > 1 else 1 for scene in scenes)
+    if step > 1:
+        caption[0] += f" One frame in {step} is shown."
     if show_attention:
         caption.append(_attention_caption(scenes))
     letters = int(total_width / point / 4.1)           # of 7.5 points that fit into a line
@@ -198,8 +255,9 @@ def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = 
     y, matrix = 4 * point, None
     for title, section in sections.items():
         sheet.text(left, y + 8 * point, title, ha="left", fontsize=10, weight="bold")
-        for t in range(n_frames):
-            sheet.text(left + t * (width + gap) + width / 2, y + 24 * point, f"t = {t}", color="#444444")
+        longest = max(section, key=lambda scene: len(scene.frames))
+        for t in range(len(longest.frames)):
+            sheet.text(left + t * (width + gap) + width / 2, y + 24 * point, f"t = {longest.time(t)}", color="#444444")
         y += 34 * point
         for scene in section:
             matrix = _draw_scene(sheet, scene, left, y, gap, point, vmax, show_attention) or matrix
@@ -231,7 +289,7 @@ def _draw_scene(sheet: _Sheet, scene: Scene, left: float, top: float, gap: float
             sheet.rectangle(x + box_left + 0.5, y + box_top + 0.5, box_width, box_height, (x, y, width, height),
                             edgecolor=colour(object_id), linewidth=1.5,
                             linestyle="-" if object_id // len(COLOURS) % 2 == 0 else (0, (2, 1)))
-        if t >= scene.first_generated:
+        if scene.is_generated(t):
             margin = 0.35 * gap
             sheet.rectangle(x - margin, y - margin, width + 2 * margin, height + 2 * margin, edgecolor="black",
                             linewidth=1.2, linestyle=(0, (3, 2)))
@@ -272,32 +330,33 @@ def _attention_caption(scenes: Iterable[Scene]) -> str:
     return " ".join(relation.attention_text for kind, relation in RELATIONS.items() if kind in kinds)
 
 
-def animate(rows: Sequence[Sequence[Scene]]) -> list[Image.Image]:
+def animate(rows: Sequence[Sequence[Scene]], n_frames: int | None = None) -> Iterator[Image.Image]:
     """Sequences as an animation: input, and beside it every scene of the row, a reconstruction or a rollout.
 
     Args:
-      rows: sequence -> scenes with the same frames, the same kinds in every row.
+      rows: sequence -> scenes with the same frames, the same kinds in every row; they may be a part of the sequences.
+      n_frames: of the sequences; None: as many as the scenes have.
 
-    Returns:
-      T images. Predicted frames have a black border and say so.
+    Yields:
+      An image a frame. Predicted frames have a black border and say so.
     """
     first = rows[0][0]
-    (n_frames, height, width), grey = first.frames.shape[:3], first.frames.ndim == 3
+    (n, height, width), grey = first.frames.shape[:3], first.frames.ndim == 3
+    n_frames = n_frames or n
     scale = max(GIF_SCALE, -(-150 // width))
     gap, line = 12, 20
     # The height of a line for the column's name, and one for the frame's.
     size = (gap + (len(rows[0]) + 1) * (width * scale + gap), gap + 2 * line + len(rows) * (height * scale + gap))
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
-    images = []
-    for t in range(n_frames):
+    for t in range(n):
         image = Image.new("RGB", size, "white")
         draw = ImageDraw.Draw(image)
-        draw.text((gap, gap / 2), f"frame {t} of 0 to {n_frames - 1}", "black", font)
+        draw.text((gap, gap / 2), f"frame {first.time(t)} of 0 to {n_frames - 1}", "black", font)
         for r, scenes in enumerate(rows):
             top = gap + 2 * line + r * (height * scale + gap)
             for c, scene in enumerate([None, *scenes]):
                 x = gap + c * (width * scale + gap)
-                generated = scene is not None and t >= scene.first_generated
+                generated = scene is not None and scene.is_generated(t)
                 if r == 0:
                     label = "input" if scene is None else ("reconstruction" if scene.first_generated >= n_frames
                                                            else f"rollout{': predicted' * generated}")
@@ -309,8 +368,7 @@ def animate(rows: Sequence[Sequence[Scene]]) -> list[Image.Image]:
                                    width=2)
                 if scene is not None:
                     _draw_boxes(image, boxes(scene, t), x, top, width * scale, height * scale, scale)
-        images.append(_indexed(image) if grey else image.quantize())
-    return images
+        yield _indexed(image) if grey else image.quantize()
 
 
 def _enlarged(frame: np.ndarray, scale: int) -> Image.Image:

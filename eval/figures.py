@@ -9,19 +9,22 @@ sequences is the paper's figure 3, one part for each data file: `--data balls4ma
 figure4 shows log-likelihoods of the last frame from the figures of eval.tables, curves how the training went.
 """
 
-from data_gen.command_line import UserError, read_json, run_module
+from data_gen.command_line import UserError, progress, read_json, run_module
 from eval.options import Curves, Figure4, Sequences, read_figure
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.figures", read_figure)
 
+import collections
+import contextlib
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
+from PIL import Image
 
 from eval import geometry, predict, tables
 from eval.drawing import (
@@ -34,11 +37,12 @@ from eval.drawing import (
     draw_bars,
     draw_curves,
     draw_scenes,
+    join,
     save,
     save_gif,
 )
 from eval.predictions import Predictions
-from eval.truth import Source
+from eval.truth import PART, Source
 from sqair import checkpoints, health
 from sqair.config import NO_RELATION, load_flags, model_name, model_titles
 from sqair.run_folder import read_rows, step_of
@@ -51,15 +55,17 @@ LABELS = {"iwae_per_frame": "IWAE bound, nats per frame", "vae_per_frame": "VAE 
           "seconds_per_step": "seconds per training step", "cpu_seconds_per_step": "CPU seconds per step",
           "memory_mb": "memory, MB", "open_files": "open files"}
 
+MOST_SHOWN = 100        # frames of a sequence in a still
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Sequences: the paper's figure 3
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def scenes_from_run(loaded: checkpoints.Run, source: Source, first_generated: int, seed: int,
-                    boxes: str = "drawn") -> list[Scene]:
-    """Runs a model on all sequences of a source, one sample per sequence.
+def scene_parts_from_run(loaded: checkpoints.Run, source: Source, first_generated: int, seed: int, boxes: str = "drawn",
+                         advance: Callable[[int], Any] = lambda n: None) -> Iterator[list[Scene]]:
+    """Runs a model on all sequences of a source, one sample each, some frames at a time.
 
     Args:
       loaded: the model.
@@ -67,29 +73,28 @@ def scenes_from_run(loaded: checkpoints.Run, source: Source, first_generated: in
       first_generated: frames from this one on are predicted; T to infer all.
       seed: of the noise. The same seed infers the same, whatever is predicted after it.
       boxes: what an object's box is, a key of `tables.BOXES`.
+      advance: see `predict.sample`.
 
-    Returns:
-      A scene for every sequence.
+    Yields:
+      A scene for every sequence, of the next frames.
     """
-    model = loaded.model
-    _, truth = next(source.batches(source.n_sequences))
-    rng = predict.generator(seed, 0, 1)
-    forward = predict.infer(model, tf.constant(truth.frames.swapaxes(0, 1)), predict.noise_seed(rng), first_generated)
+    stream = next(source.streams(source.n_sequences))
     # The frames before the prediction choose the particle, in the reconstruction beside a rollout too.
-    uniform = tf.constant(rng.random(source.n_sequences, np.float32))
-    drawn = predict.draw_particle(model, forward, first_generated, uniform)
-    drawn = {name: value.numpy() for name, value in drawn._asdict().items()}
-    attention = drawn["attention"] if drawn["attention"].ndim == 5 else None
-    box = geometry.boxes_and_centres_from_pixels(drawn["pasted"])[0] if boxes == "drawn" else None
-    return [Scene(truth.frames[b], drawn["canvas"][:, b], drawn["where"][:, b], drawn["presence"][:, b],
-                  drawn["object_id"][:, b].round().astype(int), first_generated, model.config.relation,
-                  None if attention is None else attention[:, b], None if box is None else box[:, b])
-            for b in range(source.n_sequences)]
+    for first, truth, drawn in predict.sample(loaded.model, stream, first_generated, predict.generator(seed, 0, 1),
+                                              advance):
+        found = {name: value.numpy() for name, value in drawn._asdict().items()}
+        attention = found["attention"] if found["attention"].ndim == 5 else None
+        box = geometry.boxes_and_centres_from_pixels(found["pasted"])[0] if boxes == "drawn" else None
+        times = np.arange(first, first + truth.frames.shape[1])
+        yield [Scene(truth.frames[b], found["canvas"][:, b], found["where"][:, b], found["presence"][:, b],
+                     found["object_id"][:, b].round().astype(int), first_generated, loaded.model.config.relation,
+                     None if attention is None else attention[:, b], None if box is None else box[:, b], times)
+               for b in range(source.n_sequences)]
 
 
-def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames: int,
-                            boxes: str = "drawn") -> list[Scene]:
-    """The first sample of the first sequences of a file of predictions; boxes as in `scenes_from_run`.
+def scene_parts_from_predictions(predictions: Predictions, n_sequences: int, n_frames: int, boxes: str = "drawn",
+                                 advance: Callable[[int], Any] = lambda n: None) -> Iterator[list[Scene]]:
+    """The first sample of the first sequences of a file of predictions, some frames at a time; the rest as above.
 
     Raises:
       UserError: it has no canvases, does not tell the boxes asked for, or has too few sequences or frames.
@@ -97,43 +102,71 @@ def scenes_from_predictions(predictions: Predictions, n_sequences: int, n_frames
     for letter, asked, name in (("S", n_sequences, "sequences"), ("T", n_frames, "frames")):
         if asked > predictions.sizes[letter]:
             raise UserError(f"{predictions.path}: it has {predictions.sizes[letter]} {name}, {asked} were asked for")
-
-    def first(name):
-        return predictions[f"rollout/{name}"][:n_sequences, 0, :n_frames]
-
-    canvas, attention = first("canvas") / 255, None
-    if "rollout/attention" in predictions:
-        attention = first("attention").astype(np.float32)
-    frames = predictions["truth/frames"][:n_sequences, :n_frames] / 255
-    first_generated = min(predictions.about.first_generated, n_frames)
-    where, presence, object_id = first("where"), first("presence"), first("object_id")
     if boxes == "drawn":
         tables.check_drawn(predictions, "box")
-    box = first("box") if boxes == "drawn" else None
-    return [Scene(frames[s], canvas[s], where[s], presence[s], object_id[s], first_generated,
-                  predictions.about.flags["relation"], None if attention is None else attention[s],
-                  None if box is None else box[s])
-            for s in range(n_sequences)]
+    for first in range(0, n_frames, PART):
+        part = slice(first, min(first + PART, n_frames))
+
+        def read(name: str, part: slice = part) -> np.ndarray:
+            return predictions[f"rollout/{name}"][:n_sequences, 0, part]
+
+        canvas, attention = read("canvas") / 255, None
+        if "rollout/attention" in predictions:
+            attention = read("attention").astype(np.float32)
+        frames = predictions["truth/frames"][:n_sequences, part] / 255
+        where, presence, object_id = read("where"), read("presence"), read("object_id")
+        box = read("box") if boxes == "drawn" else None
+        yield [Scene(frames[s], canvas[s], where[s], presence[s], object_id[s],
+                     min(predictions.about.first_generated, n_frames), predictions.about.flags["relation"],
+                     None if attention is None else attention[s], None if box is None else box[s],
+                     np.arange(part.start, part.stop))
+               for s in range(n_sequences)]
+        advance(n_sequences * (part.stop - part.start))
+
+
+class _Film(NamedTuple):
+    """A part of a figure: its title, the kinds of scenes of its sequences (first predicted frame -> parts, that of the
+    still first), and how many frames will be computed for them."""
+
+    title: str
+    kinds: dict[int, Iterator[list[Scene]]]
+    work: int
 
 
 def write_sequences(settings: Sequences) -> list[pathlib.Path]:
     """Writes the figure, and the animation if asked; returns the files."""
-    animation = settings.out[0].with_suffix(".gif")
-    check_pictures((*settings.out, animation) if settings.gif else settings.out,
-                   (*settings.data, *settings.predictions))
-    parts, rows = {}, []
-    for title, scenes, columns in _from_predictions(settings) if settings.predictions else _from_run(settings):
-        parts[title] = scenes
-        rows.extend(columns)
-    scenes = [scene for part in parts.values() for scene in part]
-    if len({scene.frames.shape[1:] for scene in scenes}) > 1:
-        raise UserError("the files have frames of different sizes; make a figure of each")
-    title = f"Sequences: {', '.join(parts)}"
-    save(draw_scenes(parts, settings.attention), settings.out, title, _describe_scenes(parts))
-    written = list(settings.out)
-    if settings.gif:
-        written.append(animation)
-        save_gif(animate(rows), animation, title, _describe_animation(rows))
+    n_frames, animation = settings.n_frames, settings.out[0].with_suffix(".gif")
+    written = [*settings.out, *([animation] if settings.gif else [])]
+    check_pictures(written, (*settings.data, *settings.predictions))
+    if settings.attention and n_frames > MOST_SHOWN:
+        raise UserError(f"--attention: it is among the objects of the frame before, and of --n_frames {n_frames} not "
+                        f"all are shown; choose at most {MOST_SHOWN}")
+    step = -(-n_frames // MOST_SHOWN)
+    stills: list[list[list[Scene]]] = []
+
+    def images(films: list[_Film]) -> Iterator[Image.Image]:
+        """The images of the animation, if there is one; puts aside what the still shows."""
+        for parts in zip(*(zip(*film.kinds.values()) for film in films)):
+            stills.append([join([kinds[0]], step) for kinds in parts])
+            if len({scenes[0].frames.shape[1:] for kinds in parts for scenes in kinds}) > 1:
+                raise UserError("the files have frames of different sizes; make a figure of each")
+            if settings.gif:        # reconstructions before rollouts
+                yield from animate([row for kinds in parts for row in zip(*sorted(
+                    kinds, key=lambda scenes: -scenes[0].first_generated))], n_frames)
+
+    with contextlib.ExitStack() as files:
+        done: list[Callable[[int], Any]] = []
+        films = list((_from_predictions if settings.predictions else _from_run)(settings, files, lambda n: done[0](n)))
+        done.append(files.enter_context(progress(sum(film.work for film in films), "computing", "frames")))
+        title = f"Sequences: {', '.join(film.title for film in films)}"
+        if settings.gif:
+            firsts = sorted(films[0].kinds, reverse=True)
+            save_gif(images(films), animation, title,
+                     _describe_animation(len(films) * settings.n_sequences, n_frames, firsts))
+        else:
+            collections.deque(images(films), 0)
+    parts = {film.title: join(scenes) for film, scenes in zip(films, zip(*stills))}
+    save(draw_scenes(parts, settings.attention), settings.out, title, _describe_scenes(parts, n_frames))
     return written
 
 
@@ -142,36 +175,40 @@ def _check_attention(settings: Sequences, relation: str) -> None:
         raise UserError("--attention: this model has no relational module, there is no attention to show")
 
 
-def _from_run(settings: Sequences) -> Iterator[tuple[str, list[Scene], list[tuple[Scene, ...]]]]:
+def _from_run(settings: Sequences, files: contextlib.ExitStack, advance: Callable[[int], Any]) -> Iterator[_Film]:
     loaded = predict.load(str(settings.run), settings.checkpoint, settings.k_particles, settings.n_slots)
     _check_attention(settings, loaded.config.model.relation)
-    after = settings.n_frames - 1 if settings.generate_after is None else settings.generate_after
-    rollout_after = (settings.n_frames - 1) // 2 if settings.generate_after is None else after
-    name = model_titles()[model_name(loaded.config.model.relation)]
+    n_frames = settings.n_frames
+    after = n_frames - 1 if settings.generate_after is None else settings.generate_after
+    rollout_after = (n_frames - 1) // 2 if settings.generate_after is None else after
+    firsts = dict.fromkeys([after + 1, *([n_frames, rollout_after + 1] if settings.gif else [])])
     for path in settings.data:
-        with Source(path, settings.split, loaded.model.config.image_size, settings.n_frames,
-                    settings.n_sequences) as source:
-            for line in source.describe():
-                print(line, file=sys.stderr)
-            kinds = {k: scenes_from_run(loaded, source, k, settings.seed, settings.boxes)
-                     for k in {after + 1} | ({settings.n_frames, rollout_after + 1} if settings.gif else set())}
-        columns = list(zip(*(kinds[k] for k in sorted(kinds, reverse=True)))) if settings.gif else []
-        yield f"{name} on {path.stem}", kinds[after + 1], columns
+        source = files.enter_context(Source(path, settings.split, loaded.model.config.image_size, n_frames,
+                                            settings.n_sequences))
+        for line in source.describe():
+            print(line, file=sys.stderr)
+        yield _Film(f"{model_titles()[model_name(loaded.config.model.relation)]} on {path.stem}",
+                    {first: scene_parts_from_run(loaded, source, first, settings.seed, settings.boxes, advance)
+                     for first in firsts},
+                    settings.n_sequences * sum(predict.frames_of_a_sample(n_frames, first) for first in firsts))
 
 
-def _from_predictions(settings: Sequences) -> Iterator[tuple[str, list[Scene], list[tuple[Scene, ...]]]]:
+def _from_predictions(settings: Sequences, files: contextlib.ExitStack, advance: Callable[[int], Any]
+                      ) -> Iterator[_Film]:
     for path in settings.predictions:
-        with Predictions(path) as predictions:
-            scenes = scenes_from_predictions(predictions, settings.n_sequences, settings.n_frames, settings.boxes)
-            about = predictions.about
+        predictions = files.enter_context(Predictions(path))
+        about = predictions.about
         _check_attention(settings, about.flags["relation"])
-        yield f"{model_titles()[about.model]}, seed {about.seed}, on {about.data_set}", scenes, [(s,) for s in scenes]
+        parts = scene_parts_from_predictions(predictions, settings.n_sequences, settings.n_frames, settings.boxes,
+                                             advance)
+        yield _Film(f"{model_titles()[about.model]}, seed {about.seed}, on {about.data_set}",
+                    {min(about.first_generated, settings.n_frames): parts}, settings.n_sequences * settings.n_frames)
 
 
-def _describe_scenes(parts: dict[str, list[Scene]]) -> str:
+def _describe_scenes(parts: dict[str, list[Scene]], n_frames: int) -> str:
     said = []
     for title, scenes in parts.items():
-        n_frames, first_generated = len(scenes[0].frames), scenes[0].first_generated
+        first_generated = scenes[0].first_generated
         objects = np.mean([scene.presence.sum(-1).mean() for scene in scenes])
         said.append(f"{title}: {len(scenes)} sequence{'s' * (len(scenes) > 1)} of {n_frames} frames, the inputs above "
                     f"the model's frames with a box around each object, on average {objects:.1f} per frame; "
@@ -180,11 +217,10 @@ def _describe_scenes(parts: dict[str, list[Scene]]) -> str:
     return " ".join(said)
 
 
-def _describe_animation(rows: list[tuple[Scene, ...]]) -> str:
-    kinds = ["reconstruction" if scene.first_generated >= len(scene.frames)
-             else f"rollout, predicted from frame {scene.first_generated} on" for scene in rows[0]]
-    return (f"Animation of {len(rows)} sequence{'s' * (len(rows) > 1)} of {len(rows[0][0].frames)} frames, side by "
-            f"side: {', '.join(['input', *kinds])}; boxes around the objects.")
+def _describe_animation(n_sequences: int, n_frames: int, firsts: list[int]) -> str:
+    kinds = ["reconstruction" if first >= n_frames else f"rollout, predicted from frame {first} on" for first in firsts]
+    return (f"Animation of {n_sequences} sequence{'s' * (n_sequences > 1)} of {n_frames} frames, side by side: "
+            f"{', '.join(['input', *kinds])}; boxes around the objects.")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     python -m eval.likelihood --run runs/sqair_0 --data data/balls4mass64.h5 --split test
     python -m eval.likelihood --run ORIGINAL_RUN --data data/balls4mass64.h5 --checkpoint all --k_particles 500
 
-All frames are inferred. Many particles are computed in chunks: only their numbers are kept, not their pictures.
+All frames are inferred. Many particles and many frames are computed in chunks: only their numbers are kept, not their
+pictures.
 """
 
 from data_gen.command_line import (
@@ -34,8 +35,8 @@ import tensorflow as tf
 from scipy.special import softmax
 
 from eval import metrics
-from eval.predict import generator, infer, load, noise_seed
-from eval.truth import Source, Truth
+from eval.predict import generator, infer_parts, load, noise_seed
+from eval.truth import Source, Stream
 from sqair import original, spatial_transformer
 from sqair.checkpoints import BEST, CHECKPOINTS, checkpoint_fingerprint, fill
 from sqair.config import to_flags
@@ -84,26 +85,38 @@ def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, c
                      for frame in zip(frames, canvas, collisions[:, :, None])])
 
 
-def particles(model: SQAIR, truth: Truth, k_particles: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Numbers of K particles of a batch, in chunks of the model's own number of particles.
+def particles(model: SQAIR, stream: Stream, k_particles: int, rng: np.random.Generator,
+              advance: Callable[[int], Any] = lambda n: None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Numbers of K particles of a batch, in chunks of the model's own number of particles, some frames at a time.
 
     Returns:
       log_weights [B, K]; data_ll, log_p, log_q, count and, if the data have collisions, relational_ll [B, T, K].
+      And of the truth: count [B, T], -1 unknown, and, if the data have collisions, collides, bool [B, T].
     """
-    obs = tf.constant(truth.frames.swapaxes(0, 1))
     chunks = []
     for _ in range(0, k_particles, model.config.k_particles):
-        forward = infer(model, obs, noise_seed(rng))
-        shape = [obs.shape[0], *forward.log_weights.shape]                                # T, B, K
-        chunk = {name: value.numpy().reshape(shape) for name, value in (
-            ("data_ll", forward.data_ll), ("log_p", forward.log_p), ("log_q", forward.log_q),
-            ("count", forward.num_steps))}
-        if truth.collisions is not None:
-            chunk["relational_ll"] = relational_log_likelihood(model, forward.canvas, obs,
-                                                               truth.collisions.swapaxes(0, 1))
-        chunks.append({name: value.swapaxes(0, 1) for name, value in chunk.items()}
-                      | {"log_weights": forward.log_weights.numpy()})
-    return {name: np.concatenate([chunk[name] for chunk in chunks], -1)[..., :k_particles] for name in chunks[0]}
+        parts: list[dict[str, np.ndarray]] = []
+        true_parts: list[dict[str, np.ndarray]] = []
+        log_weights = []
+        for _, truth, forward in infer_parts(model, stream, noise_seed(rng), advance=advance):
+            obs = tf.constant(truth.frames.swapaxes(0, 1))
+            shape = [obs.shape[0], *forward.log_weights.shape]                            # T, B, K
+            part = {name: value.numpy().reshape(shape) for name, value in (
+                ("data_ll", forward.data_ll), ("log_p", forward.log_p), ("log_q", forward.log_q),
+                ("count", forward.num_steps))}
+            true_parts.append({"count": truth.count})
+            if truth.collisions is not None:
+                part["relational_ll"] = relational_log_likelihood(model, forward.canvas, obs,
+                                                                  truth.collisions.swapaxes(0, 1))
+                true_parts[-1]["collides"] = truth.collisions.any((2, 3))
+            parts.append({name: value.swapaxes(0, 1) for name, value in part.items()})
+            log_weights.append(forward.log_weights.numpy())
+        chunks.append(_joined(parts, 1) | {"log_weights": sum(log_weights)})
+    return ({name: value[..., :k_particles] for name, value in _joined(chunks, -1).items()}, _joined(true_parts, 1))
+
+
+def _joined(parts: list[dict[str, np.ndarray]], axis: int) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts], axis) for name in parts[0]}
 
 
 class Totals:
@@ -117,16 +130,16 @@ class Totals:
         self._raw_right = 0.0
         self._collides: Any = False
 
-    def add(self, numbers: dict[str, np.ndarray], count: np.ndarray, collisions: np.ndarray | None = None) -> None:
+    def add(self, numbers: dict[str, np.ndarray], count: np.ndarray, collides: np.ndarray | None = None) -> None:
         """Adds sequences.
 
         Args:
           numbers: from `particles`.
           count: true numbers of objects [B, T], -1 unknown.
-          collisions: [B, T, H, W], pixels of colliding objects, if the data have them.
+          collides: [B, T], whether objects do, if the data tell.
         """
-        if collisions is not None:
-            self._collides |= collisions.any((0, 2, 3))
+        if collides is not None:
+            self._collides |= collides.any(0)
         log_weights = numbers["log_weights"].astype(float)
         bounds = metrics.ParticleBounds().update(log_weights)
         weights = softmax(log_weights, -1)[:, None]                                       # [B, 1, K]
@@ -180,7 +193,7 @@ def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, se
       k_particles: K.
       batch_size: B.
       seed: of the noise, which depends on the chunks and batches too.
-      advance: told the number of sequences after each batch.
+      advance: told the number of frames, of sequences and chunks, that have been computed.
 
     Returns:
       iwae, vae: nats per sequence, as the original reports them; *_per_frame, data_ll, relational_ll, kl, log_p, log_q:
@@ -189,11 +202,10 @@ def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, se
       by_frame: lists over the frames. None where the data do not tell, as relational_ll where nothing collides.
     """
     totals = Totals(model.config.n_steps_per_image)
-    for number, (size, truth) in enumerate(source.batches(batch_size)):
-        numbers = particles(model, truth, k_particles, generator(seed, number, 0))
-        totals.add({name: value[:size] for name, value in numbers.items()}, truth.count[:size],
-                   None if truth.collisions is None else truth.collisions[:size])
-        advance(size)
+    for number, stream in enumerate(source.streams(batch_size)):
+        numbers, truth = particles(model, stream, k_particles, generator(seed, number, 0), advance)
+        truth = {name: value[:stream.size] for name, value in truth.items()}
+        totals.add({name: value[:stream.size] for name, value in numbers.items()}, **truth)
     return totals.result(source.n_frames)
 
 
@@ -216,7 +228,8 @@ def results(arguments: Arguments) -> Iterator[tuple[dict[str, Any], list[str]]]:
             fill(model, loaded.model)       # the first model is compiled
         with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
                     arguments.n_sequences) as source, \
-                progress(source.n_sequences, f"step {loaded.step}") as advance:
+                progress(source.n_sequences * arguments.n_frames * -(-arguments.k_particles // chunk),
+                         f"step {loaded.step}", "frames") as advance:
             for line in source.describe() if which == chosen[0] else ():
                 print(line, file=sys.stderr)
             figures = evaluate(model, source, arguments.k_particles, arguments.batch_size, arguments.seed, advance)

@@ -165,9 +165,9 @@ class Sequences:
     """best, newest, or an iteration."""
     n_sequences: int = attrs.field(default=4, validator=within(1, 100))
     """Sequences of each file, from the first on."""
-    n_frames: int = attrs.field(default=10, validator=within(1, 100))
-    """T: frames per sequence, from the first on."""
-    generate_after: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(0, 99)))
+    n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
+    """T: frames per sequence, from the first on. Of more than 100 the still shows some, the animation all."""
+    generate_after: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(0, 9_998)))
     """Frames after this one (the first is 0) are predicted from the propagation prior; none if left out."""
     k_particles: int = attrs.field(default=5, validator=within(1, 1000))
     """K: particles, of which one is drawn."""

@@ -7,6 +7,10 @@ learned propagation prior. Every sample is a pass of its own over the sequence, 
 which one is drawn by its importance weight on the inferred frames. What the predicted frames look like has no say in
 the draw: weights that included their likelihood would pick the luckiest guess and score it as the prediction.
 One more pass infers all frames, for the bounds. The file's members are listed in `eval.predictions`.
+
+Sequences are inferred `PART` frames at a time, which carry the model's state on, so that memory does not grow with
+their length. Of more than `KEPT` frames a sample is computed twice: for the weights, and, once a particle is drawn, for
+what is written of it.
 """
 
 from data_gen.command_line import check_output, fingerprint, parse, progress, run_module
@@ -15,9 +19,10 @@ from eval.options import Predict as Arguments
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.predict", lambda: parse(Arguments, "eval.predict"))
 
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import attrs
@@ -27,12 +32,14 @@ import tensorflow as tf
 from data_gen.hdf5 import new_file
 from eval import geometry, metrics
 from eval.predictions import PREDICTIONS, About, Writer
-from eval.truth import Source, Truth
+from eval.truth import PART, Source, Stream, Truth
 from sqair import spatial_transformer
 from sqair.checkpoints import Run, checkpoint_fingerprint, load_run
 from sqair.config import to_flags
 from sqair.model import SQAIR, Forward, resample
 from sqair.train import versions
+
+KEPT = 60       # frames at most of which all particles are kept until one is drawn
 
 
 def load(path: str, which: str, k_particles: int, n_slots: int | None = None) -> Run:
@@ -99,6 +106,33 @@ def infer(model: SQAIR, obs: tf.Tensor, seed: np.ndarray, first_generated: int |
     return model(obs, model.draw_noise(seed, n_frames, batch), generate_after=last_inferred)
 
 
+def infer_parts(model: SQAIR, stream: Stream, seed: np.ndarray, first_generated: int | None = None,
+                advance: Callable[[int], Any] = lambda n: None) -> Iterator[tuple[int, Truth, Forward]]:
+    """One pass as by `infer`, with its noise, of which some frames at a time are in memory.
+
+    Args:
+      model: any.
+      stream: the sequences.
+      seed, first_generated: see `infer`.
+      advance: told the number of frames, of all sequences, after each part.
+
+    Yields:
+      The index of the first frame of a part, its `Truth` and its `Forward`.
+    """
+    last_inferred = (stream.n_frames if first_generated is None else first_generated) - 1
+    state = None
+    for first, truth in stream.parts():
+        obs = tf.constant(truth.frames.swapaxes(0, 1))
+        noise = model.draw_noise(seed, *obs.shape[:2], first)
+        if not model.sequence.is_compiled:
+            print(f"compiling the model for {stream.batch_size} x {model.config.k_particles} particles, "
+                  f"{model.config.n_steps_per_image} slots ...", file=sys.stderr, flush=True)
+        forward = model(obs, noise, generate_after=last_inferred, state=state, first=first)
+        state = forward.state
+        advance(stream.size * obs.shape[0])
+        yield first, truth, forward
+
+
 def paste(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor) -> tf.Tensor:
     """What each slot adds to the canvas.
 
@@ -118,20 +152,19 @@ def paste(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tenso
     return tf.reduce_mean(tf.reshape(pasted, shape + [height, channels, width]), -2)
 
 
-def draw_particle(model: SQAIR, forward: Forward, first_generated: int, uniform: tf.Tensor) -> Drawn:
-    """Draws one particle per sequence by its importance weight on the inferred frames.
+def draw_particle(model: SQAIR, forward: Forward, log_weights: tf.Tensor, uniform: tf.Tensor) -> Drawn:
+    """Draws one particle per sequence by its importance weight.
 
     Args:
       model: that made the pass.
-      forward: the pass.
-      first_generated: frames from this one on have no say.
+      forward: the pass, or a part of it.
+      log_weights: [B, K], of the inferred frames of all of the pass.
       uniform: [B] uniform noise.
 
     Returns:
       `Drawn`.
     """
-    batch, k = forward.log_weights.shape
-    log_weights = tf.reshape(tf.reduce_sum(forward.log_weights_per_frame[:first_generated], 0), [batch, k])
+    batch, k = log_weights.shape
     forward = forward._replace(log_weights=log_weights)
 
     def drawn(x):
@@ -147,6 +180,39 @@ def draw_particle(model: SQAIR, forward: Forward, first_generated: int, uniform:
         pasted=paste(model, drawn(forward.glimpse), where, presence),
         attention=drawn(forward.frame.attention), log_weights=log_weights,
         particle=drawn(tf.tile(tf.range(k), [batch])[None])[0])
+
+
+def sample(model: SQAIR, stream: Stream, first_generated: int, rng: np.random.Generator,
+           advance: Callable[[int], Any] = lambda n: None) -> Iterator[tuple[int, Truth, Drawn]]:
+    """One particle of each sequence, drawn by its importance weight on the inferred frames, some frames at a time.
+
+    Args:
+      model: any.
+      stream: the sequences.
+      first_generated: frames from this one on are predicted, and have no say in the draw; T to infer all.
+      rng: source of the noise.
+      advance: see `infer_parts`; `frames_of_a_sample` says how many it will be told.
+
+    Yields:
+      The index of the first frame of a part, its `Truth` and its `Drawn`.
+    """
+    seed, kept, log_weights = noise_seed(rng), [], []
+    uniform = tf.constant(rng.random(stream.batch_size, np.float32))
+    for part in infer_parts(model, stream, seed, first_generated, advance):
+        first, truth, forward = part
+        log_weights.append(tf.reduce_sum(forward.log_weights_per_frame[:max(first_generated - first, 0)], 0))
+        if stream.n_frames <= KEPT:
+            kept.append(part)
+        elif first + truth.frames.shape[1] >= first_generated:
+            break
+    weights = tf.reshape(tf.add_n(log_weights), forward.log_weights.shape)
+    for first, truth, forward in kept or infer_parts(model, stream, seed, first_generated, advance):
+        yield first, truth, draw_particle(model, forward, weights, uniform)
+
+
+def frames_of_a_sample(n_frames: int, first_generated: int) -> int:
+    """How many frames of a sequence `sample` computes, some of long ones twice."""
+    return n_frames if n_frames <= KEPT else n_frames + min(PART * math.ceil(first_generated / PART), n_frames)
 
 
 def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.ndarray]:
@@ -171,34 +237,39 @@ def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.nd
     return found
 
 
-def rollout(model: SQAIR, truth: Truth, first_generated: int, rng: np.random.Generator,
-            canvases: bool) -> dict[str, np.ndarray]:
-    """One sample of a batch: members of the group `rollout` without the samples' axis, [B, ...]."""
-    obs = tf.constant(truth.frames.swapaxes(0, 1))
-    forward = infer(model, obs, noise_seed(rng), first_generated)
-    drawn = draw_particle(model, forward, first_generated, tf.constant(rng.random(obs.shape[1], np.float32)))
-    found = {f"rollout/{name}": value.numpy() for name, value in drawn._asdict().items()}
-    found = {name: value.swapaxes(0, 1) if value.ndim > 2 else value for name, value in found.items()}
-    canvas, attention = found.pop("rollout/canvas"), found.pop("rollout/attention")
-    pasted = found.pop("rollout/pasted")
-    found |= likelihoods(truth, canvas, model.config.output_std)
-    found["rollout/segmentation"] = geometry.segmentation(pasted)
-    found["rollout/box"], found["rollout/centre"] = geometry.boxes_and_centres_from_pixels(pasted)
-    if canvases:
-        found["rollout/canvas"] = as_bytes(canvas)
-    if attention.ndim == 5:
-        found["rollout/attention"] = attention
-    return found
+def rollout(model: SQAIR, stream: Stream, first_generated: int, rng: np.random.Generator, canvases: bool,
+            advance: Callable[[int], Any] = lambda n: None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """One sample of a batch, some frames at a time: the first one's index, and members of the group `rollout` without
+    the samples' axis, [B, ...]."""
+    for first, truth, drawn in sample(model, stream, first_generated, rng, advance):
+        found = {f"rollout/{name}": value.numpy() for name, value in drawn._asdict().items()}
+        found = {name: value.swapaxes(0, 1) if value.ndim > 2 else value for name, value in found.items()}
+        canvas, attention = found.pop("rollout/canvas"), found.pop("rollout/attention")
+        pasted = found.pop("rollout/pasted")
+        found |= likelihoods(truth, canvas, model.config.output_std)
+        found["rollout/segmentation"] = geometry.segmentation(pasted)
+        found["rollout/box"], found["rollout/centre"] = geometry.boxes_and_centres_from_pixels(pasted)
+        if canvases:
+            found["rollout/canvas"] = as_bytes(canvas)
+        if attention.ndim == 5:
+            found["rollout/attention"] = attention
+        yield first, found
 
 
-def inference(model: SQAIR, truth: Truth, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """All frames of a batch inferred: members of the group `inference`, [B, K, ...]."""
-    forward = infer(model, tf.constant(truth.frames.swapaxes(0, 1)), noise_seed(rng))
-    found = {"data_ll": forward.data_ll, "log_p": forward.log_p, "log_q": forward.log_q, "count": forward.num_steps}
-    batch, k = forward.log_weights.shape
-    return {"inference/log_weights": forward.log_weights.numpy(),
-            **{f"inference/{name}": value.numpy().reshape(-1, batch, k).transpose(1, 2, 0)     # [T, P] -> [B, K, T]
-               for name, value in found.items()}}
+def inference(model: SQAIR, stream: Stream, rng: np.random.Generator, advance: Callable[[int], Any] = lambda n: None
+              ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """All frames of a batch inferred, some at a time: the first one's index, and members of the groups `truth` and
+    `inference`, [B, K, ...]; their log-weights, which are of all frames, come with the last ones."""
+    log_weights: list[np.ndarray] = []
+    for first, truth, forward in infer_parts(model, stream, noise_seed(rng), advance=advance):
+        found = {"data_ll": forward.data_ll, "log_p": forward.log_p, "log_q": forward.log_q, "count": forward.num_steps}
+        batch, k = forward.log_weights.shape
+        log_weights.append(forward.log_weights.numpy())
+        members = true_members(truth) | {f"inference/{name}": value.numpy().reshape(-1, batch, k).transpose(1, 2, 0)
+                                         for name, value in found.items()}                # [T, P] -> [B, K, T]
+        if first + len(forward.data_ll) == stream.n_frames:
+            members["inference/log_weights"] = sum(log_weights)
+        yield first, members
 
 
 def as_bytes(image: np.ndarray) -> np.ndarray:
@@ -213,17 +284,22 @@ def true_members(truth: Truth) -> dict[str, np.ndarray]:
 
 
 def predict(model: SQAIR, source: Source, first_generated: int, n_samples: int, batch_size: int, seed: int,
-            canvases: bool) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the members of `eval.predictions`, a batch of sequences at a time.
+            canvases: bool, advance: Callable[[int], Any] = lambda n: None
+            ) -> Iterator[tuple[Mapping[str, int], dict[str, np.ndarray]]]:
+    """Yields parts of the members of `eval.predictions`: where each begins along its axes S, M and T, and the arrays.
 
-    The noise depends on the seed, the number of the batch and of the sample, and on the size of the batch.
+    A batch of sequences, a sample and `PART` frames are computed at a time. The noise depends on the seed, the number
+    of the batch and of the sample, and on the size of the batch.
     """
-    for number, (size, truth) in enumerate(source.batches(batch_size)):
-        members = true_members(truth) | inference(model, truth, generator(seed, number, 0))
-        samples = [rollout(model, truth, first_generated, generator(seed, number, 1 + i), canvases)
-                   for i in range(n_samples)]
-        members |= {name: np.stack([sample[name] for sample in samples], 1) for name in samples[0]}
-        yield {name: value[:size] for name, value in members.items()}
+    for number, stream in enumerate(source.streams(batch_size)):
+        parts = [(0, inference(model, stream, generator(seed, number, 0), advance))]
+        parts += [(i, rollout(model, stream, first_generated, generator(seed, number, 1 + i), canvases, advance))
+                  for i in range(n_samples)]
+        for i, frames in parts:
+            for first, members in frames:
+                yield {"S": stream.first, "M": i, "T": first}, {
+                    name: value[:stream.size, None] if name.startswith("rollout/") else value[:stream.size]
+                    for name, value in members.items()}
 
 
 def settings(arguments: Arguments) -> dict[str, Any]:
@@ -254,12 +330,13 @@ def write(arguments: Arguments) -> list[str]:
             first_generated=first_generated, settings=settings(arguments),
             notes=source.notes, versions=versions(), checkpoint_fingerprint=checkpoint_fingerprint(loaded.source),
             data_fingerprint=fingerprint(arguments.data))
-        writer = Writer(file, about, source.n_sequences, arguments.batch_size)
-        with progress(source.n_sequences, "predicting") as advance:
-            for members in predict(model, source, first_generated, arguments.n_samples, arguments.batch_size,
-                                   arguments.seed, arguments.canvases):
-                writer.write(members)
-                advance(len(members["truth/count"]))
+        sizes = {"S": source.n_sequences, "M": arguments.n_samples, "T": arguments.n_frames}
+        writer = Writer(file, about, sizes, {"S": arguments.batch_size, "M": 1, "T": PART})
+        frames = arguments.n_frames + arguments.n_samples * frames_of_a_sample(arguments.n_frames, first_generated)
+        with progress(source.n_sequences * frames, "predicting", "frames") as advance:
+            for place, members in predict(model, source, first_generated, arguments.n_samples, arguments.batch_size,
+                                          arguments.seed, arguments.canvases, advance):
+                writer.write(members, place)
     return source.notes
 
 

@@ -139,38 +139,40 @@ class About:
 
 
 class Writer:
-    """Fills an open HDF5 file, a batch of sequences at a time."""
+    """Fills an open HDF5 file, a part of its sequences, samples and frames at a time."""
 
-    def __init__(self, file: NewFile, about: About, n_sequences: int, batch_size: int):
-        """Args: file: empty. about: see there. n_sequences: S. batch_size: the most sequences of a `write`."""
-        self._file, self._n_sequences, self._batch_size = file, n_sequences, batch_size
-        self._first = 0
+    def __init__(self, file: NewFile, about: About, sizes: Mapping[str, int], at_once: Mapping[str, int]):
+        """Args: file: empty. about: see there. sizes: S, M and T. at_once: the most of each that a `write` has."""
+        self._file, self._sizes, self._at_once = file, sizes, at_once
         for name, value in {"format": FORMAT, **attrs.asdict(about, recurse=False)}.items():
             text = value if isinstance(value, str) else json.dumps(value, default=list)
             file.attrs[name] = np.bytes_(text.encode())
 
-    def write(self, members: Mapping[str, np.ndarray]) -> None:
-        """Appends sequences: member -> array, sequences first; the same members in every call.
+    def write(self, members: Mapping[str, np.ndarray], place: Mapping[str, int]) -> None:
+        """Writes a part of some members: member -> array; place: where it begins along S, M and T.
 
         Raises:
           OSError: the file cannot be written, for instance because the disc is full.
         """
         for name, array in members.items():
             array = np.asarray(array, MEMBERS[name].dtype)
+            axes = MEMBERS[name].axes
+            axes = axes if len(axes) == array.ndim else axes.replace("C", "")
             if name not in self._file:
-                self._create(name, array)
-            self._file[name][self._first:self._first + len(array)] = array
-        self._first += len(array)
+                self._create(name, array, axes)
+            self._file[name][tuple(slice(place[axis], place[axis] + size) if axis in place else slice(None)
+                                   for axis, size in zip(axes, array.shape))] = array
         self._file.check()
 
-    def _create(self, name: str, array: np.ndarray) -> None:
-        row = math.prod(array.shape[1:]) * array.itemsize
-        # Chunks that divide the batch are compressed once, when they are full.
-        chunk = max(d for d in range(1, self._batch_size + 1)
-                    if self._batch_size % d == 0 and (d == 1 or d * row <= _CHUNK_BYTES))
-        self._file.create_dataset(name, (self._n_sequences, *array.shape[1:]), array.dtype,
-                                  chunks=(min(chunk, self._n_sequences), *array.shape[1:]),
-                                  compression="gzip", compression_opts=1, shuffle=array.itemsize > 1)
+    def _create(self, name: str, array: np.ndarray, axes: str) -> None:
+        shape = tuple(self._sizes.get(axis, size) for axis, size in zip(axes, array.shape))
+        # Chunks that divide what is written at once are compressed once, when they are full.
+        chunk = [min(self._at_once.get(axis, size), size) for axis, size in zip(axes, shape)]
+        batch, row = self._at_once["S"], math.prod(chunk[1:]) * array.itemsize
+        chunk[0] = min(self._sizes["S"],
+                       max(d for d in range(1, batch + 1) if batch % d == 0 and (d == 1 or d * row <= _CHUNK_BYTES)))
+        self._file.create_dataset(name, shape, array.dtype, chunks=tuple(chunk), compression="gzip",
+                                  compression_opts=1, shuffle=array.itemsize > 1)
 
 
 class Stored:

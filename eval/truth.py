@@ -14,6 +14,7 @@ from data_gen import hdf5, pipeline
 from data_gen.command_line import UserError
 from eval import geometry
 
+PART = hdf5.CHUNK_FRAMES     # frames that are read, and inferred, at once: those of a sequence of the paper
 _OPTIONAL = ("groups", "collisions", "positions", "radii", "n", "nums", "coords")
 
 
@@ -59,7 +60,7 @@ class Source:
         height, width, channels = image_size
         self._data = hdf5.open_split(path, split, optional=_OPTIONAL)
         try:
-            self._data.read(slice(0, 1), n_frames, ["features"])
+            self._data.read(slice(0, 1), 1, ["features"], first=n_frames - 1)
             stored = self._data.image_shape
             if stored[2] != channels or height > stored[0] or width > stored[1] or (
                     height != width and stored != image_size):
@@ -98,15 +99,21 @@ class Source:
         return notes
 
     def batches(self, batch_size: int) -> Iterator[tuple[int, Truth]]:
-        """Yields (number of sequences, `Truth` of batch_size) in the file's order.
+        """Yields (number of sequences, `Truth` of batch_size), all frames at once; see `streams`."""
+        for stream in self.streams(batch_size):
+            yield stream.size, stream.read(0, self.n_frames)
+
+    def streams(self, batch_size: int) -> Iterator["Stream"]:
+        """Yields batches of sequences in the file's order.
 
         The last batch is filled up with copies of the last sequence, so that all are of one shape.
         """
         for first in range(0, self.n_sequences, batch_size):
-            wanted = np.minimum(np.arange(first, first + batch_size), self.n_sequences - 1)
-            yield min(batch_size, self.n_sequences - first), self._truth(self._data.read(wanted, self.n_frames))
+            yield Stream(self, first, min(batch_size, self.n_sequences - first), batch_size)
 
-    def _truth(self, members: dict[str, np.ndarray]) -> Truth:
+    def read(self, wanted: np.ndarray, first: int, n_frames: int, sizes: Mapping[str, np.ndarray]) -> Truth:
+        """The frames from `first` on of some sequences; sizes: see `disc_sizes`."""
+        members = self._data.read(wanted, n_frames, first=first) | sizes
         rows, columns = self._crop
 
         def seen(images: np.ndarray) -> np.ndarray:
@@ -124,6 +131,50 @@ class Source:
                      *(None if x is None else x.astype(np.float32) for x in (centre, box)),
                      None if pixels is None else pixels.astype(np.uint16))
 
+    def disc_sizes(self, wanted: np.ndarray) -> dict[str, np.ndarray]:
+        """What a file of discs does not tell of `n` [B] and `radii` [B, n], read off the pixels of all frames.
+
+        A disc's area at its most visible gives its radius to about 1 %. (R-NEM's own files do not tell.)
+        """
+        data, most, area = self._data, np.zeros(len(wanted), np.uint8), np.zeros(())
+        if data.objects != "discs" or {"n", "radii"} <= set(data.members):
+            return {}
+        for first in range(0, self.n_frames, PART):
+            groups = data.read(wanted, min(PART, self.n_frames - first), ["groups"], first)["groups"][..., 0]
+            most = np.maximum(most, groups.max((0, 2, 3)))                           # of [T, B, H, W], not cropped
+            area = np.maximum(area, geometry.visible_pixels(groups, data.members["positions"].shape[2]).max(0))
+        found = {"n": most, "radii": np.sqrt(area / np.pi) * data.box / data.image_shape[1]}
+        return {name: value for name, value in found.items() if name not in data.members}
+
+
+class Stream:
+    """A batch of sequences of a source, to be read some frames at a time, as often as is needed.
+
+    Attributes:
+      first, size: the index of the first sequence and how many there are, without the copies that fill up the batch.
+      batch_size: B, with them.
+      n_frames: T.
+    """
+
+    def __init__(self, source: Source, first: int, size: int, batch_size: int):
+        """Args: see the class."""
+        self.first, self.size, self.batch_size, self.n_frames = first, size, batch_size, source.n_frames
+        self._source = source
+        self._wanted = np.minimum(np.arange(first, first + batch_size), first + size - 1)
+        self._sizes = source.disc_sizes(self._wanted)
+        self._last: tuple[tuple[int, int], Truth] | None = None
+
+    def read(self, first: int, n_frames: int) -> Truth:
+        """The frames from `first` on. What was read last is kept: a short sequence is read once."""
+        if self._last is None or self._last[0] != (first, n_frames):
+            self._last = (first, n_frames), self._source.read(self._wanted, first, n_frames, self._sizes)
+        return self._last[1]
+
+    def parts(self) -> Iterator[tuple[int, Truth]]:
+        """Yields (index of its first frame, `Truth`) of `PART` frames after another; the last part may be shorter."""
+        for first in range(0, self.n_frames, PART):
+            yield first, self.read(first, min(PART, self.n_frames - first))
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Where objects are, by what the file's attribute `objects` says (docs/data.md)
@@ -136,15 +187,8 @@ def _discs(data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slic
            groups: np.ndarray) -> _Places:
     """Of discs, such as balls: `positions` are their centres in units of the box, whose side is the frame's width."""
     unit = data.image_shape[1] / data.box
-    stored = members["groups"][..., 0]                                               # [T, B, H, W], not cropped
-    n = members["n"] if "n" in members else stored.max((0, 2, 3))
-    radii = members.get("radii")
-    if radii is None:
-        # R-NEM's own files do not say: a disc's area at its most visible gives the radius to about 1 %.
-        area = geometry.visible_pixels(stored, members["positions"].shape[2]).max(0)
-        radii = np.sqrt(area / np.pi) / unit
-    centres = geometry.pixel_centres(members["positions"], n, unit, [part.start for part in crop])
-    return (centres, geometry.boxes_from_discs(centres, radii, unit),
+    centres = geometry.pixel_centres(members["positions"], members["n"], unit, [part.start for part in crop])
+    return (centres, geometry.boxes_from_discs(centres, members["radii"], unit),
             geometry.visible_pixels(groups, centres.shape[2]))
 
 

@@ -14,6 +14,7 @@ if __name__ == "__main__":      # --help and wrong options are answered before t
     run_module("sqair.train", begin)
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -54,6 +56,13 @@ CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_ch
 
 FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
 NON_FINITE = "non_finite.json"
+
+
+ANSWER_SECONDS = 0.2        # between two looks for signals while something is compiled
+
+
+class _Stopped(Exception):
+    """A signal has come while something was compiled."""
 
 
 class StepResult(NamedTuple):
@@ -249,6 +258,8 @@ class Trainer:
                                  train.decay_itr)
         self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles, train.clip_norm)
         self._stop_signal = 0
+        self._compiled: set[tuple[str, int]] = set()
+        self.left_compiling = False     # after `run`: whether a thread is still at it
 
         if self.replicas.is_chief:
             self._open_folder(init_from, continue_from, asked)
@@ -443,7 +454,7 @@ class Trainer:
         length, clock_step = 0, self.step
         data: Iterator[Any] = iter(())
         clock: np.ndarray | None = health.clock()
-        with bar, tensorboard(self.folder) if is_chief else contextlib.nullcontext():
+        with contextlib.suppress(_Stopped), bar, tensorboard(self.folder) if is_chief else contextlib.nullcontext():
             if self.replicas.any(is_chief and self.is_new):
                 if train.log_at_start:
                     self._validate(self.step)
@@ -455,9 +466,12 @@ class Trainer:
                     length = sequence_length(train, step)
                     data = self._data("training", length, start=step)
                     clock, clock_step = None, step
+                    if step != self.saved_step:     # what follows takes a while, and may be stopped
+                        self._save()
                 batch = next(data)
                 rate = self.schedule(step)
-                result = self.train_step(*batch, tf.constant(step, tf.int64), tf.constant(rate))
+                result = self._call("training step", length, self.train_step, *batch, tf.constant(step, tf.int64),
+                                    tf.constant(rate))
                 if not bool(result.finite):
                     self._stop_at_non_finite(step, batch, result)
                 if clock is None:       # the first step of a length is compiled
@@ -489,10 +503,53 @@ class Trainer:
                 if step % train.save_itr == 0 or step == train.train_itr:
                     self._save()
         if self.step < train.train_itr:
-            self._save()
+            if self.step != self.saved_step:
+                self._save()
             self.say(f"stopped by signal {self._stop_signal} at step {self.step}; the same command goes on from here")
             return 128 + self._stop_signal
         return self._finish(f"{self.step} steps")
+
+    def _call(self, what: str, length: int, function: Callable, *arguments):
+        """The result of a compiled function. The first call at a length compiles it, and says so.
+
+        A thread does that, so that signals are answered meanwhile, if nothing has been learnt since the last
+        checkpoint: what the thread is at is then given up, and the process ends.
+
+        Args: what: the function's name for people. length: of the sequences, in frames. function, arguments: to call.
+
+        Raises:
+          _Stopped: a signal has come.
+        """
+        if (what, length) in self._compiled:
+            return function(*arguments)
+        self.say(f"compiling the {what} at length {length} ...")
+        if self.replicas.n_replicas > 1 or self.step != self.saved_step:
+            result = function(*arguments)
+        else:
+            result = self._in_thread(functools.partial(function, *arguments))
+        self._compiled.add((what, length))
+        return result
+
+    def _in_thread(self, call: Callable):
+        results: list = []
+
+        def work():
+            try:
+                results.append((call(), None))
+            except BaseException as error:
+                results.append((None, error))
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(ANSWER_SECONDS)
+            if self._stop_signal and thread.is_alive():
+                self.left_compiling = True
+                raise _Stopped
+        (result, error), = results
+        if error:
+            raise error
+        return result
 
     def _save(self) -> None:
         if self.replicas.is_chief:
@@ -550,7 +607,8 @@ class Trainer:
         length = sequence_length(train, step)
         for split in ("validation",) + (("training",) if train.eval_on_train else ()):
             n_batches = max(int(self.n_sequences[split] * train.eval_size_fraction) // train.batch_size, 1)
-            values = evaluate(self.eval_step, self._data(split, length, shuffle=False), n_batches, train.seed)
+            eval_step = functools.partial(self._call, "evaluation", length, self.eval_step)
+            values = evaluate(eval_step, self._data(split, length, shuffle=False), n_batches, train.seed)
             self._report(step, split, length, values, self.schedule(step))
             bounds[split] = float(values.iwae_per_frame)
         bound = bounds["validation"]
@@ -642,7 +700,12 @@ def main() -> int:
                               arguments.continue_from, asked_flags(sys.argv[1:]))
             if note:
                 trainer.say(note)
-            return trainer.run()
+            code = trainer.run()
     except tf.errors.OpError as error:
         state = f"step {trainer.saved_step}" if trainer else "the last checkpoint"
         raise replicas.lost_worker(error, state) from None
+    if trainer.left_compiling:      # Python would take away what that thread works with
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -6,6 +6,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from eval.predictions import MEMBERS
 from sqair import original
 from sqair.checkpoints import RunCheckpoints, TrainingState
 from sqair.config import Config, ModelConfig, to_flags
@@ -53,3 +54,20 @@ def save_original(folder, steps):
                          "prop_prior_step_bias")}
     (folder / "flags.json").write_text(json.dumps(flags))
     return folder
+
+
+def assemble(parts):
+    """The whole of the members that `eval.predict.predict` yields in parts."""
+    parts, whole, sizes = list(parts), {}, {}
+    axes_of = {name: MEMBERS[name].axes.replace("C", "") for _, members in parts for name in members}
+    for place, members in parts:
+        for name, array in members.items():
+            for axis, size in zip(axes_of[name], array.shape):
+                sizes[axis] = max(sizes.get(axis, 0), place.get(axis, 0) + size)
+    for place, members in parts:
+        for name, array in members.items():
+            if name not in whole:
+                whole[name] = np.full([sizes[axis] for axis in axes_of[name]], 99, array.dtype)
+            start = [place.get(axis, 0) for axis in axes_of[name]]
+            whole[name][tuple(slice(i, i + size) for i, size in zip(start, array.shape))] = array
+    return whole

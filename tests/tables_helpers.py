@@ -8,6 +8,7 @@ from eval.predictions import About, Writer
 from sqair.config import PRESETS, to_flags
 
 S, M, T, N, K, FIRST, H = 6, 2, 4, 4, 3, 2, 12
+SIZES = {"S": S, "M": M, "T": T}
 
 
 def made_up(seed, n=4):
@@ -58,5 +59,5 @@ def save(path, relation="none", seed=0, slots=N, data="data/four.h5", **changes)
     about = About(run=f"runs/{path.stem}", checkpoint="step-1", step=1, flags=to_flags(config), trained_slots=4,
                   data=data, split="test", first_generated=FIRST, settings={}, notes=[], versions={})
     with new_file(path) as file:
-        Writer(file, about, S, batch_size=4).write(members)
+        Writer(file, about, SIZES, SIZES | {"S": 4}).write(members, dict.fromkeys(SIZES, 0))
     return members

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from data_gen.command_line import UserError, run
-from eval import drawing, figures, predict
+from eval import drawing, figures, predict, truth
 from eval.truth import Source
 from sqair.config import Config, to_flags
 from tests.data_helpers import run_command
@@ -253,7 +254,7 @@ def test_an_original_run(folder, data, command):
 
 def test_a_reconstruction_and_a_rollout_begin_alike(data, loaded):
     with Source(data, "test", (SIDE, SIDE, 1), T, 4) as source:
-        whole, rollout = (figures.scenes_from_run(loaded, source, first, seed=1) for first in (T, 2))
+        whole, rollout = (drawing.join(figures.scene_parts_from_run(loaded, source, first, seed=1)) for first in (T, 2))
     for a, b in zip(whole, rollout):
         inferred = (a.frames, a.where[:2], a.object_id[:2], a.canvas[:2])
         for one, two in zip(inferred, (b.frames, b.where[:2], b.object_id[:2], b.canvas[:2])):
@@ -263,7 +264,8 @@ def test_a_reconstruction_and_a_rollout_begin_alike(data, loaded):
 
 def test_boxes_are_of_what_is_drawn_unless_windows_are_asked_for(data, loaded):
     with Source(data, "test", (SIDE, SIDE, 1), T, 4) as source:
-        drawn, windows = (figures.scenes_from_run(loaded, source, T, 1, kind) for kind in ("drawn", "window"))
+        drawn, windows = (
+            drawing.join(figures.scene_parts_from_run(loaded, source, T, 1, kind)) for kind in ("drawn", "window"))
     seen = 0
     for scene, window in zip(drawn, windows):
         assert window.box is None
@@ -280,6 +282,73 @@ def test_boxes_are_of_what_is_drawn_unless_windows_are_asked_for(data, loaded):
     assert seen > T
 
 
+def test_a_long_video_is_drawn_in_parts(folder, data, tiny_run, loaded, command, monkeypatch):
+    monkeypatch.setattr(predict, "load", lambda *_: loaded)
+    options = ("--run", tiny_run, "--data", data, "--n_sequences", 4, "--n_frames", T, "--generate_after", 1, "--gif")
+    images = {}
+    for name in ("whole", "parts"):
+        if name == "parts":
+            for module, setting, value in ((truth, "PART", 3), (predict, "KEPT", 1), (figures, "MOST_SHOWN", 2)):
+                monkeypatch.setattr(module, setting, value)
+        out = folder / f"{name}.png"
+        code, errors = command(*options, "--out", out)
+        assert code == 0, errors
+        with Image.open(out.with_suffix(".gif")) as gif:
+            images[name] = [(gif.seek(t), np.asarray(gif.convert("RGB")).astype(int))[1] for t in range(gif.n_frames)]
+    assert len(images["whole"]) == len(images["parts"]) == T
+    # But for rounding: a box may move by a pixel, a grey value to the next.
+    for one, two in zip(images["whole"], images["parts"]):
+        assert (np.abs(one - two) > 4).mean() < 1e-3
+    # The still has room for two frames of each sequence.
+    with Image.open(folder / "whole.png") as whole, Image.open(folder / "parts.png") as parts:
+        assert parts.width <= whole.width
+    assert "4 sequences of 4 frames" in description(out) and "frames 2 to 3 are predicted" in description(out)
+    code, error = command(*options, "--attention", "--out", out)
+    assert code == 1 and "--attention" in error and "choose at most 2" in error
+
+
+def test_a_still_shows_some_of_many_frames():
+    scene = make_scene(first_generated=2)
+    names = ("frames", "canvas", "where", "presence", "object_id")
+    parts = [[scene._replace(**{name: getattr(scene, name)[first:last] for name in names},
+                             times=np.arange(first, last))] for first, last in ((0, 3), (3, T))]
+    whole, = drawing.join(parts)
+    for name in names:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(scene, name))
+    thin, = drawing.join(parts, 3)
+    assert thin.times.tolist() == [0, 3] and len(thin.frames) == 2
+    figure = drawing.draw_scenes({"title": [thin]})
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert "t = 0" in said and "t = 3" in said and "t = 1" not in said
+    assert "One frame in 3 is shown" in " ".join(" ".join(said).split())
+    borders = [patch for patch in figure.axes[0].patches
+               if to_hex(patch.get_edgecolor()) == "#000000" and patch.get_linestyle() != "-"]
+    assert len(borders) == 1                # frame 3 alone is predicted, of those shown
+
+
+def test_an_animation_is_written_an_image_at_a_time(tmp_path):
+    """Those that have been written are free; colours of palettes of their own are kept."""
+    made, colours = [], 2 * [(200, 30, 30), (30, 200, 30), (30, 30, 200), (30, 30, 200)]
+
+    def images():
+        for colour in colours:
+            assert sum(reference() is not None for reference in made) <= 3
+            image = Image.new("RGB", (30, 20), colour).quantize()
+            made.append(weakref.ref(image))
+            yield image
+
+    drawing.save_gif(images(), tmp_path / "a.gif", "t", "d")
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 8 and gif.info["loop"] == 0 and gif.info["comment"].startswith(b"t\nd\npython")
+        for t, colour in enumerate(colours):
+            gif.seek(t)
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - colour).max() < 8
+            assert gif.info["duration"] == (1000 if t == 7 else 250)
+    drawing.save_gif([Image.new("L", (4, 4), 77)], tmp_path / "b.gif", "t", "d")
+    with Image.open(tmp_path / "b.gif") as gif:
+        assert (np.asarray(gif.convert("L")) == 77).all()
+
+
 def test_predictions_in_place_of_a_run(folder, data, tiny_run, loaded, command, monkeypatch):
     monkeypatch.setattr(predict, "load", lambda *_: loaded)
     stored, out = folder / "predictions.h5", folder / "predictions.png"
@@ -288,7 +357,7 @@ def test_predictions_in_place_of_a_run(folder, data, tiny_run, loaded, command, 
     assert command(*options, "--out", stored, "--canvases", main=predict.main)[0] == 0
     assert command("--predictions", stored, "--n_frames", T, "--gif", "--out", out)[0] == 0
     assert "R-SQAIR (IN), seed 0, on balls: 4 sequences" in description(out)
-    scene = figures.scenes_from_predictions(figures.Predictions(stored), 4, T)[2]
+    scene = drawing.join(figures.scene_parts_from_predictions(figures.Predictions(stored), 4, T))[2]
     assert scene.attention.shape == (T, 1, 3, 3) and scene.first_generated == T - 1
     np.testing.assert_array_equal(scene.box, figures.Predictions(stored)["rollout/box"][2, 0])
     code, error = command("--predictions", stored, "--n_frames", T + 1, "--out", out)

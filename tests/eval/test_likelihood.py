@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from data_gen.command_line import UserError
 from eval import likelihood
+from eval import truth as truth_module
 from eval.predict import generator, infer, noise_seed
 from eval.truth import Source
 from sqair.model import report
@@ -40,9 +41,9 @@ def source(data):
 
 
 def test_figures_of_one_chunk_are_the_models_own_report(model, source):
-    truth = next(source.batches(S))[1]
-    forward = infer(model, tf.constant(truth.frames.swapaxes(0, 1)), noise_seed(generator(3, 0, 0)))
-    expected = report(forward, tf.constant(truth.count.T.astype(np.int32)))
+    seen = next(source.batches(S))[1]
+    forward = infer(model, tf.constant(seen.frames.swapaxes(0, 1)), noise_seed(generator(3, 0, 0)))
+    expected = report(forward, tf.constant(seen.count.T.astype(np.int32)))
     found = likelihood.evaluate(model, source, K, S, seed=3)
     for name in ("iwae", "vae", "iwae_per_frame", "vae_per_frame", "data_ll", "kl", "log_p", "log_q", "ess"):
         assert found[name] == pytest.approx(float(getattr(expected, name)), rel=1e-4), name
@@ -52,10 +53,10 @@ def test_figures_of_one_chunk_are_the_models_own_report(model, source):
 
     # The relational part by hand: weighted over particles, the mean over sequences and frames.
     canvas = forward.canvas.numpy().reshape(T, S, K, 50, 50).transpose(1, 0, 2, 3, 4)
-    assert truth.collisions.any()
-    parts = (norm.logpdf(truth.frames[:, :, None], canvas, 0.3) * truth.collisions[:, :, None]).sum((3, 4))
+    assert seen.collisions.any()
+    parts = (norm.logpdf(seen.frames[:, :, None], canvas, 0.3) * seen.collisions[:, :, None]).sum((3, 4))
     weights = forward.importance_weights.numpy()[:, None]
-    collides = truth.collisions.any((0, 2, 3))
+    collides = seen.collisions.any((0, 2, 3))
     by_frame = found["by_frame"]["relational_ll"]
     assert [value is not None for value in by_frame] == collides.tolist()
     np.testing.assert_allclose(np.array(by_frame, float)[collides], (weights * parts).sum(-1).mean(0)[collides],
@@ -67,15 +68,15 @@ def test_without_a_collision_there_is_no_relational_figure():
     numbers = {"log_weights": np.zeros((2, 1)), "count": np.ones((2, 3, 1), int)}
     numbers |= {name: np.ones((2, 3, 1)) for name in ("data_ll", "log_p", "log_q")}
     numbers["relational_ll"] = np.array([[[0.0], [4.0], [0.0]], [[2.0], [0.0], [0.0]]])
-    collisions = (numbers["relational_ll"] != 0)[..., None] & np.eye(2, dtype=bool)        # [B, T, H, W]
+    collides = numbers["relational_ll"][..., 0] != 0
     totals = likelihood.Totals(n_slots=2)
     for b in range(2):              # a batch at a time
         totals.add({name: value[b:b + 1] for name, value in numbers.items()}, np.ones((1, 3), int),
-                   collisions[b:b + 1])
+                   collides[b:b + 1])
     found = totals.result(3)
     assert found["by_frame"]["relational_ll"] == [1.0, 2.0, None] and found["relational_ll"] == pytest.approx(1.0)
     totals = likelihood.Totals(n_slots=2)
-    totals.add({**numbers, "relational_ll": np.zeros((2, 3, 1))}, np.ones((2, 3), int), np.zeros((2, 3, 2, 2), bool))
+    totals.add({**numbers, "relational_ll": np.zeros((2, 3, 1))}, np.ones((2, 3), int), np.zeros((2, 3), bool))
     found = totals.result(3)
     assert found["relational_ll"] is None and found["by_frame"]["relational_ll"] == [None] * 3
 
@@ -93,6 +94,18 @@ def test_many_particles_in_chunks_and_batches(model, source):
     found = likelihood.evaluate(model, source, n_particles, batch, seed=0)
     assert found["iwae"] == pytest.approx((logsumexp(log_weights, -1) - np.log(n_particles)).mean(), rel=1e-6)
     assert found["vae"] == pytest.approx(log_weights.mean(), rel=1e-6)
+
+
+def test_many_frames_are_computed_in_parts_with_the_same_figures(model, source, monkeypatch):
+    whole = likelihood.evaluate(model, source, 5, 8, seed=0)
+    monkeypatch.setattr(truth_module, "PART", 2)
+    told = []
+    parts = likelihood.evaluate(model, source, 5, 8, seed=0, advance=told.append)
+    assert told == [16, 8] * 2 + [8, 4] * 2        # batches of 8 and 4 sequences, two chunks of particles, 3 frames
+    for name in ("iwae", "vae", "data_ll", "relational_ll", "kl", "ess", "count", "count_accuracy"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
+    np.testing.assert_allclose(parts["confusion"], whole["confusion"], rtol=1e-4)
+    np.testing.assert_allclose(parts["by_frame"]["data_ll"], whole["by_frame"]["data_ll"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("k_particles, batch_size, chunk", [(5, 32, 5), (500, 32, 20), (499, 32, 20), (51, 32, 17),

@@ -7,11 +7,11 @@ import tensorflow as tf
 from scipy.stats import norm
 
 from data_gen.command_line import UserError
-from eval import geometry, predict
+from eval import geometry, predict, truth
 from eval.predictions import MEMBERS, Predictions
 from eval.truth import Source
 from tests.data_helpers import run_command, run_here
-from tests.eval_helpers import save_run
+from tests.eval_helpers import assemble, save_run
 
 S, M, T, N, K, FIRST, BATCH = 20, 2, 4, 3, 3, 2, 16
 SEED = 5
@@ -61,8 +61,7 @@ def model(tiny_run):
 def recompute(model, path, n_sequences=S, seed=SEED, first=FIRST):
     """The members, all batches joined, as computed in this process."""
     with Source(path, "test", (50, 50, 1), T, n_sequences) as source:
-        batches = list(predict.predict(model, source, first, M, BATCH, seed, canvases=False))
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        return assemble(predict.predict(model, source, first, M, BATCH, seed, canvases=False))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +104,38 @@ def test_the_last_batch_is_filled_up_without_a_trace(model, data, computed):
     whole = recompute(model, data, n_sequences=2 * BATCH)
     for name, values in computed.items():
         np.testing.assert_allclose(whole[name][:S], values, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+# --- long videos ---
+
+
+def test_parts_of_the_frames_give_what_all_at_once_do(model, data, folder, monkeypatch):
+    def forget(split):
+        del split["radii"], split["n"]          # which are then read off all frames
+
+    path = altered(data, folder / "no_radii.h5", forget)
+    whole = recompute(model, path)
+    monkeypatch.setattr(truth, "PART", 3)
+    for kept in (T, T - 1):                     # computed once, or twice
+        monkeypatch.setattr(predict, "KEPT", kept)
+        parts = recompute(model, path)
+        assert parts.keys() == whole.keys()
+        for name, values in whole.items():
+            if name.endswith(("segmentation", "box", "centre")) and name.startswith("rollout"):
+                # By thresholds: a pixel may be on the other side for rounding.
+                assert (np.abs(parts[name] - values.astype(float)) > 0.6).mean() < 1e-3, name
+            else:
+                np.testing.assert_allclose(parts[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_progress_counts_every_frame_that_is_computed(model, data, monkeypatch):
+    monkeypatch.setattr(predict, "KEPT", 2)
+    for first in (1, FIRST, T):
+        told = []
+        with Source(data, "test", (50, 50, 1), T, 4) as source:
+            list(predict.predict(model, source, first, M, BATCH, SEED, False, told.append))
+        assert sum(told) == 4 * (T + M * predict.frames_of_a_sample(T, first))
+    assert [predict.frames_of_a_sample(*sizes) for sizes in ((2, 1), (25, 1), (25, 10), (25, 24))] == [2, 35, 35, 50]
 
 
 # --- likelihoods ---
@@ -189,8 +220,8 @@ def test_the_particle_is_drawn_by_its_weight_on_the_inferred_frames(model, data,
 def test_nothing_generated_infers_every_frame(model, data):
     members = recompute(model, data, n_sequences=BATCH, first=T)
     with Source(data, "test", (50, 50, 1), T, BATCH) as source:
-        truth = next(source.batches(BATCH))[1]
-    forward = predict.infer(model, tf.constant(truth.frames.swapaxes(0, 1)),
+        seen = next(source.batches(BATCH))[1]
+    forward = predict.infer(model, tf.constant(seen.frames.swapaxes(0, 1)),
                             predict.noise_seed(predict.generator(SEED, 0, 1)))
     np.testing.assert_allclose(members["rollout/log_weights"][:, 0], forward.log_weights, rtol=1e-5)
 
@@ -243,14 +274,14 @@ def test_what_an_object_draws_is_its_pasted_glimpse_alone(model, data, computed,
 
 
 def test_the_truth_of_files_without_radii_and_numbers_is_read_off_the_pixels(data, folder):
-    def truth(path):
+    def read(path):
         with Source(path, "test", (50, 50, 1), T, 8) as source:
             return next(source.batches(8))[1]
 
     def forget(split):
         del split["radii"], split["n"], split["masses"]
 
-    ours, bare = truth(data), truth(altered(data, folder / "bare.h5", forget))
+    ours, bare = read(data), read(altered(data, folder / "bare.h5", forget))
     np.testing.assert_array_equal(ours.centre, bare.centre)
     # A disc of 80 pixels, a few of which another ball may hide.
     np.testing.assert_allclose(ours.box, bare.box, atol=1.0)

@@ -15,7 +15,7 @@ from eval import tables
 from eval.predictions import About, Predictions, Writer
 from sqair.config import PRESETS, to_flags
 from tests.data_helpers import run_here
-from tests.tables_helpers import FIRST, TRUTH, H, K, M, N, S, T, made_up, save
+from tests.tables_helpers import FIRST, SIZES, TRUTH, H, K, M, N, S, T, made_up, save
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_predictions_without_truth_beyond_the_frames(tmp_path):
     with new_file(path) as file:
         about = About(run="r", checkpoint="c", step=0, flags=to_flags(PRESETS["sqair_balls"]), trained_slots=4,
                       data="x.h5", split="test", first_generated=T, settings={}, notes=[], versions={})
-        Writer(file, about, S, 4).write(members)
+        Writer(file, about, SIZES, SIZES | {"S": 4}).write(members, dict.fromkeys(SIZES, 0))
     figures = figures_of(path)
     assert sorted(figures["metrics"]) == ["data_ll_inferred", "iwae", "kl", "vae"]
     assert "SQAIR" in tables.markdown(tables.collect([figures]))

@@ -19,6 +19,7 @@ import pytest
 import tensorflow as tf
 
 from data_gen import bouncing_balls
+from eval.predictions import Predictions
 from sqair import checkpoints
 from tests.data_helpers import ROOT, run_command
 from tests.eval_helpers import save_run
@@ -60,6 +61,23 @@ def test_a_run_leaves_what_it_promises(finished, data):
     assert list(finished.glob("events.out.tfevents.*"))
     assert len(list((finished / "checkpoints").glob("*.index"))) == 3
     assert len(list((finished / "best").glob("*.index"))) == 1
+
+
+def test_signals_are_answered_while_a_step_is_compiled(data, tmp_path):
+    folder = tmp_path / "run"
+    words = command(config(data, seq_len=4, stage_itr=0, max_seq_len=4), folder)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line == "compiling the training step at length 4 ...\n":
+            break
+    time.sleep(1)
+    process.terminate()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors[-2000:]
+    assert output == "stopped by signal 15 at step 0; the same command goes on from here\n"
+    assert "Traceback" not in errors
+    assert (folder / "run.lock").read_text() == ""          # given up in order
+    assert checkpoints.find_checkpoint(folder, "newest")[1].endswith("step-0")
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path):
@@ -236,3 +254,30 @@ def test_memory_of_an_evaluation_does_not_grow_with_the_data(many_sequences, tmp
     few, many = (peak_memory(module, "--run", run, "--data", data, "--n_frames", n_frames, "--k_particles", 1,
                              "--n_sequences", n, "--out", tmp_path / f"{n}", *samples) for n in (few, many))
     assert many - few < frames / 4, (few, many, frames)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
+    """The real command on a video of 2,000 frames, whose canvases alone would take 120 MB."""
+    rng, side, n_frames = np.random.default_rng(0), 50, 2000
+    with h5py.File(tmp_path / "long.h5", "w") as file:
+        file.create_dataset("test/features", data=(rng.random((n_frames, 1, side, side, 1)) < 0.02) * np.uint8(255),
+                            chunks=(10, 1, side, side, 1), compression="gzip")
+        file.attrs["white"] = 255
+    run = save_run(tmp_path / "for_long")
+    peaks = []
+    for frames in (200, n_frames):
+        out = tmp_path / f"long_{frames}.h5"
+        process = subprocess.Popen([sys.executable, "-m", "eval.predict", "--run", run, "--data", tmp_path / "long.h5",
+                                    "--n_frames", str(frames), "--n_samples", "1", "--k_particles", "6", "--out", out,
+                                    "--batch_size", "1", "--canvases"], stderr=subprocess.PIPE, text=True)
+        errors = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        assert status == 0, errors
+        assert "compiling the model for 1 x 6 particles, 3 slots ..." in errors
+        peaks.append(usage.ru_maxrss / 1024)        # MB
+        with Predictions(out) as predictions:
+            assert predictions.sizes["T"] == frames
+            assert np.isfinite(predictions["inference/data_ll"][:]).all()
+            assert (predictions["rollout/data_ll"][:] != 0).all() and predictions["truth/frames"][:, -1].any()
+    assert peaks[1] < peaks[0] + 60, peaks

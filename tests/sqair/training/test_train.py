@@ -58,6 +58,24 @@ def finished(data, tmp_path_factory):
     return folder
 
 
+def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp_path):
+    trainer = train.Trainer(config(data, train_itr=3, stage_itr=1, seq_len=1, max_seq_len=2, save_itr=3, log_itr=3,
+                                   fig_itr=9, eval_on_train=False), str(tmp_path / "run"))
+    saved, call = [], trainer._in_thread
+
+    def note(function):
+        saved.append((trainer.step, trainer.saved_step))
+        return call(function)
+
+    trainer._in_thread = note
+    assert trainer.run() == 0
+    assert saved == [(0, 0), (1, 1)]        # the evaluation comes after steps that are not saved: it is waited for
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert [line for line in log.splitlines() if line.startswith("compiling")] == [
+        f"compiling the {what} at length {length} ..." for what, length in (
+            ("training step", 1), ("training step", 2), ("evaluation", 2))]
+
+
 def test_the_same_command_again_has_nothing_to_do(finished, data):
     before = newest(finished)
     trainer = train.Trainer(settings_of_finished(data), str(finished))
