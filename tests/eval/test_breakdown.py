@@ -68,7 +68,9 @@ def test_the_command_scores_the_canvases_of_the_passes(command):
             seed, uniform = predict.noise_seed(rng), tf.constant(rng.random(BATCH, np.float32))
             obs = tf.constant(truth.frames.swapaxes(0, 1))
             forward = predict.infer(model, obs, seed, T - 1)
-            particle = predict.draw_particle(model, forward, T - 1, uniform).particle.numpy()
+            log_weights = tf.reduce_sum(forward.log_weights_per_frame[:-1], 0)
+            particle = predict.draw_particle(model, forward, tf.reshape(log_weights, [BATCH, K]), uniform)
+            particle = particle.particle.numpy()
             for name, passed in (("predicted", forward), ("inferred", predict.infer(model, obs, seed))):
                 canvas = spatial_transformer.rows_to_image(passed.canvas[-1], 1).numpy().reshape(BATCH, K, 50, 50)
                 canvas = canvas[np.arange(BATCH), particle]

@@ -89,9 +89,23 @@ def test_the_file_has_every_member_of_its_shape(stored):
     assert stored["rollout/presence"][:].any() and not stored["rollout/presence"][:].all()
 
 
-def test_the_same_seed_gives_the_same_contents_in_another_process(stored, computed):
+def test_the_same_seed_gives_the_same_contents_in_another_process(stored, command, folder):
+    options, _ = command
+    again = folder / "again" / "predictions.h5"
+    done = run_command("eval.predict", *options, "--canvases", "--out", again)
+    assert done.returncode == 0, done.stderr
+    with Predictions(again) as other:
+        for name in MEMBERS:
+            np.testing.assert_array_equal(stored[name][:], other[name][:], err_msg=name)
+
+
+def test_the_file_holds_what_this_process_computes(stored, computed):
+    """To rounding: this process hands out operations otherwise (conftest.py)."""
     for name, values in computed.items():
-        np.testing.assert_array_equal(stored[name][:], values.astype(MEMBERS[name].dtype), err_msg=name)
+        if values.dtype.kind == "f" and name != "rollout/attention":
+            np.testing.assert_allclose(stored[name][:], values, rtol=1e-5, atol=1e-3, err_msg=name)
+        else:
+            assert np.mean(stored[name][:] != values.astype(MEMBERS[name].dtype)) < 1e-3, name
 
 
 def test_another_seed_gives_other_samples(model, data, computed):
