@@ -11,8 +11,9 @@ import attrs
 import numpy as np
 import tyro
 
-from data_gen import hdf5, physics, rendering
-from data_gen.command_line import UserError, parse, run, take_preset, within
+from data_gen import physics, rendering, writer
+from data_gen.console import parse, run_cli, take_preset, within
+from data_gen.errors import UserError
 
 IMAGE_SIZE = 64
 
@@ -115,7 +116,7 @@ def write(settings: BouncingBalls, path: str | os.PathLike, compression: int = 1
     Raises:
       UserError: the balls do not fit into the box, or every split is empty.
     """
-    hdf5.generate(path, settings, compression,
+    writer.generate(path, settings, compression,
                   lambda split, n_sequences, rng: make_block(settings, n_sequences, rng), box=settings.box,
                   objects="discs")
 
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

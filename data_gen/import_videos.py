@@ -19,7 +19,10 @@ import numpy as np
 from PIL import Image
 
 from data_gen import hdf5
-from data_gen.command_line import UserError, check_output, parse, progress, run, within
+from data_gen import writer as data_gen_writer
+from data_gen.console import parse, progress, run_cli, within
+from data_gen.errors import UserError
+from data_gen.files import check_output
 from data_gen.video_files import COUNTS, Finder, Video
 
 _BUFFER_BYTES = 64 * 2**20          # of the sequences that wait to be written, per split
@@ -271,7 +274,7 @@ def divide_by_time(n_sequences: int, shares: Mapping[str, float]) -> list[str]:
 class SplitWriter:
     """Writes the sequences of a split as they come; at most `_BUFFER_BYTES`, or one of them, wait in memory."""
 
-    def __init__(self, file: hdf5.NewFile, split: str, compression: int):
+    def __init__(self, file: data_gen_writer.NewFile, split: str, compression: int):
         self._file, self._group = file, file.create_group(split)
         self._compression = compression
         self._waiting: list[Mapping[str, np.ndarray]] = []
@@ -411,7 +414,7 @@ class _Importer:
     """Turns videos into sequences and writes them."""
 
     def __init__(self, options: CommandLine, videos: Sequence[Video],
-                 truths: Sequence[Mapping[str, Callable[[slice], np.ndarray]]], file: hdf5.NewFile):
+                 truths: Sequence[Mapping[str, Callable[[slice], np.ndarray]]], file: data_gen_writer.NewFile):
         self._options, self._file = options, file
         self._scale = Intensities(options.black, options.white, options.clip)
         self._videos, self._truths = videos, truths
@@ -646,7 +649,7 @@ def convert(options: CommandLine) -> list[str]:
         lines = _found(videos)
         if finder.ignored:
             lines.append(f"ignored: {len(finder.ignored)} other files, {finder.ignored[0]} for instance")
-        with hdf5.new_file(options.out) as file:
+        with data_gen_writer.new_file(options.out) as file:
             settings = attrs.asdict(options, filter=lambda field, _: field.name not in ("inputs", "out", "truth"))
             file.attrs["white"] = 255
             file.attrs["settings"] = json.dumps(settings)
@@ -680,4 +683,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -17,8 +17,10 @@ import attrs
 import numpy as np
 import tyro
 
-from data_gen import hdf5
-from data_gen.command_line import UserError, check_output, parse, progress, run, within
+from data_gen import hdf5, writer
+from data_gen.console import parse, progress, run_cli, within
+from data_gen.errors import UserError
+from data_gen.files import check_output
 from data_gen.release_pickle import read_release_pickle
 
 CANVAS = 50
@@ -280,31 +282,31 @@ def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compre
       compression: gzip level, 0..9.
     """
     held = {split: hold_out(digits, split) for split in hdf5.SPLITS if getattr(settings, split)}
-    hdf5.generate(path, settings, compression,
+    writer.generate(path, settings, compression,
                   lambda split, n_sequences, rng: make_block(held[split], n_sequences, settings.n_frames, rng),
                   white=255, objects="boxes")
 
 
 def _encoded_blocks(data: Mapping[str, np.ndarray], n_sequences: int,
-                    compression: int) -> Iterator[tuple[int, dict[str, hdf5.Encoded]]]:
-    for first in range(0, n_sequences, hdf5.BLOCK):
-        rows = range(first, min(first + hdf5.BLOCK, n_sequences))
+                    compression: int) -> Iterator[tuple[int, dict[str, writer.Encoded]]]:
+    for first in range(0, n_sequences, writer.BLOCK):
+        rows = range(first, min(first + writer.BLOCK, n_sequences))
         yield len(rows), {
-            name: hdf5.encode(name, array.take(rows, hdf5.MEMBERS[name].axes.index("S")).astype(
+            name: writer.encode(name, array.take(rows, hdf5.MEMBERS[name].axes.index("S")).astype(
                 np.float32 if name == "coords" else np.uint8), n_sequences, compression)
             for name, array in data.items()}
 
 
 def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compression: int = 1) -> None:
     """Converts the release's pickles, for the training, validation and test splits in turn, to one HDF5 file."""
-    with hdf5.new_file(path, inputs=pickles) as file:
+    with writer.new_file(path, inputs=pickles) as file:
         file.attrs["white"], file.attrs["objects"] = 255, np.bytes_("boxes")
         for split, source in zip(hdf5.SPLITS, pickles):
             data = read_release_pickle(source)
             data["features"] = data.pop("imgs")[..., None]
             n_sequences = data["features"].shape[1]
             with progress(n_sequences, split) as advance:
-                hdf5.write_split(file, split, n_sequences, _encoded_blocks(data, n_sequences, compression), advance)
+                writer.write_split(file, split, n_sequences, _encoded_blocks(data, n_sequences, compression), advance)
 
 
 @attrs.frozen(kw_only=True)
@@ -340,4 +342,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 
 STEPS_PER_FRAME = 2
 STEP = 0.5                # duration of a sub-step, in frames

@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from data_gen import hdf5
-from data_gen.command_line import UserError, progress
+from data_gen.console import progress
+from data_gen.errors import UserError
 
 WINDOW = 1024      # sequences shuffled together, so the most that are in memory; fewer of large images
 _WINDOW_PIXELS = 2**24  # of one frame of each
@@ -148,7 +149,7 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
 
     Raises:
       UserError: the file is not what it should be, or is smaller than a batch while repeating. Damage that shows
-        only when the data are read is raised as TensorFlow's error, which `command_line.run` reports as its own.
+        only when the data are read is raised as TensorFlow's error, which `console.run_cli` reports as its own.
     """
     path = os.path.abspath(path)
     with hdf5.open_split(path, split, optional=("groups", "nums")) as data:

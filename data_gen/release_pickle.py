@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 
 MAX_BYTES = 8 * 2**30
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")

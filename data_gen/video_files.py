@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
 from data_gen import hdf5
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")

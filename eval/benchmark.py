@@ -11,7 +11,9 @@ before each the machine's limit is measured, a large float32 matrix product: wha
 all of them.
 """
 
-from data_gen.command_line import UserError, begins, check_output, output_path, parse, run_module, to_json
+from data_gen.console import parse, run_module
+from data_gen.errors import UserError
+from data_gen.files import begins, check_output, output_path, to_json
 from eval.options import Benchmark as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -35,12 +37,14 @@ import numpy as np
 import tensorflow as tf
 
 from data_gen import bouncing_balls, pipeline
-from sqair.checkpoints import fill, load_run
 from sqair.config import PRESETS, Config, ModelConfig
 from sqair.model import SQAIR
-from sqair.optimizers import Optimizer
+from sqair.runs.folder import versions
+from sqair.runs.loading import fill, load_run
 from sqair.timestep import configured_relation
-from sqair.train import compile_eval_step, compile_train_step, use_machine, versions
+from sqair.training.machine import use_machine
+from sqair.training.optimizers import Optimizer
+from sqair.training.step import compile_eval_step, compile_train_step
 
 KIND = begins("a file of eval.benchmark", '{\n "cases":')
 TURNS = 8

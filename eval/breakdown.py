@@ -8,7 +8,8 @@ inferred ones of the same object (by its id), which says how many nats that kind
 deviations lie at their floor of 0.01, and, where the relation attends from object to object, to which distance.
 """
 
-from data_gen.command_line import begins, check_output, fingerprint, output_path, parse, progress, run_module, to_json
+from data_gen.console import parse, progress, run_module
+from data_gen.files import begins, check_output, fingerprint, output_path, to_json
 from eval.options import Breakdown as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -25,10 +26,10 @@ from eval import geometry, metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
 from sqair import spatial_transformer
-from sqair.checkpoints import checkpoint_fingerprint
 from sqair.model import SQAIR, Forward, resample
+from sqair.runs.folder import versions
+from sqair.runs.loading import checkpoint_fingerprint
 from sqair.timestep import pick
-from sqair.train import versions
 
 _KIND = begins("a file of eval.breakdown", '{\n "breakdown":')
 _FLOOR = 0.011             # standard deviations are softplus(x) + 0.01
@@ -100,8 +101,8 @@ def canvases(model: SQAIR, truth: Truth, rng: np.random.Generator) -> tuple[dict
     weights = tf.reshape(tf.reduce_sum(predicted.log_weights_per_frame[:-1], 0), [batch, k])
     predicted, inferred = predicted._replace(log_weights=weights), inferred._replace(log_weights=weights)
     first, last = (_objects(x, uniform, x.latents.what, x.latents.where) for x in (predicted, inferred))
-    order = predicted.frame.order[..., :predicted.frame.prior.where_loc.shape[2]]     # discovery found nothing
-    means = _objects(predicted, uniform, *(pick(order, x) for x in (predicted.frame.prior.what_loc,
+    selection = predicted.frame.selection[..., :predicted.frame.prior.where_loc.shape[2]]     # discovery found nothing
+    means = _objects(predicted, uniform, *(pick(selection, x) for x in (predicted.frame.prior.what_loc,
                                                                    predicted.frame.prior.where_loc)))
     ways = {"predicted": first, "predicted, means of the prior": means}
     for kind in ("position", "scale", "appearance", "presence"):

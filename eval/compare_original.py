@@ -11,7 +11,8 @@ or below, at random. A quantity may differ by FACTOR times the furthest that it 
 all pixels of all canvases, loses when it is added up in another order.
 """
 
-from data_gen.command_line import UserError, parse, run_module
+from data_gen.console import parse, run_module
+from data_gen.errors import UserError
 from eval.options import CompareOriginal as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -29,13 +30,15 @@ import numpy as np
 import tensorflow as tf
 
 from eval.original_sampling import OriginalSampling, Sampled, nothing_sampled
-from sqair import original, spatial_transformer
-from sqair.checkpoint_values import read_values
+from sqair import spatial_transformer
 from sqair.config import TrainConfig, load_flags
+from sqair.devices import prepare_gpus
 from sqair.discover import number_of_steps
 from sqair.model import SQAIR, Forward, report
 from sqair.noise import Noise, PhaseNoise
-from sqair.targets import iwae
+from sqair.objectives import iwae
+from sqair.runs import original
+from sqair.runs.values import read_values
 
 MOVED_PASSES = 16
 FACTOR = 4.0
@@ -335,6 +338,7 @@ def _print_named(what: str, names: dict[str, str]) -> None:
 
 def main() -> int:
     arguments = parse(Arguments, "eval.compare_original")
+    prepare_gpus()
     recording = load_recording(arguments.folder)
     rows, left_out = compare(recording, measure(recording))
     width = max(len(row.name) for row in rows)

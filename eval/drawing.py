@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import GifImagePlugin, Image, ImageChops, ImageDraw, ImageFont
 
-from data_gen.command_line import begins, check_output, output_path
+from data_gen.files import begins, check_output, output_path
 from eval.geometry import boxes_from_where
 from relational.registry import INPUT, MEMORY, RELATIONS, find_relation
 from sqair.config import NO_RELATION, model_titles

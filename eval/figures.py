@@ -9,7 +9,9 @@ sequences is the paper's figure 3, one part for each data file: `--data balls4ma
 figure4 shows log-likelihoods of the last frame from the figures of eval.tables, curves how the training went.
 """
 
-from data_gen.command_line import UserError, progress, read_json, run_module
+from data_gen.console import progress, run_module
+from data_gen.errors import UserError
+from data_gen.files import read_json
 from eval.options import Curves, Figure4, Sequences, read_figure
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -26,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from eval import geometry, predict, tables
+from eval import comparison, geometry, predict, scores
 from eval.drawing import (
     Bar,
     Curve,
@@ -43,10 +45,10 @@ from eval.drawing import (
 )
 from eval.predictions import Predictions
 from eval.truth import PART, Source
-from sqair import checkpoints, health
-from sqair.config import NO_RELATION, load_flags, model_name, model_titles
-from sqair.run_folder import read_rows, step_of
-from sqair.train import sequence_length
+from sqair.config import NO_RELATION, load_flags, model_name, model_titles, sequence_length
+from sqair.runs import folder as run_folder
+from sqair.runs import loading
+from sqair.runs.folder import read_rows, step_of
 
 LABELS = {"iwae_per_frame": "IWAE bound, nats per frame", "vae_per_frame": "VAE bound, nats per frame",
           "data_ll": "log p(x|z), nats per frame", "kl": "KL, nats per frame", "num_steps": "objects per frame",
@@ -63,7 +65,7 @@ MOST_SHOWN = 100        # frames of a sequence in a still
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def scene_parts_from_run(loaded: checkpoints.Run, source: Source, first_generated: int, seed: int, boxes: str = "drawn",
+def scene_parts_from_run(loaded: loading.Run, source: Source, first_generated: int, seed: int, boxes: str = "drawn",
                          advance: Callable[[int], Any] = lambda n: None) -> Iterator[list[Scene]]:
     """Runs a model on all sequences of a source, one sample each, some frames at a time.
 
@@ -72,7 +74,7 @@ def scene_parts_from_run(loaded: checkpoints.Run, source: Source, first_generate
       source: data.
       first_generated: frames from this one on are predicted; T to infer all.
       seed: of the noise. The same seed infers the same, whatever is predicted after it.
-      boxes: what an object's box is, a key of `tables.BOXES`.
+      boxes: what an object's box is, a key of `scores.BOXES`.
       advance: see `predict.sample`.
 
     Yields:
@@ -103,7 +105,7 @@ def scene_parts_from_predictions(predictions: Predictions, n_sequences: int, n_f
         if asked > predictions.sizes[letter]:
             raise UserError(f"{predictions.path}: it has {predictions.sizes[letter]} {name}, {asked} were asked for")
     if boxes == "drawn":
-        tables.check_drawn(predictions, "box")
+        scores.check_drawn(predictions, "box")
     for first in range(0, n_frames, PART):
         part = slice(first, min(first + PART, n_frames))
 
@@ -228,7 +230,7 @@ def _describe_animation(n_sequences: int, n_frames: int, firsts: list[int]) -> s
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def read_metrics(paths: Iterable[pathlib.Path]) -> list[tables.DataSet]:
+def read_metrics(paths: Iterable[pathlib.Path]) -> list[comparison.DataSet]:
     """Reads what eval.tables wrote.
 
     Args:
@@ -248,26 +250,26 @@ def read_metrics(paths: Iterable[pathlib.Path]) -> list[tables.DataSet]:
         for file in files:
             runs.append(read_json(file, "expected one of metrics/*.json that eval.tables writes"))
             try:
-                tables.check_figures(runs[-1])
+                scores.check_figures(runs[-1])
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{file}: not a file of eval.tables ({error!r}); expected one of metrics/*.json"
                                 ) from None
-    return tables.collect(runs)
+    return comparison.collect(runs)
 
 
-def likelihood_panels(data_sets: Iterable[tables.DataSet]) -> list[list[Panel | None]]:
+def likelihood_panels(data_sets: Iterable[comparison.DataSet]) -> list[list[Panel | None]]:
     """Panels of figure 4: a row per metric, a column per data set.
 
     Raises:
       UserError: no file has predicted frames.
     """
     rows = []
-    for metric in tables.PAPER_METRICS:
+    for metric in scores.PAPER_METRICS:
         row: list[Panel | None] = []
         for data in data_sets:
             values = {model: data.values(model, metric) for model in data.runs}
             bars = {model: Bar(v, data.paper.get(model, {}).get(metric)) for model, v in values.items() if v.size}
-            label = f"{tables.METRICS[metric].label}, nats per frame"
+            label = f"{scores.METRICS[metric].label}, nats per frame"
             row.append(Panel(data.name, label, bars, data.any["bounds"].get(metric)) if bars else None)
         if any(row):
             rows.append(row)
@@ -370,7 +372,8 @@ def read_original_curves(path: pathlib.Path, n_frames: int, quantities: Iterable
 
 _SHOWN = {"validation": "validation set", "training": "training set", "batch": "batches of training",
           "machine": "use of the machine"}
-_LEARNING, _MACHINE = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy"), (*health.SPEED, *health.RESOURCES)
+_LEARNING = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy")
+_MACHINE = (*run_folder.SPEED, *run_folder.RESOURCES)
 
 
 def write_curves(settings: Curves) -> list[pathlib.Path]:

@@ -7,17 +7,9 @@ All frames are inferred. Many particles and many frames are computed in chunks: 
 pictures.
 """
 
-from data_gen.command_line import (
-    UserError,
-    begins,
-    check_output,
-    fingerprint,
-    output_path,
-    parse,
-    progress,
-    run_module,
-    to_json,
-)
+from data_gen.console import parse, progress, run_module
+from data_gen.errors import UserError
+from data_gen.files import begins, check_output, fingerprint, output_path, to_json
 from eval.options import Likelihood as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -37,12 +29,13 @@ from scipy.special import softmax
 from eval import metrics
 from eval.predict import generator, infer_parts, load, noise_seed
 from eval.truth import Source, Stream
-from sqair import original, spatial_transformer
-from sqair.checkpoints import BEST, CHECKPOINTS, checkpoint_fingerprint, fill
+from sqair import spatial_transformer
 from sqair.config import to_flags
 from sqair.model import SQAIR
-from sqair.safetensors_folder import WEIGHTS
-from sqair.train import versions
+from sqair.runs import original
+from sqair.runs.folder import BEST, CHECKPOINTS, versions
+from sqair.runs.loading import checkpoint_fingerprint, fill
+from sqair.runs.safetensors import WEIGHTS
 
 _KIND = begins("a file of eval.likelihood", '{\n "results":')
 _MOST_PARTICLES = 640      # B*K at once: about a GB

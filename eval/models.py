@@ -7,7 +7,9 @@ What is recorded of a model is computed by the paper's protocol on a small data 
 weights, and a program that computes something else than on the day the model was made, are found out by it.
 """
 
-from data_gen.command_line import UserError, read_json, run_module
+from data_gen.console import run_module
+from data_gen.errors import UserError
+from data_gen.files import read_json
 from eval.options import AddModel, read_models
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -21,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from data_gen import bouncing_balls
-from eval import predict, tables
+from eval import predict, scores
 from eval.predictions import Predictions
-from sqair import safetensors_folder
-from sqair.checkpoints import checkpoint_fingerprint, load_run, save_safetensors
+from sqair.export import save_safetensors
+from sqair.runs import safetensors as safetensors_folder
+from sqair.runs.loading import checkpoint_fingerprint, load_run
 
 DATA = bouncing_balls.BouncingBalls(n_frames=10, training=0, validation=0, test=32, seed=2026)
 RECORDED = ("iwae", "vae", "kl", "data_ll_inferred", "relational_ll_inferred", "data_ll_predicted",
@@ -35,7 +38,7 @@ TOLERANCE = 0.005
 
 
 def _means(figures: dict[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
-    """Means over the samples of figures of `tables.evaluate`; None where one is not defined."""
+    """Means over the samples of figures of `scores.evaluate`; None where one is not defined."""
     found = {name: figures["metrics"][name] for name in names if name in figures["metrics"]}
     return {name: None if None in values else float(np.mean(values)) for name, values in found.items()}
 
@@ -44,7 +47,7 @@ def compute(path: str, which: str = "best") -> dict[str, Any]:
     """The figures that are recorded of a model.
 
     Args:
-      path, which: see `sqair.checkpoints.find_checkpoint`.
+      path, which: see `sqair.runs.loading.find_checkpoint`.
 
     Returns:
       data_check: a number that tells whether the data are the same; figures: name of `RECORDED` -> mean over two
@@ -55,7 +58,7 @@ def compute(path: str, which: str = "best") -> dict[str, Any]:
         bouncing_balls.write(DATA, data)
         predict.write(predict.Arguments(run=path, checkpoint=which, data=str(data), out=out, n_samples=2))
         with Predictions(out) as predictions:
-            found = tables.evaluate(predictions)
+            found = scores.evaluate(predictions)
     return {"data_check": found["data_check"], "figures": _means(found, RECORDED)}
 
 
@@ -76,7 +79,7 @@ def table_rows(paths: tuple[pathlib.Path, ...], source: str) -> list[dict[str, A
     for path in [file for given in paths for file in (sorted(given.glob("*.json")) if given.is_dir() else [given])]:
         figures = read_json(path, "expected one of metrics/*.json that eval.tables writes")
         try:
-            tables.check_figures(figures)
+            scores.check_figures(figures)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a file of eval.tables ({error!r}); expected one of metrics/*.json") from None
         if figures.get("checkpoint_fingerprint") == wanted:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import attrs
 import tyro
 
-from data_gen.command_line import UserError, parse, within
+from data_gen.console import parse, within
+from data_gen.errors import UserError
 from sqair.config import NO_RELATION, PRESETS, relation_kinds
 
 Paths = tuple[pathlib.Path, ...]
@@ -379,7 +380,7 @@ class CompareOriginal:
 
 @attrs.frozen
 class AddModel:
-    """Makes a model to share of a run: as `sqair.checkpoints safetensors`, with figures in its card."""
+    """Makes a model to share of a run: as `sqair.export safetensors`, with figures in its card."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder or checkpoint."""

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from sqair import spatial_transformer
+from sqair import crops
 from sqair.core import Slots
 from sqair.discover import unstack
 from sqair.model import SQAIR, Forward
 from sqair.noise import Noise
-from sqair.timestep import Frame, SQAIRTimestep, State, stop_choices
+from sqair.timestep import Frame, SQAIRTimestep, State, stop_discrete_gradients
 
 
 class Sampled(NamedTuple):
@@ -42,7 +42,7 @@ def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise
           predict: tf.Tensor) -> tuple[State, Sampled]:
     """One frame; see `SQAIRTimestep`, which has the arguments but for `predict`, boolean: keep the prior's sample."""
     columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
-    state = stop_choices(state)
+    state = stop_discrete_gradients(state)
     objects, propagate = state.objects, timestep.propagate
     prior, prior_state = propagate.prior(objects, state.prior, None)
     inferred, temporal = propagate(columns, objects, state.temporal, None, noise.propagation)
@@ -53,10 +53,10 @@ def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise
     expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / timestep.n_slots
     discovered = timestep.discover(code, columns, conditioning, noise.discovery, all_slots=True)
     found = discovered._replace(presence=tf.where(predict, 0.0, discovered.presence))
-    new_state, order = timestep.keep(state, kept, found, temporal, prior_state, state.memory)
-    frame = Frame(kept, found, prior, objects.presence[..., 0], conditioning, expected, order,
+    new_state, selection = timestep.keep(state, kept, found, temporal, prior_state, state.memory)
+    frame = Frame(kept, found, prior, objects.presence[..., 0], conditioning, expected, selection,
                   new_state.object_id, tf.zeros([code.shape[0], 0]))
-    return new_state, stop_choices(Sampled(frame, inferred, sampled, discovered))
+    return new_state, stop_discrete_gradients(Sampled(frame, inferred, sampled, discovered))
 
 
 class OriginalSampling:
@@ -93,11 +93,8 @@ class OriginalSampling:
     def _infer(self, obs: tf.Tensor, noise: Noise) -> Sampled:
         """All frames, [T, P, ...]."""
         sequence, config = self.model.sequence, self.model.config
-        discover = sequence.timestep.discover
-        n_frames, batch = obs.shape[:2]
-        codes = discover.frame_encoder(tf.reshape(obs, [n_frames, batch, -1]))
-        codes = tf.repeat(discover.core.rnn.inputs(frame=codes), config.k_particles, 1)
-        columns = spatial_transformer.image_to_columns(obs, sequence.channels)
+        codes = tf.repeat(sequence.timestep.discover.encode_frames(obs), config.k_particles, 1)
+        columns = crops.image_to_columns(obs, sequence.channels)
         state, frames = sequence.timestep.initial_state(codes.shape[1]), []
         for t, (code, image, frame_noise) in enumerate(unstack((codes, columns, noise))):
             state, frame = self._step(state, code, image, frame_noise, tf.constant(0 < config.generate_after < t))

@@ -9,7 +9,9 @@ every data set, below them the other tables, folded away, and all else. Pictures
 and a policy that forbids it to load anything.
 """
 
-from data_gen.command_line import UserError, begins, check_output, output_path, parse, read_json, run_module
+from data_gen.console import parse, run_module
+from data_gen.errors import UserError
+from data_gen.files import begins, check_output, output_path, read_json
 from eval.options import Page as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds

@@ -11,7 +11,9 @@ Order: the first seed of each model, then the second of each, and so on. When a 
 predictions are made and the tables are made anew from all finished ones.
 """
 
-from data_gen.command_line import PARENT, UserError, fingerprint, on_signals, parse, run_module
+from data_gen.console import PARENT, on_signals, parse, run_module
+from data_gen.errors import UserError
+from data_gen.files import fingerprint
 from eval.options import SQAIR
 from eval.options import Paper as Arguments
 
@@ -38,9 +40,11 @@ from data_gen import bouncing_balls, hdf5
 from eval import predict
 from eval.predictions import Predictions, data_set_name
 from eval.tables import metrics_name
-from sqair import train
-from sqair.checkpoints import checkpoint_fingerprint, find_checkpoint
+from sqair import config as sqair_config
+from sqair import options as sqair_options
 from sqair.config import NO_RELATION, PRESETS, has_fixed_slots, load_flags, model_name, preset_of, to_flags
+from sqair.runs import folder as run_folder
+from sqair.runs.loading import checkpoint_fingerprint, find_checkpoint
 
 TRAIN_ON, TEST_ON = "balls4mass64", "balls678mass64"
 
@@ -157,8 +161,8 @@ def training_reason(command: Command, data: pathlib.Path) -> str:
     if not (folder / "flags.json").exists():
         return f"{folder} is not begun"
     advice = "choose another --runs or --name, or move that folder away"
-    asked = train.parse(command.arguments[2:]).config
-    found, began_with = load_flags(folder / "flags.json")[0], train.train_data_fingerprint(folder)
+    asked = sqair_options.parse(command.arguments[2:]).config
+    found, began_with = load_flags(folder / "flags.json")[0], run_folder.train_data_fingerprint(folder)
     differ = _differ(to_flags(found), to_flags(asked))
     if differ:
         raise UserError(f"{folder} holds a run with {differ}: {advice}")
@@ -171,7 +175,7 @@ def training_reason(command: Command, data: pathlib.Path) -> str:
     if not same_data:
         raise UserError(f"{folder} was trained on other data than {data} (its own were {found.train.train_data}): "
                         f"{advice}")
-    return "" if (folder / train.FINISHED).exists() else f"{folder} is not finished and goes on"
+    return "" if (folder / run_folder.FINISHED).exists() else f"{folder} is not finished and goes on"
 
 
 def prediction_reason(command: Command, training: Command, data: pathlib.Path) -> str:
@@ -200,7 +204,7 @@ def prediction_reason(command: Command, training: Command, data: pathlib.Path) -
     return f"{command.result} was made with {differ}" if differ else ""
 
 
-def _differ(found: dict[str, Any], asked: dict[str, Any], but: tuple[str, ...] = train.CHANGEABLE) -> str:
+def _differ(found: dict[str, Any], asked: dict[str, Any], but: tuple[str, ...] = sqair_config.CHANGEABLE) -> str:
     """Says which values differ, "" if none does."""
     found, asked = (json.loads(json.dumps(values, default=list)) for values in (found, asked))
     names = [name for name in asked if name not in but and found.get(name) != asked[name]]

@@ -13,7 +13,8 @@ their length. Of more than `KEPT` frames a sample is computed twice: for the wei
 what is written of it.
 """
 
-from data_gen.command_line import check_output, fingerprint, parse, progress, run_module
+from data_gen.console import parse, progress, run_module
+from data_gen.files import check_output, fingerprint
 from eval.options import Predict as Arguments
 
 if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
@@ -29,15 +30,16 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
-from data_gen.hdf5 import new_file
+from data_gen.writer import new_file
 from eval import geometry, metrics
 from eval.predictions import PREDICTIONS, About, Writer
 from eval.truth import PART, Source, Stream, Truth
 from sqair import spatial_transformer
-from sqair.checkpoints import Run, checkpoint_fingerprint, load_run
 from sqair.config import to_flags
+from sqair.devices import prepare_gpus
 from sqair.model import SQAIR, Forward, resample
-from sqair.train import versions
+from sqair.runs.folder import versions
+from sqair.runs.loading import Run, checkpoint_fingerprint, load_run
 
 KEPT = 60       # frames at most of which all particles are kept until one is drawn
 
@@ -46,7 +48,7 @@ def load(path: str, which: str, k_particles: int, n_slots: int | None = None) ->
     """Loads a run for evaluation.
 
     Args:
-      path, which: see `sqair.checkpoints.find_checkpoint`.
+      path, which: see `sqair.runs.loading.find_checkpoint`.
       k_particles: K.
       n_slots: N; None for the run's own.
 
@@ -56,6 +58,7 @@ def load(path: str, which: str, k_particles: int, n_slots: int | None = None) ->
     Raises:
       UserError: it is not there, is damaged, or cannot have that many slots.
     """
+    prepare_gpus()
     changes = {"k_particles": k_particles, **({"n_steps_per_image": n_slots} if n_slots else {})}
     return load_run(path, which, **changes)
 

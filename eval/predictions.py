@@ -19,8 +19,10 @@ import attrs
 import h5py
 import numpy as np
 
-from data_gen.command_line import Kind, UserError
-from data_gen.hdf5 import Damaged, NewFile, check_storage, open_file, text_attribute, unreadable
+from data_gen.errors import UserError
+from data_gen.files import Kind
+from data_gen.hdf5 import Damaged, check_storage, open_file, text_attribute, unreadable
+from data_gen.writer import NewFile
 from sqair.config import from_flags, model_name, to_flags
 
 FORMAT = "r-sqair predictions 2"

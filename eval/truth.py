@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_gen import hdf5, pipeline
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from eval import geometry
 
 PART = hdf5.CHUNK_FRAMES     # frames that are read, and inferred, at once: those of a sequence of the paper

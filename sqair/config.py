@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import attrs
 import tyro
 
-from data_gen.command_line import UserError, read_json
+from data_gen.errors import UserError
+from data_gen.files import read_json
 from relational.registry import RELATIONS, find_relation
-from sqair.rules import RULES
+from sqair.training.rules import RULES
 
 NO_RELATION = "none"
 Cell = Literal["VanillaRNN", "GRU"]
@@ -396,3 +397,20 @@ def load_flags(path: str | os.PathLike) -> tuple[Config, list[str]]:
         return from_flags(flags)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+# Flags that may differ when a run goes on: they change what is reported and kept, not what is computed
+# (`distribute` and `shards`: but for rounding).
+CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train",
+              "distribute", "shards")
+
+
+def sequence_length(train: TrainConfig, step: int) -> int:
+    """The curriculum: min(seq_len + step // stage_itr, max_seq_len) frames."""
+    start = train.seq_len or train.max_seq_len
+    return min(start + (step // train.stage_itr if train.stage_itr else 0), train.max_seq_len)
+
+
+def longest(train: TrainConfig) -> int:
+    """The greatest length of the sequences that a run may come to, in frames."""
+    return train.max_seq_len if train.stage_itr else sequence_length(train, 0)

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from sqair.config import ModelConfig
+from sqair.crops import Columns
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import (
     CELLS,
@@ -27,7 +28,6 @@ from sqair.neural import (
     uniform,
 )
 from sqair.noise import PhaseNoise
-from sqair.spatial_transformer import Columns
 
 ABSENT_LOGIT = 88.0  # sigmoid(-88) is the smallest positive float32
 
@@ -89,9 +89,9 @@ class WhereHead(snt.Module):
         self.mlp = MLP(inputs, [n_hidden, n_hidden], 8, name="mlp")
         self.scale_offset = tf.Variable(scale_offset, dtype=tf.float32, name="scale_offset")
 
-    def __call__(self, known: tf.Tensor | None = None, **parts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def __call__(self, precomputed: tf.Tensor | None = None, **parts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Args: see `Linear`. Returns: loc [..., 4] and the raw scale [..., 4]."""
-        loc, raw = tf.split(self.mlp(known=known, **parts), 2, -1)
+        loc, raw = tf.split(self.mlp(precomputed=precomputed, **parts), 2, -1)
         return loc, raw + self.scale_offset
 
 
@@ -160,12 +160,13 @@ class DiscoveryCore(snt.Module):
         return (tf.concat([summary, tf.ones([n_particles, 1])], -1),
                 tf.repeat(self.initial_state, n_particles, 0))
 
-    def __call__(self, known: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor, noise: PhaseNoise,
+    def __call__(self, precomputed: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor,
+                 noise: PhaseNoise,
                  image: tf.Tensor | None = None) -> tuple[Slots, tf.Tensor]:
         """Infers one slot.
 
         Args:
-          known: the RNN's share of frame and conditioning, [P, R].
+          precomputed: the RNN's share of frame and conditioning, [P, R].
           columns: `Columns` of the frame, [B, ...].
           previous: [P, D+5] what, where and presence of the previous slot.
           state: [P, R] RNN state.
@@ -176,7 +177,7 @@ class DiscoveryCore(snt.Module):
           `Slots` [P, d] and the new RNN state.
         """
         presence_prev = previous[:, -1:]
-        hidden = self.rnn(self.rnn.inputs(known=known, slot=previous), state)
+        hidden = self.rnn(self.rnn.inputs(precomputed=precomputed, slot=previous), state)
         where_loc, raw = self.where_head(x=hidden)
         where_scale = positive(raw)
         where = where_loc + where_scale * noise.where
@@ -261,9 +262,9 @@ class PropagationCore(snt.Module):
         return Prepared(
             rnn=self.rnn.inputs(glimpse=glimpse, object=objects.summary, temporal=temporal,
                                 **({"gamma": gamma} if self.rnn_gamma else {})),
-            where_head=self.where_head.mlp.known(where=objects.where, temporal=temporal,
+            where_head=self.where_head.mlp.precompute(where=objects.where, temporal=temporal,
                                                  **({"gamma": gamma} if self.where_gamma else {})),
-            steps_predictor=self.steps_predictor.known(temporal=temporal),
+            steps_predictor=self.steps_predictor.precompute(temporal=temporal),
             temporal_recurrent=self.temporal.recurrent(temporal),
             mask=mask)
 
@@ -287,8 +288,8 @@ class PropagationCore(snt.Module):
         Returns:
           `Slots` [P, d], the object's new temporal state and the new RNN state, [P, R].
         """
-        hidden = self.rnn(self.rnn.inputs(known=prepared.rnn, slot=previous), state)
-        update, raw = self.where_head(hidden=hidden, known=prepared.where_head)
+        hidden = self.rnn(self.rnn.inputs(precomputed=prepared.rnn, slot=previous), state)
+        update, raw = self.where_head(hidden=hidden, precomputed=prepared.where_head)
         where_loc = objects.where + self.WHERE_UPDATE_SCALE * update
         where_scale = positive(raw - 1.0)
         where = where_loc + where_scale * noise.where
@@ -303,7 +304,7 @@ class PropagationCore(snt.Module):
         what_scale = (1.0 - keep_out) * glimpse_scale + (1.0 - temporal_out) * temporal_scale
         what = what_loc + what_scale * noise.what
 
-        logit = masked_logit(self.steps_predictor(hidden=hidden, what=what, known=prepared.steps_predictor),
+        logit = masked_logit(self.steps_predictor(hidden=hidden, what=what, precomputed=prepared.steps_predictor),
                              objects.presence)
         presence = sample_presence(logit, objects.presence, noise.presence)
         slot = Slots(what, what_loc, what_scale, where, where_loc, where_scale, presence, logit)

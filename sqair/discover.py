@@ -11,10 +11,10 @@ import tensorflow_probability as tfp
 
 from sqair.config import ModelConfig
 from sqair.core import ABSENT_LOGIT, DiscoveryCore, Slots
+from sqair.crops import Columns
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import MLP, Linear, constant, glorot_limit, initial_state, positive, uniform
 from sqair.noise import PhaseNoise
-from sqair.spatial_transformer import Columns
 
 tfd = tfp.distributions
 
@@ -152,6 +152,18 @@ class Discover(snt.Module):
             self.timestep_bias = tf.Variable([10.0] + [0.0] * n_slots, name="step_prior_timestep_bias")
             self.steps_mlp = MLP(1, [10], n_slots + 1, name="step_prior_mlp")
 
+    def encode_frames(self, obs: tf.Tensor) -> tf.Tensor:
+        """The codes of frames as the RNN over slots takes them.
+
+        Args:
+          obs: [T, B, H, W] or [T, B, H, W, C].
+
+        Returns:
+          [T, B, R], its share of the RNN's inputs.
+        """
+        codes = self.frame_encoder(tf.reshape(obs, [*obs.shape[:2], -1]))
+        return self.core.rnn.inputs(frame=codes)
+
     def __call__(self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise: PhaseNoise,
                  all_slots: bool = False) -> Slots:
         """Infers the slots of one frame.
@@ -170,14 +182,14 @@ class Discover(snt.Module):
         Returns:
           `Slots`, [P, N, d].
         """
-        known = self.core.rnn.inputs(known=frame, conditioning=conditioning)
-        n_particles = known.shape[0]
+        precomputed = self.core.rnn.inputs(precomputed=frame, conditioning=conditioning)
+        n_particles = precomputed.shape[0]
         previous, state = self.core.first_slot(n_particles)
         first, *later = unstack(noise)
-        slot, state = self.core(known, columns, previous, state, first)
+        slot, state = self.core(precomputed, columns, previous, state, first)
         if not later:
             return stack_slots([slot])
-        inputs = known, slot.summary, state, later
+        inputs = precomputed, slot.summary, state, later
         if all_slots:
             rest = self._later_slots(columns, *inputs)
         else:
@@ -186,25 +198,25 @@ class Discover(snt.Module):
                            lambda: self.absent(n_particles, len(later)))
         return tf.nest.map_structure(lambda x, xs: tf.concat([x[:, None], xs], 1), slot, rest)
 
-    def _later_slots_where(self, wanted: tf.Tensor, columns: Columns, known: tf.Tensor, previous: tf.Tensor,
+    def _later_slots_where(self, wanted: tf.Tensor, columns: Columns, precomputed: tf.Tensor, previous: tf.Tensor,
                            state: tf.Tensor, noise: list) -> Slots:
         """`_later_slots` of the particles where `wanted` [P] holds; absent slots for the others."""
         # TensorFlow differentiates a conditional with respect to all of its inputs; these are data and need none.
         columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
-        n_particles, n_images = known.shape[0], columns.values.shape[0]
+        n_particles, n_images = precomputed.shape[0], columns.values.shape[0]
         rows = tf.where(wanted)
         image = tf.cast(rows[:, 0], tf.int32) // (n_particles // n_images)
-        inputs = tf.nest.map_structure(lambda x: take(x, rows), (known, previous, state, noise))
+        inputs = tf.nest.map_structure(lambda x: take(x, rows), (precomputed, previous, state, noise))
         return tf.nest.map_structure(lambda x, y: tf.tensor_scatter_nd_update(x, rows, y),
                                      self.absent(n_particles, len(noise)),
                                      self._later_slots(columns, *inputs, image=image))
 
-    def _later_slots(self, columns: Columns, known: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise: list,
+    def _later_slots(self, columns: Columns, precomputed: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise: list,
                      image: tf.Tensor | None = None) -> Slots:
         """The slots after the first, [P, N-1, d], of any set of particles; the arguments are those of the core."""
         slots = []
         for slot_noise in noise:
-            slot, state = self.core(known, columns, previous, state, slot_noise, image)
+            slot, state = self.core(precomputed, columns, previous, state, slot_noise, image)
             previous = slot.summary
             slots.append(slot)
         return stack_slots(slots)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import sonnet as snt
 import tensorflow as tf
 
-from sqair import spatial_transformer
+from sqair import crops, spatial_transformer
 from sqair.neural import MLP, GaussianHead, constant
 
 
@@ -35,13 +35,13 @@ class GlimpseEncoder(snt.Module):
         channels = self.glimpse_shape[2]
         return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
 
-    def __call__(self, columns: spatial_transformer.Columns, where: tf.Tensor, mask: tf.Tensor | None = None,
+    def __call__(self, columns: crops.Columns, where: tf.Tensor, mask: tf.Tensor | None = None,
                  image: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Args: columns [B, ...] of images; where [..., P, 4]; mask [..., P, h*w*C] or None; image: see `crop`.
 
         Returns: loc, scale [..., P, D].
         """
-        glimpse = spatial_transformer.crop(columns, where, self.glimpse_shape, image)
+        glimpse = crops.crop(columns, where, self.glimpse_shape, image)
         return self.head(self.mlp(glimpse if mask is None else glimpse * mask))
 
 

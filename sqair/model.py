@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import sonnet as snt
 import tensorflow as tf
 
-from sqair import gaussian, spatial_transformer, targets
+from sqair import gaussian, objectives, spatial_transformer
 from sqair import noise as noise_lib
 from sqair.config import ModelConfig
 from sqair.core import Slots
 from sqair.discover import LogProbs
-from sqair.distribution import prepare_gpus
 from sqair.glimpses import Decoder
 from sqair.sequence import SequentialAIR
 from sqair.timestep import Frame, State, pick
@@ -88,7 +88,6 @@ class SQAIR(snt.Module):
           name: module name.
         """
         super().__init__(name=name)
-        prepare_gpus()
         self.config = config
         height, width, channels = config.image_size
         self.sequence = SequentialAIR(config, xla, all_slots, name="sequence")
@@ -162,7 +161,7 @@ class SQAIR(snt.Module):
         height, width, channels = self.config.image_size
         n_frames, batch, k = obs.shape[0], obs.shape[1], self.config.k_particles
         both = tf.nest.map_structure(lambda p, d: tf.concat([p, d], 2), frame.propagated, frame.discovered)
-        latents = tf.nest.map_structure(lambda x: pick(frame.order, x), both)
+        latents = tf.nest.map_structure(lambda x: pick(frame.selection, x), both)
 
         log_q = probs.q_discovery.total + probs.q_propagation.total
         log_p = probs.p_discovery.total + probs.p_propagation.total
@@ -202,10 +201,10 @@ class SQAIR(snt.Module):
         n_frames, particles = forward.data_ll.shape
         discrete = tf.reshape(tf.reduce_sum(forward.discrete_log_prob, 0), forward.log_weights.shape)
         if target == "iwae":
-            loss = -tf.reduce_mean(targets.iwae(forward.log_weights))
+            loss = -tf.reduce_mean(objectives.iwae(forward.log_weights))
         else:
-            loss = targets.vimco(forward.log_weights, discrete, textbook=target == "vimco_textbook")
-        return loss / n_frames + targets.l2(l2, self.trainable_variables)
+            loss = objectives.vimco(forward.log_weights, discrete, textbook=target == "vimco_textbook")
+        return loss / n_frames + objectives.l2(l2, self.trainable_variables)
 
 
 class Report(NamedTuple):
@@ -243,7 +242,7 @@ def report(forward: Forward, counts: tf.Tensor) -> Report:
     n_frames = forward.data_ll.shape[0]
     mean = forward.weighted_mean
     k = forward.log_weights.shape[1]
-    iwae, vae = tf.reduce_mean(targets.iwae(forward.log_weights)), tf.reduce_mean(forward.log_weights)
+    iwae, vae = tf.reduce_mean(objectives.iwae(forward.log_weights)), tf.reduce_mean(forward.log_weights)
     truth = tf.repeat(tf.cast(counts, tf.float32), k, 1)                               # [T, P]
     correct = tf.where(truth < 0, float("nan"), tf.cast(tf.equal(truth, forward.num_steps), tf.float32))
     return Report(
@@ -254,7 +253,7 @@ def report(forward: Forward, counts: tf.Tensor) -> Report:
         num_disc_steps=mean(tf.reduce_sum(forward.frame.discovered.presence[..., 0], -1)),
         num_prop_steps=mean(tf.reduce_sum(forward.frame.propagated.presence[..., 0], -1)),
         num_step_accuracy=mean(correct), raw_num_step_accuracy=tf.reduce_mean(correct),
-        ess=tf.reduce_mean(targets.effective_sample_size(forward.importance_weights)))
+        ess=tf.reduce_mean(objectives.effective_sample_size(forward.importance_weights)))
 
 
 def resample(forward: Forward, x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
@@ -271,3 +270,15 @@ def resample(forward: Forward, x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     batch, k = forward.log_weights.shape
     index = tf.reduce_sum(tf.cast(tf.cumsum(forward.importance_weights, -1)[:, :-1] < uniform[:, None], tf.int32), -1)
     return tf.gather(x, index + k * tf.range(batch), axis=1)
+
+
+def parameter_table(model: SQAIR) -> str:
+    """The number of trainable parameters by module, as text."""
+    modules: dict = {}
+    for variable in model.trainable_variables:
+        parts = variable.name.split(":")[0].split("/")[1:]
+        key = "/".join(parts[:4 if parts[0] == "sequence" else 2][:len(parts) - 1]) or parts[0]
+        modules[key] = modules.get(key, 0) + int(np.prod(variable.shape))
+    width = max(len(key) for key in modules)
+    lines = [f"{key:{width}}  {count:12,}" for key, count in modules.items()]
+    return "\n".join(lines + [f"{'total':{width}}  {sum(modules.values()):12,}"])

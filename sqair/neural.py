@@ -71,25 +71,25 @@ class Linear(snt.Module):
                   for key, size in self.inputs.items()}
         self.b = tf.Variable(b_init([output_size]), name="b") if with_bias else None
 
-    def __call__(self, x: tf.Tensor | None = None, known: tf.Tensor | None = None,
+    def __call__(self, x: tf.Tensor | None = None, precomputed: tf.Tensor | None = None,
                  **parts: tf.Tensor) -> tf.Tensor:
         """Applies the layer to some of its inputs.
 
         Args:
           x: [..., size] the input of a layer that has only one.
-          known: [..., output_size] what an earlier call computed for the other inputs, the bias included.
+          precomputed: [..., output_size] what an earlier call computed for the other inputs, the bias included.
           **parts: the named inputs, [..., size] each.
 
         Returns:
-          [..., output_size]; with `known` the full pre-activation, otherwise b plus the share of the given inputs.
+          [..., output_size]; with `precomputed` the full pre-activation, else b plus the share of the given inputs.
         """
         if x is not None:
             parts["x"] = x
-        y = known
+        y = precomputed
         for key, part in parts.items():
             product = matmul(part, self.w[key])
             y = product if y is None else y + product
-        return y if known is not None or self.b is None else tf.nn.bias_add(y, self.b)
+        return y if precomputed is not None or self.b is None else tf.nn.bias_add(y, self.b)
 
 
 class MLP(snt.Module):
@@ -114,14 +114,14 @@ class MLP(snt.Module):
             self.layers.append(Linear(inputs if i == 0 else widths[i - 1], width,
                                       b_init=b_init if i >= self.n_hidden else zeros, name=f"linear_{i}"))
 
-    def known(self, **parts: tf.Tensor) -> tf.Tensor:
-        """The first layer's share of inputs that do not change, bias included; pass it to the call as `known`."""
+    def precompute(self, **parts: tf.Tensor) -> tf.Tensor:
+        """The first layer's share of inputs that do not change, bias included; pass it to the call as `precomputed`."""
         return self.layers[0](**parts)
 
-    def __call__(self, x: tf.Tensor | None = None, known: tf.Tensor | None = None,
+    def __call__(self, x: tf.Tensor | None = None, precomputed: tf.Tensor | None = None,
                  **parts: tf.Tensor) -> tf.Tensor:
         """Applies all layers; for the arguments see `Linear`. Returns: [..., output_size]."""
-        y = self.layers[0](x, known=known, **parts)
+        y = self.layers[0](x, precomputed=precomputed, **parts)
         for i, layer in enumerate(self.layers):
             y = layer(y) if i else y
             y = tf.nn.elu(y) if i < self.n_hidden else y

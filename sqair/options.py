@@ -1,4 +1,4 @@
-"""The options of sqair.train and sqair.checkpoints, known before TensorFlow is imported, which takes seconds."""
+"""The options of sqair.train and sqair.export, known before TensorFlow is imported, which takes seconds."""
 
 import pathlib
 import sys
@@ -8,8 +8,9 @@ from typing import Annotated
 import attrs
 import tyro
 
-from data_gen import command_line, hdf5
-from data_gen.command_line import UserError, take, take_preset
+from data_gen import console, hdf5
+from data_gen.console import take, take_preset
+from data_gen.errors import UserError
 from sqair.config import PRESETS, RECIPES, Config, load_flags, with_recipe
 
 
@@ -46,7 +47,7 @@ def parse(arguments: list[str]) -> Train:
     description = (f"{Train.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
                    f"{', '.join(PRESETS)}.\n\nRecipes (--recipe NAME, likewise): {', '.join(RECIPES)}; without one, "
                    "training as in the paper.")
-    return command_line.parse(Train, "sqair.train", arguments, may_be_empty=("schedule",),
+    return console.parse(Train, "sqair.train", arguments, may_be_empty=("schedule",),
                               default=Train(run_dir=tyro.MISSING, config=config), description=description,
                               config=(tyro.conf.HelptextFromCommentsOff,))
 
@@ -54,10 +55,10 @@ def parse(arguments: list[str]) -> Train:
 def _continued(source: str, run_dir: str | None, train_data: str | None) -> Config:
     """The configuration of a run to go on with, or of the run that has gone on with it, should that be gone."""
     own = pathlib.Path(run_dir or "") / "flags.json"
-    with command_line.without_notices():
-        from sqair import checkpoints  # TensorFlow too, which only a run to go on with needs this early
+    with console.without_notices():
+        from sqair.runs import loading  # TensorFlow too, which only a run to go on with needs this early
     try:
-        config, is_original = checkpoints.load_config(source)
+        config, is_original = loading.load_config(source)
     except UserError:
         if not own.exists():
             raise
@@ -78,7 +79,7 @@ _Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
 @attrs.frozen
-class Export:
+class Original:
     """Writes a run as a checkpoint of the original program, which restores it and goes on with it.
 
     The original looks for RESULTS_DIR/RUN_NAME/NUMBER: make OUT such a folder and start it with --resume.
@@ -125,8 +126,8 @@ def begin() -> None:
           flush=True)
 
 
-def read_checkpoints() -> Export | Safetensors:
-    """Parses the command line of sqair.checkpoints."""
-    return command_line.parse(Export | Safetensors, "sqair.checkpoints",
+def read_export() -> Original | Safetensors:
+    """Parses the command line of sqair.runs.loading."""
+    return console.parse(Original | Safetensors, "sqair.export",
                               description="Writes runs in other programs' formats.",
                               config=(tyro.conf.HelptextFromCommentsOff,))

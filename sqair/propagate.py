@@ -9,11 +9,11 @@ import tensorflow_probability as tfp
 
 from sqair.config import ModelConfig
 from sqair.core import Latents, PropagationCore, Slots, masked_logit, sample_presence
+from sqair.crops import Columns
 from sqair.discover import LogProbs, stack_slots, unstack
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import CELLS, Linear, initial_state, positive
 from sqair.noise import PhaseNoise
-from sqair.spatial_transformer import Columns
 
 tfd = tfp.distributions
 
@@ -128,8 +128,8 @@ class Propagate(snt.Module):
         previous, state = self.core.first_slot(temporal.shape[1])
         noise = noise._replace(where=self.core.where_posterior.correlate(noise.where))
         slots, temporal_new = [], []
-        for (known, latents, memory), slot_noise in unstack(((prepared, objects, temporal), noise)):
-            slot, new, state = self.core(known, columns, latents, memory, previous, state, slot_noise)
+        for (precomputed, latents, memory), slot_noise in unstack(((prepared, objects, temporal), noise)):
+            slot, new, state = self.core(precomputed, columns, latents, memory, previous, state, slot_noise)
             previous = slot.summary
             slots.append(slot)
             temporal_new.append(new)

@@ -6,12 +6,12 @@ from typing import Any
 import sonnet as snt
 import tensorflow as tf
 
-from sqair import spatial_transformer
+from sqair import crops
 from sqair.config import ModelConfig
 from sqair.discover import unstack
 from sqair.glimpses import Decoder
 from sqair.noise import Noise
-from sqair.timestep import Frame, SQAIRTimestep, State, stop_choices
+from sqair.timestep import Frame, SQAIRTimestep, State, stop_discrete_gradients
 
 
 class SequentialAIR(snt.Module):
@@ -54,11 +54,9 @@ class SequentialAIR(snt.Module):
         Returns:
           `Frame`, every field with a leading axis T, and the `State` after the last frame.
         """
-        n_frames, batch = obs.shape[0], obs.shape[1]
-        discover = self.timestep.discover
-        codes = discover.frame_encoder(tf.reshape(obs, [n_frames, batch, -1]))
-        codes = tf.repeat(discover.core.rnn.inputs(frame=codes), self.n_particles, 1)     # [T, P, R]
-        columns = spatial_transformer.image_to_columns(obs, self.channels)                # [T, B, ...]
+        n_frames = obs.shape[0]
+        codes = tf.repeat(self.timestep.discover.encode_frames(obs), self.n_particles, 1)     # [T, P, R]
+        columns = crops.image_to_columns(obs, self.channels)                # [T, B, ...]
 
         def kinds(t: int) -> dict[str, bool]:       # options of the timestep at frame t
             t += first
@@ -73,7 +71,7 @@ class SequentialAIR(snt.Module):
             for t, frame_inputs in enumerate(unstack(inputs)):
                 state, frame = self._step(state, *frame_inputs, **kinds(t))
                 frames.append(frame)
-            return stop_choices(tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)), state
+            return stop_discrete_gradients(tf.nest.map_structure(lambda *xs: tf.stack(xs), *frames)), state
         parts, start = [], 0
         while start < n_frames:
             end = next((t for t in range(start, n_frames) if kinds(t) != kinds(start)), n_frames)
@@ -81,7 +79,7 @@ class SequentialAIR(snt.Module):
             state, part = self._loop(state, span, kinds(start))
             parts.append(part)
             start = end
-        return stop_choices(tf.nest.map_structure(lambda *xs: tf.concat(xs, 0), *parts)), state
+        return stop_discrete_gradients(tf.nest.map_structure(lambda *xs: tf.concat(xs, 0), *parts)), state
 
     def _loop(self, state: State, inputs: Any, kinds: dict[str, bool]) -> tuple[State, Frame]:
         """Frames of one kind, those after the first in a loop of the graph, which takes as long to make for many.

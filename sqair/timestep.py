@@ -8,12 +8,12 @@ import tensorflow as tf
 from relational.relation import Relation, Relations, make_relation
 from sqair.config import NO_RELATION, ModelConfig
 from sqair.core import Latents, Slots
+from sqair.crops import Columns
 from sqair.discover import Discover
 from sqair.glimpses import GlimpseEncoder
 from sqair.neural import MLP
 from sqair.noise import Noise
 from sqair.propagate import PriorStatistics, Propagate
-from sqair.spatial_transformer import Columns
 
 
 class State(NamedTuple):
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
     """The record of one frame, from which log-probabilities, canvases and figures are computed.
 
     propagated, discovered: `Slots` [P, N, d]; prior: `PriorStatistics` [P, N, d]; presence_prev: [P, N];
-    conditioning: [P, R]; expected: [P, 1]; order: [P, N, 2N] one-hot rows that pick the kept slots from propagated
+    conditioning: [P, R]; expected: [P, 1]; selection: [P, N, 2N] one-hot rows that pick the kept slots from propagated
     and discovered; object_id: [P, N]; attention: the relation's weights, of its own shape.
     """
 
@@ -45,21 +45,25 @@ class Frame(NamedTuple):
     presence_prev: tf.Tensor
     conditioning: tf.Tensor
     expected: tf.Tensor
-    order: tf.Tensor
+    selection: tf.Tensor
     object_id: tf.Tensor
     attention: tf.Tensor
 
 
-CHOICES = ("presence", "presence_prev", "order", "object_id", "last_id")    # discrete: they have no derivative
+DISCRETE = ("presence", "presence_prev", "selection", "object_id", "last_id")    # discrete: they have no derivative
 
 
-def stop_choices(record: Any) -> Any:
-    """A `State` or `Frame`, or a record in it, with gradients stopped at the fields named in `CHOICES`.
+def stop_discrete_gradients(record: Any) -> Any:
+    """A `State` or `Frame`, or a record in it, with gradients stopped at the fields named in `DISCRETE`.
 
     TensorFlow differentiates a compiled function from all of its outputs to all of its inputs unless they are stopped.
     """
-    return type(record)(*(tf.stop_gradient(x) if name in CHOICES else stop_choices(x) if isinstance(x, tuple) else x
-                          for name, x in zip(record._fields, record)))
+    def stopped(name: str, x: Any) -> Any:
+        if name in DISCRETE:
+            return tf.stop_gradient(x)
+        return stop_discrete_gradients(x) if isinstance(x, tuple) else x
+
+    return type(record)(*map(stopped, record._fields, record))
 
 
 def present_first(presence: tf.Tensor, n: int) -> tf.Tensor:
@@ -73,9 +77,9 @@ def present_first(presence: tf.Tensor, n: int) -> tf.Tensor:
     return tf.cast(tf.equal(rank[:, None, :], tf.range(n, dtype=rank.dtype)[:, None]), tf.float32)
 
 
-def pick(order: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+def pick(selection: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The slots named by one-hot rows: [..., n, M], [..., M, d] -> [..., n, d], exact."""
-    return tf.matmul(order, x)
+    return tf.matmul(selection, x)
 
 
 def configured_relation(config) -> Relation | None:
@@ -136,13 +140,13 @@ class SQAIRTimestep(snt.Module):
                       zero.presence_logit - 88.0)
         return slots, prior
 
-    def __call__(self, state: State, frame: tf.Tensor, columns: Columns, noise: Noise, propagate: bool = True,
+    def __call__(self, state: State, frame_code: tf.Tensor, columns: Columns, noise: Noise, propagate: bool = True,
                  generate: bool = False, all_slots: bool = False) -> tuple[State, Frame]:
         """Processes one frame.
 
         Args:
           state: `State` after the previous frame.
-          frame: [P, R] the discovery RNN's share of the frame encoding.
+          frame_code: [P, R] the discovery RNN's share of the frame encoding.
           columns: `Columns` of the frame, [B, ...].
           noise: `Noise` of this frame, [N, P, d].
           propagate: False skips propagation at a first frame; it changes the stored values of absent slots only.
@@ -153,8 +157,8 @@ class SQAIRTimestep(snt.Module):
           The new `State` and the `Frame`.
         """
         columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))       # they are data
-        state = stop_choices(state)
-        n_particles = frame.shape[0]
+        state = stop_discrete_gradients(state)
+        n_particles = frame_code.shape[0]
         objects, temporal, prior_state = state.objects, state.temporal, state.prior
         gamma, memory, attention = self._relate(state)
         if propagate or generate:
@@ -171,12 +175,12 @@ class SQAIRTimestep(snt.Module):
         if generate and not all_slots:
             discovered = self.discover.absent(n_particles, self.n_slots)
         else:       # at a first frame nearly all particles discover objects: all slots at once are quicker
-            discovered = self.discover(frame, columns, conditioning, noise.discovery, all_slots or not propagate)
+            discovered = self.discover(frame_code, columns, conditioning, noise.discovery, all_slots or not propagate)
         if generate:
             discovered = discovered._replace(presence=tf.zeros_like(discovered.presence))
 
-        state, order = self.keep(state, propagated, discovered, temporal, prior_state, memory)
-        record = Frame(propagated, discovered, prior, objects.presence[..., 0], conditioning, expected, order,
+        state, selection = self.keep(state, propagated, discovered, temporal, prior_state, memory)
+        record = Frame(propagated, discovered, prior, objects.presence[..., 0], conditioning, expected, selection,
                        state.object_id, attention)
         return state, record
 
@@ -190,26 +194,26 @@ class SQAIRTimestep(snt.Module):
           temporal, prior_state, memory: the state's, after propagation, [P, N, R] or [P, N, M].
 
         Returns:
-          The new `State` and the order, see `Frame`.
+          The new `State` and the selection, see `Frame`.
         """
         both = tf.nest.map_structure(lambda p, d: tf.concat([p, d], 1), propagated, discovered)
-        order = present_first(both.presence[..., 0], self.n_slots)
+        selection = present_first(both.presence[..., 0], self.n_slots)
         latents = tf.concat([both.what, both.where, both.presence, both.presence_logit], -1)
-        chosen = Latents(*tf.split(pick(order, latents), [self.n_what, 4, 1, 1], -1))
+        chosen = Latents(*tf.split(pick(selection, latents), [self.n_what, 4, 1, 1], -1))
 
         # Kept objects bring their recurrent states along, new ones start from the trainable initial states.
-        kept = order[..., :self.n_slots]
-        new = tf.reduce_sum(order[..., self.n_slots:], -1, keepdims=True)
-        fresh_temporal, fresh_prior = self.propagate.initial_states(order.shape[0])
+        kept = selection[..., :self.n_slots]
+        new = tf.reduce_sum(selection[..., self.n_slots:], -1, keepdims=True)
+        fresh_temporal, fresh_prior = self.propagate.initial_states(selection.shape[0])
         temporal = pick(kept, temporal) + new * fresh_temporal
         prior_state = pick(kept, prior_state) + new * fresh_prior
         if self.relation is not None and self.relation.memory_follows_objects:
-            memory = pick(kept, memory) + new * self.relation.initial_memory(order.shape[0], self.n_slots)
+            memory = pick(kept, memory) + new * self.relation.initial_memory(selection.shape[0], self.n_slots)
 
         found = discovered.presence[..., 0]
         kept_id = tf.where(propagated.presence[..., 0] > 0, state.object_id, -1.0)
         new_id = tf.where(found > 0, state.last_id + tf.cumsum(found, -1), -1.0)
-        object_id = pick(order, tf.concat([kept_id, new_id], -1)[..., None])[..., 0]
+        object_id = pick(selection, tf.concat([kept_id, new_id], -1)[..., None])[..., 0]
         last_id = state.last_id + tf.reduce_sum(found, -1, keepdims=True)
 
-        return State(chosen, temporal, prior_state, object_id, last_id, memory), order
+        return State(chosen, temporal, prior_state, object_id, last_id, memory), selection

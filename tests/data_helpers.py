@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from data_gen.command_line import run
+from data_gen.console import run_cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ def run_here(module, *arguments, file_limit=None):
         if file_limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, limits[1]))
         try:
-            run(command.main)
+            run_cli(command.main)
         except SystemExit as stop:
             code = stop.code or 0
         finally:

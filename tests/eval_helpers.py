@@ -7,11 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from eval.predictions import MEMBERS
-from sqair import original
-from sqair.checkpoints import RunCheckpoints, TrainingState
 from sqair.config import Config, ModelConfig, to_flags
 from sqair.model import SQAIR
-from sqair.optimizers import Optimizer
+from sqair.runs import original
+from sqair.runs.saving import RunCheckpoints, TrainingState
+from sqair.training.optimizers import Optimizer
 
 TINY = ModelConfig(n_steps_per_image=3, n_what=2, n_units=1, glimpse_size=6, k_particles=3, mean_image=False,
                    prop_prior_step_bias=1.0)

@@ -6,11 +6,12 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
-from data_gen.command_line import run
-from sqair import checkpoints
+from data_gen.console import run_cli
+from sqair import export
 from sqair.config import Config, ModelConfig, TrainConfig, to_flags
 from sqair.model import SQAIR
-from sqair.optimizers import Optimizer
+from sqair.runs import saving
+from sqair.training.optimizers import Optimizer
 
 TINY = ModelConfig(n_units=1, n_what=3, glimpse_size=4, k_particles=2, n_steps_per_image=2, image_shape=(10, 12))
 
@@ -27,7 +28,7 @@ def make_state(opt="rmsprop", step=5, seed=0, **changes):
     tf.random.set_seed(seed)
     model = SQAIR(attrs.evolve(TINY, **changes))
     optimizer = Optimizer(opt, model.trainable_variables)
-    state = checkpoints.TrainingState(model, optimizer)
+    state = saving.TrainingState(model, optimizer)
     draw([*model.trainable_variables, *(v for slot in optimizer.slots.values() for v in slot)], seed)
     optimizer.updates.assign(step)
     state.step.assign(step)
@@ -39,7 +40,7 @@ def make_run(folder, opt="rmsprop", steps=(5,), train=(), **changes):
     folder.mkdir(parents=True)
     for step in steps:
         state = make_state(opt, step, seed=step, **changes)
-        saved = checkpoints.RunCheckpoints(folder, state, keep=len(steps))
+        saved = saving.RunCheckpoints(folder, state, keep=len(steps))
         saved.save()
         if step == steps[0]:
             saved.save_best()
@@ -61,10 +62,10 @@ def assert_same(values, others):
 
 
 def command(monkeypatch, capsys, *arguments):
-    """Runs `python -m sqair.checkpoints ARGUMENTS` in this process; returns exit code, output and error output."""
-    monkeypatch.setattr("sys.argv", ["checkpoints", *map(str, arguments)])
+    """Runs `python -m sqair.export ARGUMENTS` in this process; returns exit code, output and error output."""
+    monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
     try:
-        run(checkpoints.main)
+        run_cli(export.main)
     except SystemExit as stop:
         output = capsys.readouterr()
         return stop.code, output.out, output.err

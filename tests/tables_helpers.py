@@ -3,7 +3,7 @@
 import attrs
 import numpy as np
 
-from data_gen.hdf5 import new_file
+from data_gen.writer import new_file
 from eval.predictions import About, Writer
 from sqair.config import PRESETS, to_flags
 

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from eval import drawing, tables
+from eval import comparison, drawing, scores, tables
 from relational import RELATIONS
-from sqair import checkpoints, rules
 from sqair.config import model_titles
+from sqair.runs import loading
+from sqair.training import rules
 from tests.data_helpers import ROOT
 from tests.train_helpers import newest
 
@@ -21,7 +22,7 @@ def page(tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("extending"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for registry in (RELATIONS, rules.RULES, tables.METRICS):
+        for registry in (RELATIONS, rules.RULES, scores.METRICS):
             before.append((registry, dict(registry)))
         names = {"__name__": "extending", "folder": folder}
         try:
@@ -39,7 +40,7 @@ def test_the_new_model_is_trained_by_the_new_optimiser_and_loads(page):
     slots = [value for name, value in values.items() if "/slots/mean/" in name]
     assert values["state/step/.ATTRIBUTES/VARIABLE_VALUE"] == 1
     assert len(slots) > 50 and any(np.any(value) for value in slots)
-    loaded = checkpoints.load_run(page["folder"] / "run")
+    loaded = loading.load_run(page["folder"] / "run")
     assert isinstance(loaded.model.sequence.timestep.relation, page["MeanRelation"])
     assert np.any([np.abs(v).max() for v in loaded.model.sequence.timestep.relation.trainable_variables])
 
@@ -55,7 +56,7 @@ def test_the_new_data_tell_where_their_objects_are(page):
 
 def test_model_and_metric_appear_in_a_table_and_a_figure(page):
     figures = page["figures"]
-    text = tables.markdown(tables.collect([figures]))
+    text = tables.markdown(comparison.collect([figures]))
     assert model_titles()["rsqair_mean"] == "R-SQAIR (mean)" and "R-SQAIR (mean)" in text
     height = np.mean(figures["metrics"]["window_height"])
     assert f"| window height | {height:.1f}" in text and 0 < height < 22

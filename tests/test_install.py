@@ -59,8 +59,8 @@ def installed(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_has_all_modules(wheel):
     with zipfile.ZipFile(wheel) as file:
-        packed = {name for name in file.namelist() if name.endswith((".py", "py.typed"))}
-    assert packed == {str(path.relative_to(ROOT)) for package in PACKAGES for pattern in ("*.py", "py.typed")
+        packed = {name for name in file.namelist() if name.endswith((".py", "py.typed", ".html"))}
+    assert packed == {str(path.relative_to(ROOT)) for package in PACKAGES for pattern in ("*.py", "py.typed", "*.html")
                       for path in (ROOT / package).rglob(pattern)}
 
 

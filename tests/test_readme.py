@@ -14,10 +14,10 @@ import sys
 import pytest
 import tyro
 
-from data_gen.command_line import parse
+from data_gen.console import parse
 from eval import paper
 from eval.options import FIGURES
-from sqair import train
+from sqair import options as sqair_options
 from tests.checkout_helpers import make_checkout, write_script
 from tests.data_helpers import ROOT
 
@@ -56,7 +56,7 @@ def parse_as(name, words):
     """Parses options as the module of that name does."""
     module, options = importlib.import_module(name), {}
     if name == "sqair.train":
-        return train.parse(words)
+        return sqair_options.parse(words)
     if name == "eval.figures":
         kind = FIGURES[words[0] if words[0] in FIGURES else "sequences"]
         return parse(kind, name, words[words[0] in FIGURES:])
@@ -111,8 +111,8 @@ def test_it_is_a_script_of_commands_that_there_are(block, run_block):
 def test_the_array_job_trains_every_model_and_seed_where_the_paper_looks_for_it(run_block):
     block, = (block for block in BLOCKS if "--array" in block)
     _, noted = run_block(block)
-    asked = [train.parse(words[2:]) for _, words, _, _ in noted]
-    planned = [train.parse(command.arguments[2:]) for command in paper.plan(paper.Arguments()).training]
+    asked = [sqair_options.parse(words[2:]) for _, words, _, _ in noted]
+    planned = [sqair_options.parse(command.arguments[2:]) for command in paper.plan(paper.Arguments()).training]
     assert sorted((a.run_dir, str(a.config)) for a in asked) == sorted((p.run_dir, str(p.config)) for p in planned)
 
 

@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 
 from data_gen import bouncing_balls
-from sqair import checkpoints, train
+from sqair import config as sqair_config
+from sqair import train
 from sqair.config import Config, ModelConfig, TrainConfig
+from sqair.runs import loading
 from tests.data_helpers import run_here
 
 STEPS = 12
@@ -41,7 +43,7 @@ def tiniest(data, model=(), **training):
 
 
 def command(config_, folder, **options):
-    flags = {**train.to_flags(config_), "run_dir": str(folder), **options}
+    flags = {**sqair_config.to_flags(config_), "run_dir": str(folder), **options}
     words = [sys.executable, "-m", "sqair.train"]
     for key, value in flags.items():
         if isinstance(value, bool):
@@ -84,7 +86,7 @@ def error_line(result):
 
 def newest(folder):
     """All values of a run's newest checkpoint."""
-    prefix = checkpoints.find_checkpoint(folder, "newest")[1]
+    prefix = loading.find_checkpoint(folder, "newest")[1]
     reader = tf.train.load_checkpoint(prefix)
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_gen import bouncing_balls, physics, rendering
 from data_gen.bouncing_balls import PRESETS, BouncingBalls, make_block
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from tests.data_helpers import interrupt, run_command, run_here
 
 BOX = 15.0

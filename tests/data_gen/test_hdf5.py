@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from data_gen import hdf5
+from data_gen import writer as data_gen_writer
 from data_gen.bouncing_balls import BouncingBalls, make_block, write
-from data_gen.command_line import UserError, atomic_path
+from data_gen.errors import UserError
+from data_gen.files import atomic_path
 from eval.predictions import Predictions
 from tests.data_helpers import ROOT
 
@@ -400,7 +402,7 @@ def test_a_file_that_another_program_holds_is_not_called_damaged(tmp_path, versi
                           ) as writer:
         assert writer.stdout.readline() == b"open\n"
         for open_it in (lambda: hdf5.open_split(path, "training"), lambda: Predictions(path),
-                        lambda: hdf5.new_file(path).__enter__()):
+                        lambda: data_gen_writer.new_file(path).__enter__()):
             with pytest.raises(UserError, match=message) as error:
                 open_it()
             assert "damage" not in str(error.value) and "again" not in str(error.value)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_gen import hdf5, pipeline
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from data_gen.import_videos import CommandLine, convert, place
 from data_gen.rendering import render_groups
 from tests import example_film

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_gen import hdf5, moving_mnist
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from data_gen.moving_mnist import Digits, MovingMNIST, crop_tightly, hold_out, make_block, read_digits, write
 from data_gen.release_pickle import read_release_pickle
 from tests.data_helpers import interrupt, run_command

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from data_gen import hdf5, pipeline
 from data_gen.bouncing_balls import BouncingBalls, write
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from data_gen.pipeline import batches, count_visible, crop_slices, mean_image
 from tests.data_helpers import ROOT
 
@@ -185,8 +185,8 @@ def test_damage_found_while_streaming_is_one_line_for_the_user(tmp_path):
     features[0, 30] = np.nan
     with h5py.File(path, "w") as file:
         file["training/features"] = features
-    program = ("import sys; from data_gen.command_line import run; from data_gen.pipeline import batches\n"
-               "run(lambda: [None for _ in batches(sys.argv[1], 'training', 4, 2, crop=None).take(20)] and None)")
+    program = ("import sys; from data_gen.console import run_cli; from data_gen.pipeline import batches\n"
+               "run_cli(lambda: [None for _ in batches(sys.argv[1], 'training', 4, 2, crop=None).take(20)] and None)")
     result = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True,
                             cwd=ROOT, timeout=120)
     assert result.returncode == 1

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_gen.command_line import UserError, run
+from data_gen.console import run_cli
+from data_gen.errors import UserError
 from eval import compare_original
 from sqair.core import WhereHead
 from sqair.model import SQAIR, report
-from sqair.original import write_original
+from sqair.runs.original import write_original
 from tests.data_helpers import ROOT
 from tests.reference import redraw
 
@@ -94,7 +95,7 @@ def command(folder, monkeypatch, capsys):
     """Runs the command line in this process: exit code, standard output, standard error."""
     monkeypatch.setattr(sys, "argv", ["compare_original", str(folder)])
     with pytest.raises(SystemExit) as stopped:
-        run(compare_original.main)
+        run_cli(compare_original.main)
     captured = capsys.readouterr()
     return stopped.value.code, captured.out, captured.err
 

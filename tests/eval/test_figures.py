@@ -11,7 +11,8 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from data_gen.command_line import UserError, run
+from data_gen.console import run_cli
+from data_gen.errors import UserError
 from eval import drawing, figures, predict, truth
 from eval.truth import Source
 from sqair.config import Config, to_flags
@@ -218,7 +219,7 @@ def command(monkeypatch, capsys):
     def call(*arguments, main=figures.main):
         monkeypatch.setattr(sys, "argv", ["figures", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            run(main)
+            run_cli(main)
         return stop.value.code or 0, capsys.readouterr().err
 
     return call

@@ -8,7 +8,7 @@ import tensorflow as tf
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from eval import likelihood
 from eval import truth as truth_module
 from eval.predict import generator, infer, noise_seed

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from data_gen.command_line import UserError, run
+from data_gen.console import run_cli
+from data_gen.errors import UserError
 from eval import figures, likelihood, models, page, predict, tables
 from eval.options import AddModel
-from sqair import checkpoints
+from sqair import export
+from sqair.runs import loading
 from tests.data_helpers import ROOT
 from tests.eval_helpers import save_run
 
@@ -24,7 +26,7 @@ def command(monkeypatch, capsys, module, *words):
     """Runs `python -m MODULE WORDS` in this process; returns exit code, output and error output."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words)])
     with pytest.raises(SystemExit) as stop:
-        run(module.main)
+        run_cli(module.main)
     return stop.value.code or 0, *capsys.readouterr()
 
 
@@ -101,7 +103,7 @@ def test_check_tells_other_weights_from_the_same(tiny, tmp_path, monkeypatch, ca
     (tmp_path / "model.safetensors").write_bytes(safetensors.numpy.save(weights, {"step": "7"}))
     code, _, err = command(monkeypatch, capsys, models, "check", tmp_path)
     assert code == 1 and f"{tmp_path}: iwae is" in err and "data_ll_predicted is" in err
-    checkpoints.save_safetensors(checkpoints.load_run(tiny / "run"), tmp_path, overwrite=True)
+    export.save_safetensors(loading.load_run(tiny / "run"), tmp_path, overwrite=True)
     code, _, err = command(monkeypatch, capsys, models, "check", tmp_path)
     assert code == 1 and f"error: {tmp_path / 'card.json'}: no figures to check in it" in err
 

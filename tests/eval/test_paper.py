@@ -13,9 +13,9 @@ import h5py
 import pytest
 
 from data_gen import bouncing_balls
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from eval import paper
-from sqair import train
+from sqair import options
 from tests.data_helpers import ROOT
 from tests.paper_helpers import TINY, arguments, call_main, processes_of, wait_for
 
@@ -57,7 +57,7 @@ def test_the_short_scale_is_the_papers_protocol_with_the_short_recipe():
 @pytest.mark.parametrize("scale", ["paper", "short", "small"])
 def test_every_training_command_is_one_that_training_takes(scale):
     for command in paper.plan(paper.Arguments(scale=scale, models=("sqair", "in", "rmc", "rmc_slots"))).training:
-        parsed = train.parse(command.arguments[2:])
+        parsed = options.parse(command.arguments[2:])
         assert parsed.run_dir == command.run
         assert str(parsed.config.train.seed) == command.run.rsplit("_", 1)[1]
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from scipy.stats import norm
 
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from eval import geometry, predict, truth
 from eval.predictions import MEMBERS, Predictions
 from eval.truth import Source

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from data_gen.command_line import UserError
-from data_gen.hdf5 import new_file
-from eval import tables
+from data_gen.errors import UserError
+from data_gen.writer import new_file
+from eval import comparison, scores, tables
 from eval.predictions import About, Predictions, Writer
 from sqair.config import PRESETS, to_flags
 from tests.data_helpers import run_here
@@ -149,8 +149,8 @@ def test_without_a_collision_there_is_no_relational_figure(tmp_path):
     horizon = figures["by_horizon"]["relational_ll"]
     assert [sample[-1] for sample in horizon] == [None] * M
     np.testing.assert_allclose([sample[:-1] for sample in horizon], relational[:, :, FIRST - 1:-1].mean(0), rtol=1e-4)
-    tables.check_figures(figures)
-    text = tables.markdown(tables.collect([figures]))
+    scores.check_figures(figures)
+    text = tables.markdown(comparison.collect([figures]))
     assert re.search(r"\| SQAIR \| 1 \| -?\d+\.\d ± [\d.]+ \| 399.5 \| – \| 0.21 \|", text)
     assert re.search(r"\| perfect canvas \| – \| \d+\.\d \| – \| – \| – \|", text)
     assert "| relational log-likelihood | – |" in text and "| relational log-likelihood | 2 | – |" in text
@@ -194,13 +194,14 @@ def test_json_latex_and_the_paper(folder):
     assert not any(character in text for character in "±−–") and r"$\pm$" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert body and all("_" not in line.replace(r"\_", "") for line in body)
-    assert tables.PAPER[4,]["rsqair_rmc"] == {"data_ll_predicted": 457.32, "relational_ll_predicted": 3.62}
-    assert [figures["relational_ll_predicted"] for figures in tables.PAPER[6, 7, 8].values()] == [-164.1, -96.7, -97.0]
+    assert comparison.PAPER[4,]["rsqair_rmc"] == {"data_ll_predicted": 457.32, "relational_ll_predicted": 3.62}
+    of_more = comparison.PAPER[6, 7, 8].values()
+    assert [figures["relational_ll_predicted"] for figures in of_more] == [-164.1, -96.7, -97.0]
 
 
 def figures_of(path):
     with Predictions(path) as predictions:
-        return tables.evaluate(predictions)
+        return scores.evaluate(predictions)
 
 
 def test_files_that_do_not_compare_are_refused(tmp_path):
@@ -214,10 +215,10 @@ def test_files_that_do_not_compare_are_refused(tmp_path):
     for other, message in (("again", "are both SQAIR, seed 0 on four"), ("b", "show different sequences"),
                            ("c", "k_particles is 3 and 5")):
         with pytest.raises(UserError, match=message):
-            tables.collect([a, figures_of(tmp_path / f"{other}.h5")])
+            comparison.collect([a, figures_of(tmp_path / f"{other}.h5")])
     wide = a | {"seed": 1, "flags": a["flags"] | {"n_units": 4}}
     with pytest.raises(UserError, match="n_units is 8 and 4"):
-        tables.collect([a, wide])
+        comparison.collect([a, wide])
     with pytest.raises(UserError, match="no file of predictions there"):
         tables.find([str(tmp_path / "none*.h5")])
 
@@ -233,12 +234,12 @@ def test_predictions_without_truth_beyond_the_frames(tmp_path):
         Writer(file, about, SIZES, SIZES | {"S": 4}).write(members, dict.fromkeys(SIZES, 0))
     figures = figures_of(path)
     assert sorted(figures["metrics"]) == ["data_ll_inferred", "iwae", "kl", "vae"]
-    assert "SQAIR" in tables.markdown(tables.collect([figures]))
+    assert "SQAIR" in tables.markdown(comparison.collect([figures]))
 
 
 def test_figures_of_a_file_are_kept_until_it_or_the_code_changes(tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr(tables, "evaluate", lambda predictions, boxes, real=tables.evaluate: done.append(
+    monkeypatch.setattr(tables, "evaluate", lambda predictions, boxes, real=scores.evaluate: done.append(
         predictions.path) or real(predictions, boxes))
 
     def run_tables(*options):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_gen import bouncing_balls, hdf5, moving_mnist
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from eval.truth import OBJECTS, Source
 
 T = 3

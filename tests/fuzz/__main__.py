@@ -18,7 +18,7 @@ import shutil
 import sys
 import traceback
 
-from data_gen.command_line import LONGEST_MESSAGE, UserError
+from data_gen.errors import LONGEST_MESSAGE, UserError
 from tests.fuzz.formats import FORMATS
 
 
@@ -29,12 +29,12 @@ def complaint(read, folder):
         return "", False
     except UserError as error:
         message = str(error)
-    except OSError as error:            # as in `command_line.run`
+    except OSError as error:            # as in `console.run_cli`
         if not error.filename:
             return traceback.format_exc(limit=-6), False
         message = f"{error.filename}: {error.strerror}"
     except Exception as error:
-        # An error in a tf.data generator arrives as TensorFlow's own exception, see `command_line.run`.
+        # An error in a tf.data generator arrives as TensorFlow's own exception, see `console.run_cli`.
         quoted = re.search(r"\bUserError: (.*)", str(error))
         if not (quoted and type(error).__module__.startswith("tensorflow")):
             return traceback.format_exc(limit=-6), False

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from tests.fuzz.damage import damage_file, damage_json
 
 
@@ -120,10 +120,10 @@ _KEPT = {}
 
 def _quick_models():
     """Makes a model of a configuration once; loading assigns all its variables anew."""
-    from sqair import checkpoint_values
+    from sqair import model as sqair_model
     from sqair.model import SQAIR
     if "models" not in _KEPT:
-        checkpoint_values.SQAIR = _KEPT["models"] = functools.lru_cache(10)(SQAIR)
+        sqair_model.SQAIR = _KEPT["models"] = functools.lru_cache(10)(SQAIR)
 
 
 def make_checkpoint(folder):
@@ -137,7 +137,7 @@ def check_model(model):
 
 
 def read_checkpoint(folder):
-    from sqair import checkpoints
+    from sqair.runs import loading, saving
     from tests.run_helpers import make_state
     folder, = folder.iterdir()
     _quick_models()
@@ -145,16 +145,16 @@ def read_checkpoint(folder):
         _KEPT["state"] = make_state()
     state, problem = _KEPT["state"], None
     try:
-        checkpoints.RunCheckpoints(folder, state, 2).restore()
+        saving.RunCheckpoints(folder, state, 2).restore()
         check_model(state.model)
         assert 0 <= int(state.step) < 2**31, int(state.step)
     except UserError as error:
         problem = error
     for which in ("best", "newest"):
-        run = checkpoints.load_run(folder, which)
+        run = loading.load_run(folder, which)
         check_model(run.model)
         assert 0 <= run.step < 2**31
-        optimizer = checkpoints.load_optimizer(run)
+        optimizer = loading.load_optimizer(run)
         for variable in (v for slot in optimizer.slots.values() for v in slot):
             assert np.isfinite(variable.numpy()).all()
     if problem:
@@ -162,36 +162,38 @@ def read_checkpoint(folder):
 
 
 def read_checkpoint_values(folder):
-    from sqair.checkpoint_values import read_values
+    from sqair.runs.values import read_values
     for index in sorted(folder.rglob("*.index")):
         for name, value in read_values(str(index.with_suffix(""))).items():
             assert value.dtype.kind != "f" or np.isfinite(value).all() or "best_bound" in name
 
 
 def make_original(folder):
-    from sqair import checkpoints
+    from sqair import export
+    from sqair.runs import loading
     from tests.run_helpers import make_run
     make_run(folder / "ours", steps=(5, 8))
     for which in ("5", "8"):
-        checkpoints.export(checkpoints.load_run(folder / "ours", which), folder / "run")
+        export.export(loading.load_run(folder / "ours", which), folder / "run")
     shutil.rmtree(folder / "ours")
 
 
 def read_original(folder):
-    from sqair import checkpoints
+    from sqair.runs import loading
     folder, = folder.iterdir()
     _quick_models()
-    run = checkpoints.load_run(folder)
+    run = loading.load_run(folder)
     check_model(run.model)
     assert 0 <= run.step < 2**31
-    checkpoints.load_optimizer(run)
+    loading.load_optimizer(run)
 
 
 def make_safetensors(folder):
-    from sqair import checkpoints
+    from sqair import export
+    from sqair.runs import loading
     from tests.run_helpers import make_run
     make_run(folder / "ours")
-    checkpoints.save_safetensors(checkpoints.load_run(folder / "ours"), folder / "model")
+    export.save_safetensors(loading.load_run(folder / "ours"), folder / "model")
     shutil.rmtree(folder / "ours")
 
 
@@ -219,8 +221,8 @@ def damage_safetensors(rng, folder):
 
 
 def read_safetensors(folder):
-    from sqair import checkpoints
+    from sqair.runs import loading
     folder, = folder.iterdir()
     _quick_models()
-    run = checkpoints.load_run(folder)
+    run = loading.load_run(folder)
     check_model(run.model)

@@ -18,25 +18,25 @@ def damage_predictions(rng, folder):
 
 
 def read_predictions(folder):
-    from eval import tables
+    from eval import comparison, scores, tables
     from eval.predictions import MEMBERS, Predictions
     with Predictions(folder / "predictions.h5") as predictions:
         for name in MEMBERS:
             if name in predictions:
                 predictions[name][:2]
-        figures = tables.evaluate(predictions)
+        figures = scores.evaluate(predictions)
     json.dumps(figures, allow_nan=False)
-    data_sets = tables.collect([figures])
+    data_sets = comparison.collect([figures])
     tables.markdown(data_sets), tables.latex(data_sets), tables.csv_rows(data_sets)
 
 
 def make_metrics_json(folder):
-    from eval import tables
+    from eval import scores
     from eval.predictions import Predictions
     for seed in (0, 1):
         save(folder / "p.h5", seed=seed)
         with Predictions(folder / "p.h5") as predictions:
-            figures = tables.evaluate(predictions) | {"file": f"sqair_seed{seed}_four.json"}
+            figures = scores.evaluate(predictions) | {"file": f"sqair_seed{seed}_four.json"}
         (folder / f"sqair_seed{seed}_four.json").write_text(json.dumps(figures))
         (folder / "p.h5").unlink()
 

@@ -22,7 +22,7 @@ def read_flags(folder):
 
 
 def make_csv(folder):
-    from sqair.run_folder import MetricsFile
+    from sqair.runs.folder import MetricsFile
     for name, columns in (("metrics", ["step", "data", "iwae_per_frame", "kl"]),
                           ("resources", ["step", "data", "seconds_per_step"])):
         file = MetricsFile(folder / f"{name}.csv", columns, 0)
@@ -46,7 +46,7 @@ def damage_csv(rng, folder):
 
 
 def read_csv(folder):
-    from sqair.run_folder import MetricsFile
+    from sqair.runs.folder import MetricsFile
     columns = ["step", "data", "iwae_per_frame", "kl"]
     MetricsFile(folder / "metrics.csv", columns, 200)
     kept = (folder / "metrics.csv").read_text()

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_gen import bouncing_balls
-from data_gen.command_line import LONGEST_MESSAGE, UserError
+from data_gen.errors import LONGEST_MESSAGE, UserError
 from sqair.config import Config, from_flags, to_flags
 from tests.data_helpers import ROOT, run_command, run_here
 from tests.eval_helpers import save_run
@@ -180,7 +180,7 @@ COMMANDS = {
                         LIKELIHOOD),
     "checkpoint cut": (lambda f: cut(next((f / "run").rglob("*.data*"))), LIKELIHOOD),
     "checkpoint index of junk": (lambda f: next((f / "run").rglob("*.index")).write_bytes(b"\0" * 500),
-                                 ("sqair.checkpoints", "export", "run", "new")),
+                                 ("sqair.export", "original", "run", "new")),
 }
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from sqair import original
 from sqair.config import load_flags
 from sqair.model import SQAIR
+from sqair.runs import original
 
 HERE = Path(__file__).parent
 RECORDED = HERE.parents[2] / "shared" / "reference"   # the whole recordings, not part of the repository

@@ -7,12 +7,7 @@ import tensorflow as tf
 from relational.registry import RELATIONS
 from relational.relation import make_relation
 from relational.relational_memory import AttentionBlock, RelationalMemory, SlotRelationalMemory
-from tests.reference.relational_reference import (
-    assert_close,
-    assign_recorded_weights,
-    recorded,
-    variables_by_original,
-)
+from tests.reference.relational_reference import assert_close, assign_recorded_weights, recorded, variables_by_original
 
 LAYERS = {
     "embed": "relational_memory/linear",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sqair import spatial_transformer
+from sqair import crops, spatial_transformer
 from sqair.glimpses import Decoder, GlimpseEncoder
 from tests.model_helpers import draw, make_busy
 from tests.reference.numpy_sqair import crop, elu, paste, sigmoid
@@ -18,7 +18,7 @@ def test_encoder_masks_the_glimpse_in_every_channel(channels):
     make_busy(encoder)
     image, where, state = draw(1, 9, 11, channels), draw(2, 1, 4, seed=1), draw(2, 1, 8, seed=2)
     mask = encoder.mask(tf.constant(state))
-    columns = spatial_transformer.image_to_columns(tf.constant(image), channels)
+    columns = crops.image_to_columns(tf.constant(image), channels)
     loc, scale = encoder(columns, tf.constant(where), mask)
     plain, _ = encoder(columns, tf.constant(where))
     for p in range(2):

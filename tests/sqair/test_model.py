@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sqair import checkpoints, original, targets
+from sqair import objectives
 from sqair.config import PRESETS, ModelConfig
 from sqair.model import SQAIR, Forward, report, resample
+from sqair.runs import loading, original
 from sqair.spatial_transformer import rows_to_image
 from tests.model_helpers import busy_model, draw, eagerly, loss_and_gradients, make_inputs, small_config
 from tests.reference.numpy_sqair import NumpySQAIR
@@ -115,7 +116,7 @@ def test_relational_model_filled_from_sqair_computes_its_bound(relation):
     plain, related = busy_model(), busy_model(seed=2, relation=relation)
     obs, noise = make_inputs(plain)
     assert np.abs(related(obs, noise).log_weights - plain(obs, noise).log_weights).max() > 1
-    done = checkpoints.fill(related, plain)
+    done = loading.fill(related, plain)
     assert len(done.filled) == len(plain.trainable_variables) and len(done.widened) == 3
     forward, _, gradients = loss_and_gradients(related, obs, noise)
     np.testing.assert_allclose(forward.log_weights, plain(obs, noise).log_weights, rtol=1e-5)
@@ -355,11 +356,11 @@ def test_loss_is_per_frame_and_adds_the_penalty():
     model = busy_model()
     forward = model(*make_inputs(model))
     discrete = tf.reshape(tf.reduce_sum(forward.discrete_log_prob, 0), [2, 2])
-    vimco = targets.vimco(forward.log_weights, discrete) / 3
+    vimco = objectives.vimco(forward.log_weights, discrete) / 3
     np.testing.assert_allclose(model.loss(forward), vimco, rtol=1e-6)
     np.testing.assert_allclose(model.loss(forward, "vimco_textbook"),
-                               targets.vimco(forward.log_weights, discrete, textbook=True) / 3, rtol=1e-6)
-    np.testing.assert_allclose(model.loss(forward, "iwae"), -tf.reduce_mean(targets.iwae(forward.log_weights)) / 3,
+                               objectives.vimco(forward.log_weights, discrete, textbook=True) / 3, rtol=1e-6)
+    np.testing.assert_allclose(model.loss(forward, "iwae"), -tf.reduce_mean(objectives.iwae(forward.log_weights)) / 3,
                                rtol=1e-6)
     squares = sum(float(tf.reduce_sum(v ** 2)) for v in model.trainable_variables)
     np.testing.assert_allclose(model.loss(forward, l2=0.5), vimco + 0.25 * squares, rtol=1e-5)

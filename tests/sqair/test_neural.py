@@ -91,8 +91,8 @@ def test_known_inputs_can_be_added_up_in_any_order(leading):
     joint = np.concatenate([x, y, z], -1) @ np.concatenate([layer.w[key] for key in "xyz"]) + layer.b
     x, y, z = t(x), t(y), t(z)
     np.testing.assert_allclose(layer(x=x, y=y, z=z), joint, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(layer(known=layer(z=z, x=x), y=y), joint, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(layer(y=y, known=layer(x=x, known=layer(z=z))), joint, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer(precomputed=layer(z=z, x=x), y=y), joint, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer(y=y, precomputed=layer(x=x, precomputed=layer(z=z))), joint, rtol=1e-4, atol=1e-5)
 
 
 def test_mlp_has_an_elu_after_hidden_layers_only():
@@ -107,7 +107,7 @@ def test_mlp_has_an_elu_after_hidden_layers_only():
         expected = elu(expected) if mlp is hidden else expected
         assert (expected < -1).any() or mlp is hidden
         np.testing.assert_allclose(mlp(t(x)), expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(mlp(known=mlp.known(x=t(x))), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mlp(precomputed=mlp.precompute(x=t(x))), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gaussian_head():

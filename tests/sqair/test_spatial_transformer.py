@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sqair import crops
 from sqair import spatial_transformer as st
 
 GLIMPSE, IMAGE = (4, 4, 1), (7, 9)
@@ -39,7 +40,7 @@ def resample(image, sx, sy, tx, ty, height, width):
 @pytest.mark.parametrize("spread", [0.5, 3.0])      # 3: most windows stand partly or wholly outside
 def test_crop_is_a_bilinear_gather(spread):
     images, where = draw(2, *IMAGE), spread * draw(2, 6, 4, seed=1)     # 2 images, 3 particles each, 2 windows
-    ours = st.crop(st.image_to_columns(tf.constant(images), 1), tf.constant(where), GLIMPSE).numpy()
+    ours = crops.crop(crops.image_to_columns(tf.constant(images), 1), tf.constant(where), GLIMPSE).numpy()
     assert ours.shape == (2, 6, 16)
     for p in range(6):
         for s in range(2):
@@ -67,7 +68,7 @@ def test_paste_is_the_sum_of_inverse_gathers(spread):
 def test_whole_image_crops_and_pastes_to_itself():
     image = draw(1, 5, 5)
     where = tf.constant([[[40.0, 40.0, 0.0, 0.0]]], tf.float64)      # scale 1, no shift
-    glimpse = st.crop(st.image_to_columns(tf.constant(image), 1), where, (5, 5, 1))
+    glimpse = crops.crop(crops.image_to_columns(tf.constant(image), 1), where, (5, 5, 1))
     np.testing.assert_allclose(glimpse[0, 0], image.ravel(), atol=1e-12)
     pasted = st.paste(glimpse, where, tf.ones([1, 1], tf.float64), (5, 5, 1), (5, 5))
     np.testing.assert_allclose(pasted, image, atol=1e-12)
@@ -79,7 +80,7 @@ def test_gradients_in_float64():
     weights = draw(2, 16, seed=5), draw(2, *IMAGE, seed=6)
 
     def cropped(where):
-        return tf.reduce_sum(st.crop(st.image_to_columns(image, 1), where, GLIMPSE)[:, 0] * weights[0])
+        return tf.reduce_sum(crops.crop(crops.image_to_columns(image, 1), where, GLIMPSE)[:, 0] * weights[0])
 
     def pasted(glimpse, where):
         return tf.reduce_sum(st.paste(glimpse, where, presence, PASTED, IMAGE) * weights[1])
@@ -96,7 +97,7 @@ def test_gradients_in_float64():
 
 def test_only_square_glimpses_are_cropped():
     with pytest.raises(ValueError, match="4 x 3 pixels: expected square"):
-        st.crop(st.image_to_columns(tf.zeros([1, *IMAGE]), 1), tf.zeros([1, 4]), PASTED)
+        crops.crop(crops.image_to_columns(tf.zeros([1, *IMAGE]), 1), tf.zeros([1, 4]), PASTED)
 
 
 def test_smallest_scale_is_bounded_with_its_gradient():
@@ -113,12 +114,12 @@ def test_colour_is_grey_for_every_channel():
     images, where = draw(2, *IMAGE, 3), draw(4, 2, 4, seed=1)
     rows = st.image_to_rows(tf.constant(images), 3)
     np.testing.assert_array_equal(st.rows_to_image(rows, 3), images)
-    glimpse = st.crop(st.image_to_columns(tf.constant(images), 3), tf.constant(where), (4, 4, 3)).numpy()
+    glimpse = crops.crop(crops.image_to_columns(tf.constant(images), 3), tf.constant(where), (4, 4, 3)).numpy()
     pixels = glimpse.reshape(4, 2, 4, 4, 3)
     presence = tf.constant([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], tf.float64)
     canvas = st.rows_to_image(st.paste(tf.constant(glimpse), tf.constant(where), presence, (4, 4, 3), IMAGE), 3)
     for c in range(3):
-        grey = st.crop(st.image_to_columns(tf.constant(images[..., c]), 1), tf.constant(where), GLIMPSE).numpy()
+        grey = crops.crop(crops.image_to_columns(tf.constant(images[..., c]), 1), tf.constant(where), GLIMPSE).numpy()
         np.testing.assert_allclose(pixels[..., c].reshape(4, 2, 16), grey, atol=1e-12)
         np.testing.assert_allclose(canvas[..., c], st.paste(tf.constant(grey), tf.constant(where), presence, GLIMPSE,
                                                             IMAGE), atol=1e-12)

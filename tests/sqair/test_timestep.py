@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sqair import spatial_transformer
+from sqair import crops
 from sqair.timestep import pick, present_first
 from tests.model_helpers import busy_model, draw, make_inputs
 
@@ -38,7 +38,7 @@ class Steps:
         self.model = busy_model(**flags)
         self.timestep = self.model.sequence.timestep
         self.obs, self.noise = make_inputs(self.model, n_frames=4, batch=4)
-        self.columns = spatial_transformer.image_to_columns(self.obs, 1)
+        self.columns = crops.image_to_columns(self.obs, 1)
         state = self.timestep.initial_state(8)
         self.before, self.after, self.records = [], [], []
         for t in range(4):

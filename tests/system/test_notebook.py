@@ -5,7 +5,8 @@ import nbformat
 import pytest
 
 from data_gen import moving_mnist
-from sqair import checkpoints
+from sqair import export
+from sqair.runs import loading
 from tests.data_helpers import ROOT
 from tests.run_helpers import make_run
 
@@ -38,7 +39,7 @@ def test_it_runs_and_shows_its_pictures(tmp_path):
     moving_mnist.write(moving_mnist.MovingMNIST(n_frames=3, training=4, validation=4, test=0), data,
                        moving_mnist.packaged_digits())
     make_run(tmp_path / "ours", image_shape=(50, 50))
-    checkpoints.export(checkpoints.load_run(tmp_path / "ours"), run)
+    export.export(loading.load_run(tmp_path / "ours"), run)
 
     notebook = nbformat.read(NOTEBOOK, 4)
     settings, = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))

@@ -14,10 +14,10 @@ import h5py
 import pytest
 
 from data_gen import bouncing_balls
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from eval import paper
 from eval.predictions import Predictions
-from sqair import train
+from sqair.runs import folder as run_folder
 from tests.checkout_helpers import make_checkout
 from tests.paper_helpers import TINY, arguments, call_main, processes_of, wait_for
 
@@ -98,7 +98,7 @@ def test_predictions_that_do_not_say_what_they_are_made_of_are_remade(copied):
 
 
 def test_an_unfinished_run_goes_on_and_its_predictions_wait(copied):
-    (copied / "runs" / "sqair_balls_0" / train.FINISHED).unlink()
+    (copied / "runs" / "sqair_balls_0" / run_folder.FINISHED).unlink()
     steps = paper.plan(arguments(copied))
     assert "is not finished and goes on" in steps.training[0].reason()
     assert "sqair_balls_0 is to be made first" in steps.prediction[1].reason()
@@ -213,7 +213,7 @@ def test_a_signal_reaches_the_trainings_which_save_and_stop(paper_in_training):
         assert "stopped by signal 15 at step" in log.read_text()
         step = log.read_text().rsplit("at step ", 1)[1].split(";")[0]
         assert (log.parent / "checkpoints" / f"step-{step}.index").exists()
-        assert not (log.parent / train.FINISHED).exists()
+        assert not (log.parent / run_folder.FINISHED).exists()
     output = (folder / "output.txt").read_text()
     assert "waiting for 2 commands to save and stop" in output and "the same command goes on from here" in output
     assert "FAILED" not in output

@@ -13,8 +13,8 @@ import sys
 import attrs
 import pytest
 
-from sqair import checkpoints, original
 from sqair.config import load_flags
+from sqair.runs import loading, original
 from tests.data_helpers import ROOT
 from tests.mnist_helpers import python2_pickle, release_data
 from tests.run_helpers import make_state
@@ -71,7 +71,7 @@ def test_the_commands_of_the_readme_evaluate_it_see_it_and_go_on_with_it(release
     kept = {name: value for name, value in FLAGS.items() if name not in (*DEAD, "save_itr", "scale_prior")}
     assert {name: flags[name] for name in kept} == kept and flags["scale_prior"] == "-2"
     assert (flags["crop"], flags["patience"], flags["max_seq_len"], flags["save_itr"]) == (0, 0, 10, 1000)
-    start = checkpoints.load_run(tmp_path / "runs" / "release", str(STEP))
+    start = loading.load_run(tmp_path / "runs" / "release", str(STEP))
     for variable, value in zip(start.model.trainable_variables, release.model.trainable_variables):
         assert (variable.numpy() == value.numpy()).all(), variable.name
     with open(tmp_path / "runs" / "release" / "metrics.csv", newline="", encoding="utf-8") as file:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from data_gen import bouncing_balls
 from eval.predictions import Predictions
-from sqair import checkpoints
+from sqair.runs import loading
 from tests.data_helpers import ROOT, run_command
 from tests.eval_helpers import save_run
 from tests.run_helpers import assert_same
@@ -77,7 +77,7 @@ def test_signals_are_answered_while_a_step_is_compiled(data, tmp_path):
     assert output == "stopped by signal 15 at step 0; the same command goes on from here\n"
     assert "Traceback" not in errors
     assert (folder / "run.lock").read_text() == ""          # given up in order
-    assert checkpoints.find_checkpoint(folder, "newest")[1].endswith("step-0")
+    assert loading.find_checkpoint(folder, "newest")[1].endswith("step-0")
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path):
@@ -124,7 +124,7 @@ def test_a_full_disc_stops_the_run_which_goes_on_when_there_is_room(finished, da
     lines = [line for line in error.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and str(small / "run") in lines[0] and "No space left on device" in lines[0]
     assert not list((tmp_path / "out.full").rglob("*.part"))
-    assert checkpoints.find_checkpoint(tmp_path / "out.full", "newest")[1].endswith("step-4")
+    assert loading.find_checkpoint(tmp_path / "out.full", "newest")[1].endswith("step-4")
     assert_same(newest(out), newest(finished))
     assert (out / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
 

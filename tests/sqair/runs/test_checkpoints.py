@@ -12,10 +12,11 @@ import pytest
 import safetensors.numpy
 
 from data_gen import moving_mnist
-from data_gen.command_line import UserError
-from sqair import checkpoints, original
+from data_gen.errors import UserError
+from sqair import export
 from sqair.config import load_flags, to_flags
-from sqair.optimizers import Optimizer
+from sqair.runs import loading, original
+from sqair.training.optimizers import Optimizer
 from tests.data_helpers import run_command, run_here
 from tests.run_helpers import assert_same, command, draw, make_run, make_state, values_of
 
@@ -32,16 +33,16 @@ def run_folder(tmp_path_factory):
 def shared(run_folder, tmp_path_factory):
     """The run's best checkpoint as a safetensors folder."""
     folder = tmp_path_factory.mktemp("shared") / "model"
-    checkpoints.save_safetensors(checkpoints.load_run(run_folder), folder)
+    export.save_safetensors(loading.load_run(run_folder), folder)
     return folder
 
 
 def test_best_newest_and_iterations_of_our_run(run_folder):
-    steps = {which: checkpoints.load_run(run_folder, which).step for which in ("best", "newest", "20", "100")}
+    steps = {which: loading.load_run(run_folder, which).step for which in ("best", "newest", "20", "100")}
     assert steps == {"best": 20, "newest": 100, "20": 20, "100": 100}
-    assert checkpoints.load_run(run_folder / "checkpoints" / "step-100").step == 100
+    assert loading.load_run(run_folder / "checkpoints" / "step-100").step == 100
     with pytest.raises(UserError, match="no checkpoint 7; choose best, newest, or one of the iterations 100, 20"):
-        checkpoints.load_run(run_folder, "7")
+        loading.load_run(run_folder, "7")
 
 
 def test_every_checkpoint_of_an_original_run(tmp_path):
@@ -55,18 +56,18 @@ def test_every_checkpoint_of_an_original_run(tmp_path):
     (tmp_path / "flags.json").write_text(json.dumps(flags))
     assert list(original.original_checkpoints(str(tmp_path))) == [9, 10, 100]
     for which, step in (("best", 100), ("newest", 100), ("9", 9), ("10", 10)):
-        loaded = checkpoints.load_run(tmp_path, which)
+        loaded = loading.load_run(tmp_path, which)
         assert loaded.step == step and loaded.config.model.image_shape == (10, 12)
         assert_same(values_of(loaded.model), values_of(states[step].model))
 
 
 def test_slots_come_along_for_what_both_models_have(run_folder):
-    source = checkpoints.load_run(run_folder, "newest")
+    source = loading.load_run(run_folder, "newest")
     state = make_state(seed=1, n_steps_per_image=3, relation="rmc")       # other counts of objects, another relation
     optimizer = Optimizer("rmsprop", state.model.trainable_variables)
-    line = checkpoints.fill_slots(optimizer, source)
+    line = loading.fill_slots(optimizer, source)
     theirs = {v.name: (v.shape, i) for i, v in enumerate(source.model.trainable_variables)}
-    saved = checkpoints.load_optimizer(source)
+    saved = loading.load_optimizer(source)
     filled = 0
     for i, variable in enumerate(state.model.trainable_variables):
         shape, j = theirs.get(variable.name, (None, None))
@@ -85,7 +86,7 @@ def test_slots_of_another_kind_of_optimiser_stay(run_folder, shared):
     draw(optimizer.slots["momentum"], 3)
     before = [v.numpy() for v in optimizer.slots["momentum"]]
     for folder, line in ((run_folder, "the run's was rmsprop, this one is momentum"), (shared, "has no slots of it")):
-        assert line in checkpoints.fill_slots(optimizer, checkpoints.load_run(folder))
+        assert line in loading.fill_slots(optimizer, loading.load_run(folder))
     assert_same(dict(enumerate(before)), dict(enumerate(v.numpy() for v in optimizer.slots["momentum"])))
 
 
@@ -94,9 +95,9 @@ def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["README.md", "card.json", "config.json",
                                                                            "model.safetensors"]
-    expected = checkpoints.load_run(run_folder)
+    expected = loading.load_run(run_folder)
     for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
-        loaded = checkpoints.load_run(path)
+        loaded = loading.load_run(path)
         flags = to_flags(expected.config) | {"train_data": "balls4mass64.h5"}
         assert loaded.step == 20 and to_flags(loaded.config) == flags
         assert_same(values_of(loaded.model), values_of(expected.model))
@@ -107,7 +108,7 @@ def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys
     code, _, err = command(monkeypatch, capsys, "safetensors", run_folder, tmp_path / "model")
     assert code == 1 and "--overwrite" in err
     with pytest.raises(UserError, match="no checkpoint of iteration 100; it holds that of 20"):
-        checkpoints.load_run(tmp_path / "model", "100")
+        loading.load_run(tmp_path / "model", "100")
 
 
 def test_a_shared_model_is_for_others(tmp_path, monkeypatch, capsys):
@@ -131,7 +132,7 @@ def test_a_shared_model_is_for_others(tmp_path, monkeypatch, capsys):
     for said in ("after 420 training steps, 400 of them in the runs", "run `run_7`, checkpoint `step-20`",
                  "trained on `balls.h5`, SHA-256 abc123"):
         assert said in card
-    assert checkpoints.load_run(tmp_path / "out").all_steps == 420
+    assert loading.load_run(tmp_path / "out").all_steps == 420
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"earlier_steps": "4"}', '{"earlier_steps": true}',
@@ -140,7 +141,7 @@ def test_a_damaged_start_is_one_line(run_folder, tmp_path, content):
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "started_from.json").write_text(content)
     with pytest.raises(UserError, match="started_from.json: "):
-        checkpoints.load_run(tmp_path / "run")
+        loading.load_run(tmp_path / "run")
 
 
 def change_tensors(folder, change):
@@ -187,7 +188,7 @@ def test_bad_safetensors_are_one_line(kind, shared, tmp_path):
     spoil, line = SPOILT[kind]
     spoil(folder)
     with pytest.raises(UserError) as caught:
-        checkpoints.load_run(folder)
+        loading.load_run(folder)
     assert line in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -198,7 +199,7 @@ def test_training_on_moving_mnist_goes_on_with_an_original_run(tmp_path):
                        moving_mnist.packaged_digits())
     sizes = {"n_units": 1, "n_what": 3, "glimpse_size": 6, "k_particles": 2}
     state = make_run(tmp_path / "run", image_shape=(50, 50), n_steps_per_image=3, **sizes)
-    checkpoints.export(checkpoints.load_run(tmp_path / "run"), tmp_path / "original")
+    export.export(loading.load_run(tmp_path / "run"), tmp_path / "original")
     go_on = ("sqair.train", "--run_dir", tmp_path / "next", "--continue_from", tmp_path / "original", "--max_seq_len",
              1, "--batch_size", 4, "--train_itr", 6, "--no_eval_on_train")
     result = run_here(*go_on)
@@ -213,9 +214,9 @@ def test_training_on_moving_mnist_goes_on_with_an_original_run(tmp_path):
     assert {name: flags[name] for name in sizes} == sizes
     assert (flags["crop"], flags["patience"], flags["save_itr"]) == (0, 0, 1000)
 
-    start = checkpoints.load_run(tmp_path / "next", "5")
+    start = loading.load_run(tmp_path / "next", "5")
     assert_same(values_of(start.model), values_of(state.model))
-    optimizer = checkpoints.load_optimizer(start)
+    optimizer = loading.load_optimizer(start)
     for slot, variables in state.optimizer.slots.items():
         assert_same(dict(enumerate(v.numpy() for v in variables)),
                     dict(enumerate(v.numpy() for v in optimizer.slots[slot])))

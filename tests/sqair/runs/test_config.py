@@ -5,7 +5,7 @@ import json
 import attrs
 import pytest
 
-from data_gen.command_line import UserError
+from data_gen.errors import UserError
 from sqair.config import PRESETS, Config, ModelConfig, TrainConfig, from_flags, load_flags, to_flags
 
 OTHER = Config(

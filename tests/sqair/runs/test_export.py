@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sqair import checkpoints, original
-from sqair.checkpoint_values import read_values
 from sqair.config import PRESETS, Config, TrainConfig, load_flags
 from sqair.model import SQAIR
-from sqair.optimizers import Optimizer
+from sqair.runs import loading, original
+from sqair.runs.values import read_values
+from sqair.training.optimizers import Optimizer
 from tests.data_helpers import run_here
 from tests.reference.redraw import RECORDED, variable_shapes
 from tests.run_helpers import assert_same, command, make_run, make_state, values_of
@@ -102,13 +102,13 @@ def test_tensorflow_1_restores_and_goes_on_as_we_do(opt, tmp_path):
 @pytest.mark.parametrize("opt", ["rmsprop", "adam", "momentum"])
 def test_import_of_an_export_is_identical(opt, tmp_path, monkeypatch, capsys):
     state = make_run(tmp_path / "run", opt, steps=(70_000,))
-    code, out, err = command(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out")
+    code, out, err = command(monkeypatch, capsys, "original", tmp_path / "run", tmp_path / "out")
     assert code == 0, err
     assert "model.ckpt-70000" in out
-    back = checkpoints.load_run(tmp_path / "out")
+    back = loading.load_run(tmp_path / "out")
     assert back.step == 70_000
     assert_same(values_of(back.model), values_of(state.model))
-    optimizer = checkpoints.load_optimizer(back)
+    optimizer = loading.load_optimizer(back)
     assert list(optimizer.slots) == list(state.optimizer.slots)
     for slot, variables in state.optimizer.slots.items():
         assert_same(dict(enumerate(v.numpy() for v in variables)),
@@ -117,7 +117,7 @@ def test_import_of_an_export_is_identical(opt, tmp_path, monkeypatch, capsys):
 
 
 def test_flags_are_the_originals_and_of_its_types(run_folder, tmp_path, monkeypatch, capsys):
-    assert command(monkeypatch, capsys, "export", run_folder, tmp_path / "out")[0] == 0
+    assert command(monkeypatch, capsys, "original", run_folder, tmp_path / "out")[0] == 0
     flags = json.loads((tmp_path / "out" / "flags.json").read_text())
     types = {"n_units": int, "scale_prior": str, "masked_glimpse": bool, "output_std": float, "schedule": str,
              "batch_size": int, "learning_rate": float, "debug": bool, "stage_itr": int}
@@ -132,17 +132,17 @@ def test_flags_are_the_originals_and_of_its_types(run_folder, tmp_path, monkeypa
 
 def test_several_iterations_share_a_folder_and_its_state_file(run_folder, tmp_path, monkeypatch, capsys):
     for which in ("newest", "best"):
-        assert command(monkeypatch, capsys, "export", run_folder, tmp_path / "out", "--which", which)[0] == 0
+        assert command(monkeypatch, capsys, "original", run_folder, tmp_path / "out", "--which", which)[0] == 0
     assert list(original.original_checkpoints(str(tmp_path / "out"))) == [20, 100]
-    assert checkpoints.load_run(tmp_path / "out", "20").step == 20
-    assert checkpoints.load_run(tmp_path / "out").step == 100
+    assert loading.load_run(tmp_path / "out", "20").step == 20
+    assert loading.load_run(tmp_path / "out").step == 100
     state = tf.train.get_checkpoint_state(str(tmp_path / "out"))
     assert [p.rsplit("-")[-1] for p in state.all_model_checkpoint_paths] == ["20", "100"]
     assert state.model_checkpoint_path == str(tmp_path / "out" / "model.ckpt-100")
 
 
 def test_a_checkpoint_that_is_there_is_replaced_only_on_request(run_folder, tmp_path, monkeypatch, capsys):
-    export, index = ("export", run_folder, tmp_path / "out"), tmp_path / "out" / "model.ckpt-100.index"
+    export, index = ("original", run_folder, tmp_path / "out"), tmp_path / "out" / "model.ckpt-100.index"
     assert command(monkeypatch, capsys, *export)[0] == 0
     before = index.stat().st_mtime_ns
     code, _, err = command(monkeypatch, capsys, *export)
@@ -156,7 +156,7 @@ def test_folders_of_other_runs_are_left_alone(run_folder, tmp_path, monkeypatch,
     (tmp_path / "flags.json").write_text(json.dumps({"n_what": 4, "n_units": 1}))
     for folder, line in ((tmp_path, "belongs to another run"), (run_folder, "is a run folder of sqair.train")):
         before = sorted(folder.iterdir())
-        code, _, err = command(monkeypatch, capsys, "export", run_folder, folder, "--overwrite")
+        code, _, err = command(monkeypatch, capsys, "original", run_folder, folder, "--overwrite")
         assert code == 1 and line in err and err.count("\n") == 1
         assert sorted(folder.iterdir()) == before
 
@@ -164,13 +164,13 @@ def test_folders_of_other_runs_are_left_alone(run_folder, tmp_path, monkeypatch,
 @pytest.mark.parametrize("relation", ["in", "rmc"])
 def test_relational_variables_are_left_out_only_on_request(relation, tmp_path, monkeypatch, capsys):
     state = make_run(tmp_path / "run", relation=relation)
-    export = ("export", tmp_path / "run", tmp_path / "out")
+    export = ("original", tmp_path / "run", tmp_path / "out")
     code, _, err = command(monkeypatch, capsys, *export)
     assert code == 1 and f"relation {relation}" in err and "--without_relation" in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
     code, out, _ = command(monkeypatch, capsys, *export, "--without_relation")
     assert code == 0 and f"variables of relation {relation}" in out
-    back = checkpoints.load_run(tmp_path / "out")
+    back = loading.load_run(tmp_path / "out")
     assert back.config.model.relation == "none"
     shared, kept = values_of(state.model), values_of(back.model)
     # A layer of several inputs keeps its name; only what the relation added is gone.
@@ -182,9 +182,9 @@ def test_relational_variables_are_left_out_only_on_request(relation, tmp_path, m
 
 def test_a_run_without_mean_image_gets_a_zero_one(tmp_path, monkeypatch, capsys):
     state = make_run(tmp_path / "run", mean_image=False)
-    code, out, _ = command(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out")
+    code, out, _ = command(monkeypatch, capsys, "original", tmp_path / "run", tmp_path / "out")
     assert code == 0 and "mean image" in out
-    back = checkpoints.load_run(tmp_path / "out").model
+    back = loading.load_run(tmp_path / "out").model
     assert not back.decoder.mean_image.numpy().any()
     obs = tf.random.stateless_uniform([1, 1, 10, 12], [1, 2])
     noise = state.model.draw_noise([3, 4], 1, 1)
@@ -193,20 +193,20 @@ def test_a_run_without_mean_image_gets_a_zero_one(tmp_path, monkeypatch, capsys)
 
 def test_settings_the_original_lacks_are_named(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", train={"target": "iwae", "clip_norm": 5.0})
-    _, out, _ = command(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out")
+    _, out, _ = command(monkeypatch, capsys, "original", tmp_path / "run", tmp_path / "out")
     assert "target iwae is unknown to the original" in out and "clip_norm 5 is unknown" in out
 
 
 def test_the_export_of_a_finished_run_says_so_and_lets_the_original_go_on(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", steps=(20,), train={"train_itr": 20})
-    export = ("export", tmp_path / "run", tmp_path / "out")
+    export = ("original", tmp_path / "run", tmp_path / "out")
     code, out, _ = command(monkeypatch, capsys, *export)
     assert code == 0 and "the original stops at once" in out and "--train_itr N" in out
     shutil.rmtree(tmp_path / "out")
     code, out, _ = command(monkeypatch, capsys, *export, "--train_itr", 50)
     assert code == 0 and "stops at once" not in out
     assert json.loads((tmp_path / "out" / "flags.json").read_text())["train_itr"] == 50
-    assert checkpoints.load_run(tmp_path / "out").step == 20
+    assert loading.load_run(tmp_path / "out").step == 20
 
 
 @pytest.mark.parametrize("flags, name", [
@@ -214,26 +214,26 @@ def test_the_export_of_a_finished_run_says_so_and_lets_the_original_go_on(tmp_pa
     (dict(image_shape=(10, 12, 3)), "image_shape 10 x 12 x 3")])
 def test_models_that_the_original_cannot_build_are_refused_by_flag(flags, name, tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", **flags)
-    code, _, err = command(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out")
+    code, _, err = command(monkeypatch, capsys, "original", tmp_path / "run", tmp_path / "out")
     assert code == 1 and f"{name}: the original program cannot build" in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_one_particle_is_warned_of(tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", k_particles=1)
-    code, out, _ = command(monkeypatch, capsys, "export", tmp_path / "run", tmp_path / "out")
+    code, out, _ = command(monkeypatch, capsys, "original", tmp_path / "run", tmp_path / "out")
     assert code == 0 and "warning: with k_particles 1" in out
 
 
 def test_nothing_half_written_is_left_when_the_disc_is_full(run_folder, tmp_path):
-    result = run_here("sqair.checkpoints", "export", run_folder, tmp_path / "out", file_limit=10_000)
+    result = run_here("sqair.export", "original", run_folder, tmp_path / "out", file_limit=10_000)
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 1 and len(lines) == 1 and "cannot be written" in lines[0]
     assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_failure_between_the_files_leaves_what_was_there(run_folder, tmp_path, monkeypatch, capsys):
-    assert command(monkeypatch, capsys, "export", run_folder, tmp_path / "out", "--which", "20")[0] == 0
+    assert command(monkeypatch, capsys, "original", run_folder, tmp_path / "out", "--which", "20")[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     write = original.write_original
 
@@ -242,7 +242,7 @@ def test_a_failure_between_the_files_leaves_what_was_there(run_folder, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(original, "write_original", fail)
-    assert command(monkeypatch, capsys, "export", run_folder, tmp_path / "out")[0] == 130
+    assert command(monkeypatch, capsys, "original", run_folder, tmp_path / "out")[0] == 130
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
@@ -251,6 +251,6 @@ def test_damaged_runs_are_one_line(run_folder, tmp_path, monkeypatch, capsys):
     data = next((tmp_path / "run" / "checkpoints").glob("step-100.data*"))
     data.write_bytes(data.read_bytes()[:1000])
     for source, name in (("run", "step-100"), ("nowhere", "no such run folder")):
-        code, _, err = command(monkeypatch, capsys, "export", tmp_path / source, tmp_path / "out")
+        code, _, err = command(monkeypatch, capsys, "original", tmp_path / source, tmp_path / "out")
         assert code == 1 and name in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from data_gen.command_line import UserError
-from sqair import original
-from sqair.checkpoint_values import read_values
+from data_gen.errors import UserError
 from sqair.model import SQAIR
+from sqair.runs import original
+from sqair.runs.values import read_values
 from tests.model_helpers import SMALL, busy_model, small_config
 from tests.reference.redraw import variable_shapes
 

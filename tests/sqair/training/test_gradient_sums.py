@@ -4,10 +4,10 @@ import pytest
 import tensorflow as tf
 
 from data_gen import pipeline
-from sqair import train
-from sqair.distribution import compiled
 from sqair.model import SQAIR
-from sqair.optimizers import Optimizer
+from sqair.training import step as training_step
+from sqair.training.optimizers import Optimizer
+from sqair.training.replicas import compiled
 from tests.train_helpers import config, make_data
 
 
@@ -39,7 +39,7 @@ def test_a_sum_does_not_depend_on_what_else_its_terms_are_needed_for(sums_as_wri
 def test_every_sum_of_a_training_step_begins_with_a_term_of_its_own(relation, tmp_path_factory):
     settings = config(make_data(tmp_path_factory), dict(n_steps_per_image=3, relation=relation))
     model = SQAIR(settings.model)
-    step = train.compile_train_step(model, Optimizer("rmsprop", model.trainable_variables), settings.train)
+    step = training_step.compile_train_step(model, Optimizer("rmsprop", model.trainable_variables), settings.train)
     batch = next(iter(pipeline.batches(settings.train.train_data, "training", 8, 3, crop=20)))
     traced = step.get_concrete_function(*batch, tf.constant(0, tf.int64), tf.constant(1e-3)).graph.as_graph_def()
     sums = 0

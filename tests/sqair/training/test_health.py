@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sqair import health
 from sqair.model import Report
+from sqair.training import health
 
 
 def report(**values):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_gen.command_line import UserError
-from sqair.optimizers import Optimizer, Schedule
-from sqair.rules import RULES
+from data_gen.errors import UserError
+from sqair.training.optimizers import Optimizer, Schedule
+from sqair.training.rules import RULES
 from tests.data_helpers import ROOT
 
 

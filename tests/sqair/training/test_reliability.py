@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data_gen.command_line import UserError
-from sqair import checkpoints, train
-from sqair.run_folder import MetricsFile, RunLock
+from data_gen.errors import UserError
+from sqair.runs import loading, saving
+from sqair.runs.folder import MetricsFile, RunLock
+from sqair.training.trainer import Trainer
 from tests.data_helpers import ROOT, run_here
 from tests.eval_helpers import save_run
 from tests.model_helpers import eagerly
@@ -122,7 +123,7 @@ def recorded(data, tmp_path_factory):
     settings = tiniest(data, eval_on_train=False, report_loss_every=2)
     with RunLock(folder), pytest.MonkeyPatch.context() as patched:
         disc = Disc(folder, patched)
-        trainer = train.Trainer(settings, str(folder))
+        trainer = Trainer(settings, str(folder))
         assert trainer.run() == 0
         disc.close()
     return settings, folder, trainer, disc
@@ -140,7 +141,7 @@ def test_a_loss_of_power_at_any_moment_loses_nothing(recorded, tmp_path, torn):
             continue
         left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
         with RunLock(left):
-            prefix, _ = checkpoints.RunCheckpoints(left, trainer.state, 3).restore()
+            prefix, _ = saving.RunCheckpoints(left, trainer.state, 3).restore()
             steps[moment] = int(trainer.state.step) if prefix else 0
             MetricsFile(left / "metrics.csv", lines[0].split(","), steps[moment])
         assert (left / "metrics.csv").read_text().splitlines() == [
@@ -150,7 +151,7 @@ def test_a_loss_of_power_at_any_moment_loses_nothing(recorded, tmp_path, torn):
     moment = rng.choice([moment for moment, step in steps.items() if step < STEPS])
     left = disc.left_at(moment, tmp_path / "left", rng if torn else None)
     with RunLock(left):
-        assert train.Trainer(settings, str(left)).run() == 0
+        assert Trainer(settings, str(left)).run() == 0
     assert_same(newest(left), newest(whole))
     assert (left / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
@@ -159,7 +160,7 @@ def test_a_loss_of_power_at_any_moment_loses_nothing(recorded, tmp_path, torn):
 @pytest.mark.parametrize("damage", ["cut", "zeros"])
 def test_a_checkpoint_damaged_from_any_byte_on_is_passed_over(tmp_path, file, damage):
     state = make_state(step=1)
-    saved = checkpoints.RunCheckpoints(tmp_path, state, keep=2)
+    saved = saving.RunCheckpoints(tmp_path, state, keep=2)
     saved.save()
     before = [v.numpy() for v in state.model.trainable_variables]
     draw(state.model.trainable_variables, 5)
@@ -212,7 +213,7 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
 @pytest.mark.slow
 def test_every_log_that_cannot_be_written_is_named(data, tmp_path):
     folder = tmp_path / "run"
-    trainer = train.Trainer(tiniest(data, max_seq_len=1, train_itr=100, save_itr=100, log_itr=100, fig_itr=100),
+    trainer = Trainer(tiniest(data, max_seq_len=1, train_itr=100, save_itr=100, log_itr=100, fig_itr=100),
                             str(folder))
     for name in ("metrics.csv", "resources.csv", "train.log"):
         (folder / name).unlink(missing_ok=True)
@@ -233,7 +234,7 @@ def test_every_log_that_cannot_be_written_is_named(data, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     state = make_state(step=1)
-    saved = checkpoints.RunCheckpoints(tmp_path, state, keep=1)
+    saved = saving.RunCheckpoints(tmp_path, state, keep=1)
     saved.save()
     state.step.assign(2)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -261,7 +262,7 @@ def test_evaluation_on_a_full_disc_is_one_line_and_leaves_no_file(data, tmp_path
 
 def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    trainer = train.Trainer(tiniest(data), str(folder))
+    trainer = Trainer(tiniest(data), str(folder))
     bad = trainer.model.decoder.output_scale
     loss = trainer.model.loss
     # The root of 0 has no derivative.
@@ -275,7 +276,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tm
     assert np.isfinite(found["loss"]) and trainer.step == 0
     for variable, value in zip(variables, before):
         np.testing.assert_array_equal(variable, value, err_msg=variable.name)
-    assert checkpoints.find_checkpoint(folder, "newest")[1].endswith("step-0")
+    assert loading.find_checkpoint(folder, "newest")[1].endswith("step-0")
 
 
 @pytest.mark.slow
@@ -293,7 +294,7 @@ def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path
              ["all 5 slots are always used", "with a smaller --disc_step_bias and --prop_step_bias",
               "the effective sample size is 1.00 of 2 particles", "with a greater --output_std"])):
         short = tiniest(data, settings, **{**dict(train_itr=6, stage_itr=0, learning_rate=1e-9), **training})
-        train.Trainer(short, str(tmp_path / name)).run()
+        Trainer(short, str(tmp_path / name)).run()
         log = (tmp_path / name / "train.log").read_text()
         assert all(text in log for text in expected), log
         assert ("validation bound is" in log) == (name == "none")
@@ -308,7 +309,7 @@ def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed,
     def objects(name, model, **start):
         short = config(data, model, train_itr=4, seq_len=1, max_seq_len=1, learning_rate=1e-3, log_itr=4,
                        eval_on_train=False)
-        train.Trainer(short, str(tmp_path / name), **start).run()
+        Trainer(short, str(tmp_path / name), **start).run()
         with open(tmp_path / name / "metrics.csv", encoding="utf-8") as file:
             return [float(row["num_steps"]) for row in csv.DictReader(file) if row["data"] == "batch"][-1]
 
@@ -325,7 +326,7 @@ def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed,
 
 @pytest.mark.slow
 def test_a_run_keeps_no_file_open(data, tmp_path):
-    trainer = train.Trainer(tiniest(data, train_itr=18, stage_itr=9, save_itr=3, log_itr=6, fig_itr=9,
+    trainer = Trainer(tiniest(data, train_itr=18, stage_itr=9, save_itr=3, log_itr=6, fig_itr=9,
                                     report_loss_every=3, eval_on_train=False), str(tmp_path / "run"))
     assert trainer.run() == 0
     lines = (tmp_path / "run" / "resources.csv").read_text().splitlines()

@@ -14,12 +14,18 @@ import pytest
 import tensorflow as tf
 
 from data_gen import pipeline
-from data_gen.command_line import UserError
-from sqair import checkpoints, train
+from data_gen.errors import UserError
+from sqair import model as sqair_model
+from sqair import options
 from sqair.config import RECIPES, TrainConfig
 from sqair.model import SQAIR
-from sqair.optimizers import Optimizer
-from sqair.run_folder import RunLock
+from sqair.runs import loading, saving
+from sqair.runs.folder import RunLock
+from sqair.training import shards as training_shards
+from sqair.training import step as training_step
+from sqair.training import trainer as training_trainer
+from sqair.training.optimizers import Optimizer
+from sqair.training.trainer import Trainer
 from tests.data_helpers import run_here
 from tests.model_helpers import eagerly
 from tests.train_helpers import STEPS, command, config, error_line, execute_here, make_data, newest, rows, tiniest
@@ -54,12 +60,12 @@ def settings_of_finished(data, model=(), **training):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert train.Trainer(settings_of_finished(data), str(folder)).run() == 0
+    assert Trainer(settings_of_finished(data), str(folder)).run() == 0
     return folder
 
 
 def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp_path):
-    trainer = train.Trainer(config(data, train_itr=3, stage_itr=1, seq_len=1, max_seq_len=2, save_itr=3, log_itr=3,
+    trainer = Trainer(config(data, train_itr=3, stage_itr=1, seq_len=1, max_seq_len=2, save_itr=3, log_itr=3,
                                    fig_itr=9, eval_on_train=False), str(tmp_path / "run"))
     saved, call = [], trainer._in_thread
 
@@ -78,7 +84,7 @@ def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp
 
 def test_the_same_command_again_has_nothing_to_do(finished, data):
     before = newest(finished)
-    trainer = train.Trainer(settings_of_finished(data), str(finished))
+    trainer = Trainer(settings_of_finished(data), str(finished))
     assert trainer.run() == 0
     assert all(np.array_equal(before[name], value) for name, value in newest(finished).items())
 
@@ -89,7 +95,7 @@ def test_the_same_command_again_has_nothing_to_do(finished, data):
     (dict(seq_len=2, stage_itr=8), 3),                  # a growing one
 ])
 def test_the_mean_image_is_that_of_the_frames_trained_on(data, tmp_path, lengths, n_frames):
-    trainer = train.Trainer(config(data, **lengths), str(tmp_path / "run"))
+    trainer = Trainer(config(data, **lengths), str(tmp_path / "run"))
     with h5py.File(data) as file:
         features = file["training/features"][:n_frames, :, 22:42, 22:42]
     np.testing.assert_allclose(trainer.model.decoder.mean_image, features.mean((0, 1)), atol=1e-6)
@@ -97,7 +103,7 @@ def test_the_mean_image_is_that_of_the_frames_trained_on(data, tmp_path, lengths
 
 @pytest.mark.slow
 def test_the_step_is_traced_once_a_length(data, tmp_path, compiled):
-    trainer = train.Trainer(tiniest(data, eval_on_train=False), str(tmp_path / "run"))
+    trainer = Trainer(tiniest(data, eval_on_train=False), str(tmp_path / "run"))
     assert trainer.run() == 0
     assert trainer.train_step.experimental_get_tracing_count() == 2
 
@@ -106,7 +112,7 @@ def test_the_step_is_traced_once_a_length(data, tmp_path, compiled):
 def test_training_improves_the_bound(data, tmp_path, compiled):
     config_ = tiniest(data, train_itr=60, stage_itr=0, opt="adam", learning_rate=3e-3, log_itr=60, save_itr=60,
                       eval_on_train=False)
-    trainer = train.Trainer(config_, str(tmp_path / "run"))
+    trainer = Trainer(config_, str(tmp_path / "run"))
     trainer.run()
     bounds = [float(row["iwae_per_frame"]) for row in rows(tmp_path / "run") if row["data"] == "batch"]
     assert np.mean(bounds[-10:]) > np.mean(bounds[:10]) + 0.2 * abs(np.mean(bounds[:10]))
@@ -116,7 +122,7 @@ def test_early_stopping(data, tmp_path):
     # A rate of nearly nothing: the bound does not improve, epochs are 5 steps.
     config_ = tiniest(data, train_itr=100, stage_itr=0, log_itr=5, patience=2, learning_rate=1e-30, opt="sgd",
                       eval_on_train=False)
-    trainer = train.Trainer(config_, str(tmp_path / "run"))
+    trainer = Trainer(config_, str(tmp_path / "run"))
     assert trainer.run() == 0
     assert trainer.step == 15 and int(trainer.state.best_step) == 5
     assert "early stopping" in json.loads((tmp_path / "run" / "finished.json").read_text())["reason"]
@@ -125,7 +131,7 @@ def test_early_stopping(data, tmp_path):
 @pytest.mark.slow
 def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatch):
     """Weights stay as they are. Longer sequences have lower bounds, and the first of them counts as the best."""
-    evaluate = train.evaluate
+    evaluate = training_step.evaluate
 
     def falling(eval_step, data, n_batches, seed):
         lengths = []
@@ -133,13 +139,13 @@ def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatc
                           seed)
         return values._replace(iwae_per_frame=values.iwae_per_frame - 1000 * lengths[0])
 
-    monkeypatch.setattr(train, "evaluate", falling)
+    monkeypatch.setattr(training_trainer, "evaluate", falling)
     for stage_itr, stop in ((10, 20), (7, 20)):        # the growth is at an evaluation, or before one
-        trainer = train.Trainer(tiniest(data, train_itr=100, stage_itr=stage_itr, log_itr=5, patience=2, opt="sgd",
+        trainer = Trainer(tiniest(data, train_itr=100, stage_itr=stage_itr, log_itr=5, patience=2, opt="sgd",
                                         learning_rate=1e-30, eval_on_train=False), str(tmp_path / str(stage_itr)))
         trainer.run()
         assert trainer.step == stop and int(trainer.state.best_step) == 10
-        assert checkpoints.find_checkpoint(tmp_path / str(stage_itr), "best")[1].endswith("step-10")
+        assert loading.find_checkpoint(tmp_path / str(stage_itr), "best")[1].endswith("step-10")
         lengths = {row["step"]: row["length"] for row in rows(tmp_path / str(stage_itr)) if row["data"] == "validation"}
         assert lengths == {"5": "1", "10": "2", "15": "2", "20": "2"}
 
@@ -147,10 +153,10 @@ def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_validation_where_the_curriculum_grows_is_of_the_new_length(data, tmp_path):
     config_ = tiniest(data, log_itr=8, save_itr=8, keep_checkpoints=2, eval_on_train=False)
-    train.Trainer(config_, str(tmp_path / "run")).run()
+    Trainer(config_, str(tmp_path / "run")).run()
     row = next(row for row in rows(tmp_path / "run") if row["data"] == "validation")
-    model = checkpoints.load_run(tmp_path / "run", "8").model
-    expected = train.evaluate(train.compile_eval_step(model, config_.train),
+    model = loading.load_run(tmp_path / "run", "8").model
+    expected = training_step.evaluate(training_step.compile_eval_step(model, config_.train),
                               iter(pipeline.batches(data, "validation", 8, 2, crop=20, shuffle=False)), 2, 0)
     assert (row["step"], row["length"]) == ("8", "2")
     assert float(row["iwae"]) == pytest.approx(expected.iwae, rel=1e-5)
@@ -158,13 +164,13 @@ def test_validation_where_the_curriculum_grows_is_of_the_new_length(data, tmp_pa
 
 def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monkeypatch):
     config_ = tiniest(data, train_itr=2, log_at_start=True)
-    save = checkpoints.RunCheckpoints.save
+    save = saving.RunCheckpoints.save
     # A kill just before the first checkpoint, then one just after.
     for stop in (lambda self: 1 / 0, lambda self: save(self) and 1 / 0):
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(checkpoints.RunCheckpoints, "save", stop)
-            train.Trainer(config_, str(tmp_path / "run")).run()
-    trainer = train.Trainer(config_, str(tmp_path / "run"))
+            patch.setattr(saving.RunCheckpoints, "save", stop)
+            Trainer(config_, str(tmp_path / "run")).run()
+    trainer = Trainer(config_, str(tmp_path / "run"))
     trainer.run()
     found = [(row["step"], row["data"]) for row in rows(tmp_path / "run")]
     assert found == [("0", "validation"), ("0", "training"), ("1", "batch"), ("2", "batch"), ("2", "validation"),
@@ -172,7 +178,7 @@ def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monke
 
 
 def test_air_is_one_frame(data, tmp_path):
-    trainer = train.Trainer(tiniest(data, stage_itr=0, max_seq_len=1, train_itr=2), str(tmp_path / "air"))
+    trainer = Trainer(tiniest(data, stage_itr=0, max_seq_len=1, train_itr=2), str(tmp_path / "air"))
     assert trainer.run() == 0
     assert {row["length"] for row in rows(tmp_path / "air")} == {"1"}
     assert all(float(row["num_prop_steps"]) == 0 for row in rows(tmp_path / "air"))
@@ -180,11 +186,11 @@ def test_air_is_one_frame(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_path):
-    step = checkpoints.find_checkpoint(finished, "newest")[1]
+    step = loading.find_checkpoint(finished, "newest")[1]
     for relation in ("in", "rmc", "rmc_slots"):
-        trainer = train.Trainer(settings_of_finished(data, dict(relation=relation)), str(tmp_path / relation),
+        trainer = Trainer(settings_of_finished(data, dict(relation=relation)), str(tmp_path / relation),
                                 init_from=step)
-        source = checkpoints.load_run(step).model
+        source = loading.load_run(step).model
         obs = tf.random.stateless_uniform([3, 8, 20, 20], [0, 1])
         noise = source.draw_noise([1, 2], 3, 8)
         np.testing.assert_allclose(trainer.model(obs, noise).log_weights, source(obs, noise).log_weights, rtol=1e-5)
@@ -193,8 +199,8 @@ def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_p
 
 
 def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_path):
-    source = checkpoints.load_run(finished)
-    trainer = train.Trainer(settings_of_finished(data), str(tmp_path / "run"), init_from=str(finished))
+    source = loading.load_run(finished)
+    trainer = Trainer(settings_of_finished(data), str(tmp_path / "run"), init_from=str(finished))
     for variable, value in zip(trainer.model.trainable_variables, source.model.trainable_variables):
         np.testing.assert_array_equal(variable, value)
     assert trainer.step == int(trainer.optimizer.updates) == 0
@@ -205,21 +211,21 @@ def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_pa
     trainer.state.step.assign(5)
     trainer.checkpoints.save()
     for how, step, earlier in (("init_from", 0, 5 + source.step), ("continue_from", 5, source.step)):
-        again = train.Trainer(settings_of_finished(data, train_itr=8), str(tmp_path / how),
+        again = Trainer(settings_of_finished(data, train_itr=8), str(tmp_path / how),
                               **{how: str(tmp_path / "run")})
         again.checkpoints.save()        # steps of a chain of runs are counted once each
-        run = checkpoints.load_run(again.folder, "newest")
+        run = loading.load_run(again.folder, "newest")
         assert (run.step, run.earlier_steps, run.all_steps) == (step, earlier, 5 + source.step)
 
 
 def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, tmp_path):
     model = dict(disc_step_bias=2.5, prop_step_bias=-1.5, transform_var_bias=-2.0, output_scale=0.7, scale_prior="-1,0")
-    asked = train.asked_flags(["--disc_step_bias", "2.5", "--output-scale=0.7", "--scale_prior=-1,0"])
-    trained = {v.name: v.numpy() for v in checkpoints.load_run(finished).model.trainable_variables}
-    trainer = train.Trainer(settings_of_finished(data, model), str(tmp_path / "run"), init_from=str(finished),
+    asked = options.asked_flags(["--disc_step_bias", "2.5", "--output-scale=0.7", "--scale_prior=-1,0"])
+    trained = {v.name: v.numpy() for v in loading.load_run(finished).model.trainable_variables}
+    trainer = Trainer(settings_of_finished(data, model), str(tmp_path / "run"), init_from=str(finished),
                             asked=asked)
     expected = {"disc_step_bias": 2.5, "output_scale": 0.7, "scale_prior": [-1, 0, 0, 0, 1, 1, 1, 1]}
-    for flag, variables in checkpoints.STARTS.items():
+    for flag, variables in loading.STARTS.items():
         for variable in variables(trainer.model):
             value = np.broadcast_to(expected.get(flag, trained.pop(variable.name)), variable.shape)
             np.testing.assert_array_equal(variable, value.astype(np.float32), err_msg=flag)
@@ -245,22 +251,22 @@ def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
         other = start(**{flag: value})
         changed = {v.name for v, w in zip(base.trainable_variables, other.trainable_variables)
                    if (v.numpy() != w.numpy()).any()}
-        assert changed == {v.name for v in checkpoints.STARTS.get(flag, lambda model: [])(base)}, flag
-    assert checkpoints.STARTS.keys() < flags.keys()
-    assert checkpoints.STARTS["scale_prior"](start(rec_where_prior=False)) == []
+        assert changed == {v.name for v in loading.STARTS.get(flag, lambda model: [])(base)}, flag
+    assert loading.STARTS.keys() < flags.keys()
+    assert loading.STARTS["scale_prior"](start(rec_where_prior=False)) == []
 
 
 @pytest.mark.slow
 def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tmp_path):
     """The same steps in one run and in two, of which the second is given the number of steps alone."""
     settings = dict(schedule="", keep_checkpoints=1, log_itr=STEPS, eval_on_train=False)
-    train.Trainer(tiniest(data, **settings), str(tmp_path / "long")).run()
-    train.Trainer(tiniest(data, **settings, train_itr=7), str(tmp_path / "short")).run()
+    Trainer(tiniest(data, **settings), str(tmp_path / "long")).run()
+    Trainer(tiniest(data, **settings, train_itr=7), str(tmp_path / "short")).run()
     arguments = ["--continue_from", str(tmp_path / "short"), "--run_dir", str(tmp_path / "next"), "--train_itr",
                  str(STEPS)]
 
     def go_on():
-        trainer = train.Trainer(train.parse(arguments).config, str(tmp_path / "next"),
+        trainer = Trainer(options.parse(arguments).config, str(tmp_path / "next"),
                                 continue_from=str(tmp_path / "short"))
         assert trainer.run() == 0
         return (tmp_path / "next" / "train.log").read_text()
@@ -281,15 +287,15 @@ def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tm
 def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
     still = tiniest(data, train_itr=100, max_seq_len=1, log_itr=5, patience=1, learning_rate=1e-30, opt="sgd",
                     eval_on_train=False)
-    train.Trainer(still, str(tmp_path / "run")).run()
+    Trainer(still, str(tmp_path / "run")).run()
     assert "early stopping at step 10" in (tmp_path / "run" / "finished.json").read_text()
-    again = train.Trainer(still, str(tmp_path / "run"))
+    again = Trainer(still, str(tmp_path / "run"))
     assert again.run() == 0 and again.step == 10
     assert f"--continue_from {tmp_path / 'run'} goes on" in (tmp_path / "run" / "train.log").read_text()
     faster = attrs.evolve(still, train=attrs.evolve(still.train, learning_rate=1e-4, train_itr=15))
     with pytest.raises(UserError, match="a run with learning_rate 1e-30.* in a new --run_dir with --continue_from"):
-        train.Trainer(faster, str(tmp_path / "run"))
-    trainer = train.Trainer(faster, str(tmp_path / "faster"), continue_from=str(tmp_path / "run"))
+        Trainer(faster, str(tmp_path / "run"))
+    trainer = Trainer(faster, str(tmp_path / "faster"), continue_from=str(tmp_path / "run"))
     trainer.run()
     assert trainer.step == 15 and int(trainer.state.best_step) == 15
     assert [row["learning_rate"] for row in rows(tmp_path / "faster") if row["data"] == "batch"][-1] != "1e-30"
@@ -304,7 +310,7 @@ def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
 ])
 def test_continue_from_refuses_what_would_be_another_run(finished, data, tmp_path, model, training, message):
     with pytest.raises(UserError, match=message):
-        train.Trainer(settings_of_finished(data, model, **{"train_itr": 20, **training}), str(tmp_path / "run"),
+        Trainer(settings_of_finished(data, model, **{"train_itr": 20, **training}), str(tmp_path / "run"),
                       continue_from=str(finished))
     assert not (tmp_path / "run").exists()
 
@@ -312,31 +318,31 @@ def test_continue_from_refuses_what_would_be_another_run(finished, data, tmp_pat
 def test_continue_from_takes_its_options_from_the_run(finished, data):
     arguments = ["--run_dir", "x", "--continue_from", str(finished), "--train_itr", "50", "--k_particles=3", "--shards",
                  "2"]
-    parsed = train.parse(arguments)
+    parsed = options.parse(arguments)
     expected = settings_of_finished(data, dict(k_particles=3), train_itr=50, shards=2)
     assert parsed.config == expected
     with pytest.raises(UserError, match="leave --preset out"):
-        train.parse([*arguments, "--preset", "sqair_balls"])
+        options.parse([*arguments, "--preset", "sqair_balls"])
     with pytest.raises(UserError, match="nowhere"):
-        train.parse(["--run_dir", "x", "--continue_from", "nowhere"])
+        options.parse(["--run_dir", "x", "--continue_from", "nowhere"])
 
 
 def test_a_run_that_has_learnt_nothing_does_not_bind_its_folder(data, tmp_path):
     """It stopped before its first checkpoint; then it has one, and does."""
     folder = tmp_path / "run"
-    trainer = train.Trainer(tiniest(data, train_itr=8, max_seq_len=1, log_at_start=True), str(folder))
+    trainer = Trainer(tiniest(data, train_itr=8, max_seq_len=1, log_at_start=True), str(folder))
     trainer.model.decoder.output_scale.assign(float("inf"))
-    trainer.eval_step = lambda *_: train.Report(*[0.0] * len(train.Report._fields))
+    trainer.eval_step = lambda *_: sqair_model.Report(*[0.0] * len(sqair_model.Report._fields))
     with pytest.raises(UserError, match=f"--continue_from {folder} goes on"):
         trainer.run()
     assert list((folder / "best").glob("step-0*")) and (folder / "non_finite.json").exists()
     other = tiniest(data, dict(n_what=3), train_itr=4, max_seq_len=1, eval_on_train=False)
-    train.Trainer(other, str(folder)).run()
+    Trainer(other, str(folder)).run()
     assert json.loads((folder / "flags.json").read_text())["n_what"] == 3
     assert {row["step"] for row in rows(folder)} == {"1", "2", "3", "4"}
     assert not (folder / "non_finite.json").exists() and not list((folder / "best").glob("step-0*"))
     with pytest.raises(UserError, match="holds a run with n_what 3, asked was 2"):
-        train.Trainer(tiniest(data, train_itr=4, max_seq_len=1), str(folder))
+        Trainer(tiniest(data, train_itr=4, max_seq_len=1), str(folder))
 
 
 def test_a_failed_start_leaves_no_folder(data, tmp_path):
@@ -372,27 +378,27 @@ def test_one_writer_a_folder(data, tmp_path):
 
 def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
     config_ = tiniest(data, train_itr=8, eval_on_train=False)
-    train.Trainer(config_, str(tmp_path / "run")).run()
+    Trainer(config_, str(tmp_path / "run")).run()
     (tmp_path / "run" / "finished.json").unlink()
     damaged = next((tmp_path / "run" / "checkpoints").glob("step-8.data*"))
     damaged.write_bytes(damaged.read_bytes()[:-1000])
-    trainer = train.Trainer(config_, str(tmp_path / "run"))
+    trainer = Trainer(config_, str(tmp_path / "run"))
     assert trainer.step == 4
     assert "damaged checkpoint passed over" in (tmp_path / "run" / "train.log").read_text()
     for path in (tmp_path / "run" / "checkpoints").glob("*.index"):
         path.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="no checkpoint in it can be read"):
-        train.Trainer(config_, str(tmp_path / "run"))
+        Trainer(config_, str(tmp_path / "run"))
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="--continue_from .* goes on with the best one"):
-        train.Trainer(config_, str(tmp_path / "run"))
+        Trainer(config_, str(tmp_path / "run"))
     assert list((tmp_path / "run" / "best").glob("step-*.index"))
 
 
 def test_non_finite_numbers_stop_the_run_before_the_update(data, tmp_path):
     folder = tmp_path / "run"
-    trainer = train.Trainer(tiniest(data), str(folder))
+    trainer = Trainer(tiniest(data), str(folder))
     before = [v.numpy() for v in trainer.model.trainable_variables]
     trainer.model.decoder.output_scale.assign(float("inf"))
     with pytest.raises(UserError, match="not finite"):
@@ -410,7 +416,7 @@ def test_clipping_bounds_the_gradient(data, tmp_path):
     norms = []
     for clip in (0.0, 1e-3):
         config_ = tiniest(data, train_itr=1, opt="sgd", learning_rate=1.0, clip_norm=clip, eval_on_train=False)
-        trainer = train.Trainer(config_, str(tmp_path / str(clip)))
+        trainer = Trainer(config_, str(tmp_path / str(clip)))
         before = [v.numpy() for v in trainer.model.trainable_variables]
         trainer.run()
         norms.append(np.sqrt(sum(np.sum((v.numpy() - b) ** 2.0)
@@ -433,40 +439,40 @@ def test_bad_settings_are_one_line(data, tmp_path, change, message):
 
 def test_another_configuration_does_not_enter_a_run_folder(finished, data):
     with pytest.raises(UserError, match="learning_rate 0.0001, asked was 0.5"):
-        train.Trainer(settings_of_finished(data, learning_rate=0.5), str(finished))
+        Trainer(settings_of_finished(data, learning_rate=0.5), str(finished))
 
 
 def test_unknown_flags_presets_and_unwritable_folders(tmp_path, data):
     result = run_here("sqair.train", "--run_dir", tmp_path / "run", "--n_whta", "5")
     assert result.returncode != 0 and "n_whta" in result.stderr and "Traceback" not in result.stderr
     with pytest.raises(UserError, match="no such preset"):
-        train.parse(["--preset", "sqair_bals", "--run_dir", "x"])
+        options.parse(["--preset", "sqair_bals", "--run_dir", "x"])
     (tmp_path / "file").write_text("")
     assert "file" in error_line(execute_here(command(config(data), tmp_path / "file" / "run")))
 
 
 def test_recipes_are_defaults_of_training_that_options_override():
-    with_recipe = train.parse(["--recipe", "short", "--run_dir=x", "--seed", "3", "--preset=rsqair_in"]).config
-    without = train.parse(["--run_dir", "x", "--preset", "rsqair_in", "--seed", "3"]).config
+    with_recipe = options.parse(["--recipe", "short", "--run_dir=x", "--seed", "3", "--preset=rsqair_in"]).config
+    without = options.parse(["--run_dir", "x", "--preset", "rsqair_in", "--seed", "3"]).config
     assert with_recipe.model == without.model
     assert (with_recipe.train.target, without.train.target) == ("vimco_textbook", "vimco")
     assert attrs.evolve(with_recipe.train, **{name: getattr(without.train, name) for name in RECIPES["short"]}
                         ) == without.train
-    assert train.parse(["--recipe", "short", "--run_dir", "x", "--train_itr", "7"]).config.train.train_itr == 7
+    assert options.parse(["--recipe", "short", "--run_dir", "x", "--train_itr", "7"]).config.train.train_itr == 7
     with pytest.raises(UserError, match="--recipe shrt: no such recipe; choose from short"):
-        train.parse(["--recipe", "shrt", "--run_dir", "x"])
+        options.parse(["--recipe", "shrt", "--run_dir", "x"])
 
 
 def test_presets_are_defaults_that_options_override():
-    arguments = train.parse(["--seed", "3", "--preset", "rsqair_rmc", "--run_dir", "x", "--n_what", "7"])
+    arguments = options.parse(["--seed", "3", "--preset", "rsqair_rmc", "--run_dir", "x", "--n_what", "7"])
     config = arguments.config
     assert (config.model.relation, config.model.n_what, config.train.seed) == ("rmc", 7, 3)
 
 
 def test_batches_are_split_where_that_is_quicker(monkeypatch):
     def shards(cores, **training):
-        monkeypatch.setattr(train, "n_cores", lambda: cores)
-        return train.n_shards(TrainConfig(**training))
+        monkeypatch.setattr(training_shards, "n_cores", lambda: cores)
+        return training_shards.n_shards(TrainConfig(**training))
 
     assert [shards(2), shards(16), shards(2, shards=4), shards(1, shards=2), shards(16, shards=2)] == [2, 4, 4, 2, 2]
     assert [shards(1), shards(2, batch_size=5), shards(2, xla=True), shards(2, distribute="mirrored")] == [1] * 4
@@ -481,7 +487,7 @@ def test_batches_are_split_where_that_is_quicker(monkeypatch):
     (3, 32, 2), (4, 32, 4), (7, 32, 4), (8, 32, 4), (16, 32, 4), (128, 32, 4),  # shards of 8
     (8, 64, 8), (16, 64, 8), (12, 96, 12), (16, 16, 2), (16, 4, 2), (16, 7, 1), (3, 24, 3), (3, 27, 3), (16, 1, 1)])
 def test_shards_by_cores_and_batch(cores, batch_size, shards):
-    assert train.default_shards(cores, batch_size) == shards
+    assert training_shards.default_shards(cores, batch_size) == shards
     assert batch_size % shards == 0 and shards <= cores
 
 
@@ -493,7 +499,8 @@ def test_shards_change_nothing_but_rounding(data):
         tf.random.set_seed(0)
         model = SQAIR(config(data).model)
         optimizer = Optimizer("rmsprop", model.trainable_variables)
-        step, evaluate = train.compile_train_step(model, optimizer, settings), train.compile_eval_step(model, settings)
+        step = training_step.compile_train_step(model, optimizer, settings)
+        evaluate = training_step.compile_eval_step(model, settings)
         batch = next(iter(pipeline.batches(data, "training", 8, 2, crop=20)))
         taken = [step(*batch, tf.constant(i, tf.int64), tf.constant(1e-3)) for i in range(2)]
         report = evaluate(*batch, tf.constant([0, 1]))
@@ -509,7 +516,7 @@ def clipped(data, tmp_path_factory):
 
     def run(name, **changes):
         settings = tiniest(data, stage_itr=0, eval_on_train=False, report_loss_every=5, **changes)
-        trainer = train.Trainer(settings, str(folder / name))
+        trainer = Trainer(settings, str(folder / name))
         step = trainer.train_step
 
         def recorded(*arguments):
@@ -546,8 +553,8 @@ def stopped(clipped, tmp_path_factory):
     """The same run, stopped between two reports; and its trainer."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train.Trainer, "_told_to_stop", lambda self: self.step == 7)
-        trainer = train.Trainer(clipped[1], str(folder))
+        patched.setattr(training_trainer.Trainer, "_told_to_stop", lambda self: self.step == 7)
+        trainer = Trainer(clipped[1], str(folder))
         trainer.run()
     return folder, trainer
 
@@ -566,7 +573,7 @@ def test_a_run_stopped_between_reports_goes_on_counting(clipped, stopped, tmp_pa
         table = [[value for name, value in row.items() if name != "clipped"] for row in rows(run)]
         header = [name for name in rows(run)[0] if name != "clipped"]
         (run / "metrics.csv").write_text("".join(",".join(row) + "\n" for row in [header, *table]))
-    train.Trainer(settings, str(run)).run()
+    Trainer(settings, str(run)).run()
     found, expected = rows(run), rows(folder / "on")
     if older:
         is_clipped = norms > settings.train.clip_norm

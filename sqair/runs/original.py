@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from data_gen.command_line import UserError
-from sqair.checkpoint_values import read_values
+from data_gen.errors import UserError
 from sqair.config import Config, to_flags
 from sqair.model import SQAIR
 from sqair.neural import GRU, MLP, GaussianHead, Linear
-from sqair.optimizers import Optimizer
-from sqair.rules import RULES
+from sqair.runs.values import read_values
+from sqair.training.optimizers import Optimizer
+from sqair.training.rules import RULES
 
 
-class Columns(NamedTuple):
-    """Columns [start, stop) of a variable; all of it if stop is None."""
+class VariablePart(NamedTuple):
+    """VariablePart [start, stop) of a variable; all of it if stop is None."""
 
     variable: tf.Variable
     start: int = 0
@@ -28,13 +28,13 @@ class Columns(NamedTuple):
         return np.asarray(value)[..., self.start:self.stop] if self.stop is not None else np.asarray(value)
 
 
-Names = dict[str, list[Columns]]
+Names = dict[str, list[VariablePart]]
 
 
 def _linear(scope: str, layer: Linear) -> Names:
-    names = {f"{scope}/w": [Columns(layer.w[key]) for key in layer.inputs if key != "gamma"]}
+    names = {f"{scope}/w": [VariablePart(layer.w[key]) for key in layer.inputs if key != "gamma"]}
     if layer.b is not None:
-        names[f"{scope}/b"] = [Columns(layer.b)]
+        names[f"{scope}/b"] = [VariablePart(layer.b)]
     return names
 
 
@@ -51,11 +51,11 @@ def _cell(scope: str, cell) -> Names:
     names: Names = {}
     r = cell.size
     for i, gate in enumerate("zrh"):
-        names[f"{scope}/w{gate}"] = [Columns(cell.inputs.w[key], i * r, (i + 1) * r)
+        names[f"{scope}/w{gate}"] = [VariablePart(cell.inputs.w[key], i * r, (i + 1) * r)
                                      for key in cell.inputs.inputs if key != "gamma"]
-        names[f"{scope}/b{gate}"] = [Columns(cell.inputs.b, i * r, (i + 1) * r)]
-        names[f"{scope}/u{gate}"] = ([Columns(cell.candidate.w["x"])] if gate == "h"
-                                     else [Columns(cell.recurrent.w["x"], i * r, (i + 1) * r)])
+        names[f"{scope}/b{gate}"] = [VariablePart(cell.inputs.b, i * r, (i + 1) * r)]
+        names[f"{scope}/u{gate}"] = ([VariablePart(cell.candidate.w["x"])] if gate == "h"
+                                     else [VariablePart(cell.recurrent.w["x"], i * r, (i + 1) * r)])
     return names
 
 
@@ -65,7 +65,7 @@ def _gaussian(scope: str, head: GaussianHead) -> Names:
 
 def _where_head(scope: str, head) -> Names:
     scope = f"{scope}/stochastic_transform_param"
-    return {**_mlp(f"{scope}/mlp", head.mlp), f"{scope}/scale_offset": [Columns(head.scale_offset)]}
+    return {**_mlp(f"{scope}/mlp", head.mlp), f"{scope}/scale_offset": [VariablePart(head.scale_offset)]}
 
 
 def _scopes(kinds: Sequence[str]) -> list[str]:
@@ -98,9 +98,9 @@ def original_names(model: SQAIR) -> Names:
 
     names: Names = {}
     names.update(_mlp("decoder/air_decoder/decoder/mlp", model.decoder.mlp))
-    names["decoder/air_decoder/decoder/output_scale"] = [Columns(model.decoder.output_scale)]
+    names["decoder/air_decoder/decoder/output_scale"] = [VariablePart(model.decoder.output_scale)]
     if model.decoder.mean_image is not None:
-        names["decoder/air_decoder/Variable"] = [Columns(model.decoder.mean_image)]
+        names["decoder/air_decoder/Variable"] = [VariablePart(model.decoder.mean_image)]
 
     scope = "discovery/discovery_core"
     names.update(_mlp(f"{scope}/encoder/mlp", discover.frame_encoder))
@@ -111,20 +111,20 @@ def original_names(model: SQAIR) -> Names:
     names.update(_mlp(f"{scope}/steps_predictor/mlp", found.steps_predictor))
     names.update(_where_head(scope, found.where_head))
     names.update(_cell(f"discovery/{slot_cell}", found.rnn))
-    names[f"discovery/discover/discovery/{slot_cell}_initial_state_0/w"] = [Columns(found.initial_state)]
+    names[f"discovery/discover/discovery/{slot_cell}_initial_state_0/w"] = [VariablePart(found.initial_state)]
     if discover.where_prior is not None:
         scope, where_prior = "discovery/discover/recurrent_normal_impl", discover.where_prior
         names.update(_linear(f"{scope}/linear_1", where_prior.conditioning))
         names.update(_linear(f"{scope}/linear", where_prior.readout))
         names.update(_linear(f"{scope}/vanilla_rnn/in_to_hidden", where_prior.in_to_hidden))
         names.update(_linear(f"{scope}/vanilla_rnn/hidden_to_hidden", where_prior.hidden_to_hidden))
-        names[f"{scope}/init_sample"] = [Columns(where_prior.initial_sample)]
-        names[f"{scope}/{scope}/vanilla_rnn_initial_state_0/w"] = [Columns(where_prior.initial_state)]
+        names[f"{scope}/init_sample"] = [VariablePart(where_prior.initial_sample)]
+        names[f"{scope}/{scope}/vanilla_rnn_initial_state_0/w"] = [VariablePart(where_prior.initial_state)]
     if discover.steps_mlp is not None:
         names.update(_mlp("discovery/discover/mlp", discover.steps_mlp))
         scope = "model/sequential_air/while/sqair_timestep/discover"
-        names[f"{scope}/step_prior_bias"] = [Columns(discover.step_bias)]
-        names[f"{scope}/step_prior_timestep_bias"] = [Columns(discover.timestep_bias)]
+        names[f"{scope}/step_prior_bias"] = [VariablePart(discover.step_bias)]
+        names[f"{scope}/step_prior_timestep_bias"] = [VariablePart(discover.timestep_bias)]
 
     scope = "propagation/propagation_core"
     names.update(_mlp(f"{scope}/rnn_inpt/mlp", kept.where_bias))
@@ -132,15 +132,15 @@ def original_names(model: SQAIR) -> Names:
     names.update(_where_head(scope, kept.where_head))
     names.update(_gaussian(f"{scope}/what", kept.temporal_head))
     names.update(_linear(f"{scope}/what/linear", kept.gates))
-    names[f"{scope}/affine_diag_normal/cholesky_scale"] = [Columns(kept.where_posterior.cholesky_scale)]
+    names[f"{scope}/affine_diag_normal/cholesky_scale"] = [VariablePart(kept.where_posterior.cholesky_scale)]
     names.update(_cell(f"propagation/{rnn}", kept.rnn))
     names.update(_cell(f"propagation/{temporal}", kept.temporal))
     names.update(_cell(f"propagation/{prior}", propagate.prior.rnn))
     names.update(_linear(f"propagation/{prior_scope}/linear", propagate.prior.readout))
-    names[f"propagation/sequential_ssm/propagation/{rnn}_initial_state_0/w"] = [Columns(kept.initial_state)]
+    names[f"propagation/sequential_ssm/propagation/{rnn}_initial_state_0/w"] = [VariablePart(kept.initial_state)]
     scope = "sequence/sequential_air"
-    names[f"{scope}/propagation/{temporal}_initial_state_0/w"] = [Columns(propagate.temporal_initial_state)]
-    names[f"{scope}/propagation/{prior}_initial_state_0/w"] = [Columns(propagate.prior.initial_state)]
+    names[f"{scope}/propagation/{temporal}_initial_state_0/w"] = [VariablePart(propagate.temporal_initial_state)]
+    names[f"{scope}/propagation/{prior}_initial_state_0/w"] = [VariablePart(propagate.prior.initial_state)]
     names.update(_mlp(f"{scope}/sqair_timestep/mlp", timestep.latent_encoder))
     return names
 
@@ -155,13 +155,13 @@ def original_constants(model: SQAIR) -> dict[str, np.ndarray]:
     return constants
 
 
-def gather_original(columns: Sequence[Columns], values: Sequence) -> np.ndarray:
+def gather_original(columns: Sequence[VariablePart], values: Sequence) -> np.ndarray:
     """Puts values of our variables (weights, gradients, optimiser slots) together to the original's."""
     parts = [c.read(v) for c, v in zip(columns, values)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
 
 
-def original_shape(columns: Sequence[Columns]) -> list[int]:
+def original_shape(columns: Sequence[VariablePart]) -> list[int]:
     """The shape of the original's variable."""
     shapes = [list(np.empty(c.variable.shape, np.bool_)[..., c.start:c.stop].shape if c.stop is not None
                    else c.variable.shape) for c in columns]

@@ -1,83 +1,22 @@
-"""The values of TensorFlow's checkpoints, ours and the original's, read so that damage is an error and no crash.
+"""The index of a checkpoint, read with care: a table of LevelDB's format.
 
-TensorFlow raises an exception where a checksum is wrong, but aborts the process where the index has right checksums and
-wrong content. So the index, a table in LevelDB's format, is checked here first.
+TensorFlow answers damage that shows in a checksum by an exception; an index whose checksums are right but whose content
+is not ends the whole process. So it is read here first.
 """
 
-import os
 import pathlib
-import re
 import struct
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-from data_gen.command_line import UserError
-from sqair.config import ModelConfig
-from sqair.model import SQAIR
-
-# What TensorFlow, protocol buffers and the reading of the index raise about a damaged checkpoint.
-DAMAGE = (tf.errors.OpError, DecodeError, ValueError, AssertionError, RuntimeError, LookupError, TypeError,
-          AttributeError, OverflowError, struct.error)
 _FOOTER_BYTES = 48
 _MAX_INDEX_BYTES = 64 * 2**20
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, at most 300 characters."""
-    # TensorFlow puts the graph node before the text and the operation's name behind it.
-    text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error)).strip()
-    return (text.splitlines() or [type(error).__name__])[0][:300]
-
-
-def read_values(prefix: str) -> dict[str, np.ndarray]:
-    """Reads all values of a checkpoint, so that damage anywhere in its files shows.
-
-    Args:
-      prefix: path without .index.
-
-    Returns:
-      Variable name -> value.
-
-    Raises:
-      UserError: there is no such checkpoint, a file of it is missing or damaged, or a value is not finite.
-    """
-    if not os.path.exists(f"{prefix}.index"):
-        raise UserError(f"{prefix}: no such checkpoint ({prefix}.index is missing)")
-    try:
-        _check_index(prefix)
-        reader = tf.train.load_checkpoint(prefix)
-        values = {name: np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
-    except DAMAGE as error:
-        raise UserError(f"{prefix}: damaged or incomplete checkpoint ({first_line(error)})") from None
-    for name, value in values.items():
-        # A run that has not been evaluated yet has no best bound.
-        if value.dtype.kind == "f" and not np.isfinite(value).all() and "best_bound" not in name:
-            raise UserError(f"{prefix}: damaged checkpoint ({name} is not finite)")
-    return values
-
-
-def make_model(config: ModelConfig, n_values: int, prefix: str) -> SQAIR:
-    """Makes a model for stored values.
-
-    Args:
-      config: of the model.
-      n_values: how many numbers are stored.
-      prefix: of the checkpoint.
-
-    Raises:
-      UserError: they are far too few: the flags alone could ask for all of the memory.
-    """
-    if config.least_weights > n_values:
-        raise UserError(f"{prefix} does not fit its flags: they ask for more than {config.least_weights:,} weights, it "
-                        f"holds {n_values:,} values")
-    return SQAIR(config)
-
-
-def _check_index(prefix: str) -> None:
+def check_index(prefix: str) -> None:
     """Raises one of `DAMAGE` unless the index is sound and every value lies inside the data files."""
     index = pathlib.Path(f"{prefix}.index")
     if index.stat().st_size > _MAX_INDEX_BYTES:

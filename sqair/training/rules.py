@@ -1,4 +1,4 @@
-"""The list of optimisers, by the value of --opt: `sqair.optimizers` applies them, docs/extending.md adds one.
+"""The list of optimisers, by the value of --opt: `sqair.training.optimizers` applies them, docs/extending.md adds one.
 
 TensorFlow is imported by the updates alone: commands know their options before it is.
 """

@@ -15,11 +15,12 @@ import safetensors
 import safetensors.numpy
 import tensorflow as tf
 
-from data_gen.command_line import UserError, begins, to_json
+from data_gen.errors import UserError
+from data_gen.files import begins, to_json
 from relational.registry import find_relation
-from sqair.checkpoint_values import make_model
 from sqair.config import NO_RELATION, Config, load_flags, model_name, model_titles, to_flags
 from sqair.model import SQAIR
+from sqair.runs.values import make_model
 
 WEIGHTS, CONFIG, CARD, FACTS = "model.safetensors", "config.json", "README.md", "card.json"
 FILES = (CARD, FACTS, CONFIG, WEIGHTS)     # the weights last: they make the folder a model
@@ -42,7 +43,7 @@ def save(folder: pathlib.Path, config: Config, model: SQAIR, told: Mapping[str, 
       folder: where to.
       config, model: what is saved.
       told: what the card tells, JSON values. Always: run, checkpoint, step, all_steps (those of the runs that this one
-        was started from among them), recipe, seed, data, data_sha256; if known, what `run_folder.facts` returns, and
+        was started from among them), recipe, seed, data, data_sha256; if known, what `folder.facts` returns, and
         table and check of `eval.models`.
     """
     step, all_steps = told["step"], told["all_steps"]
@@ -136,7 +137,7 @@ they go; it is trained without labels. In this one {what}.
 - all flags of the run, its training data among them: `{CONFIG}`
 {_figures(told)}
 ```python
-from sqair.checkpoints import load_run
+from sqair.runs.loading import load_run
 
 model = load_run("this folder").model
 frames = ...                                     # float32 [T, B, height, width]

@@ -1,30 +1,24 @@
-"""Shared by all commands: parsing of options, errors in one line, files that appear whole, progress."""
+"""What every command line of the project shares: options, errors as one line, signals, progress."""
 
 import contextlib
 import ctypes
-import functools
-import hashlib
 import importlib
-import json
-import math
 import os
-import pathlib
 import re
-import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import attrs
 import tyro
 from tqdm import tqdm
 
+from data_gen.errors import UserError, one_line
+
 LOG_SECONDS = 10.0
-LONGEST_MESSAGE = 500       # characters
-MAX_JSON_BYTES = 16 * 2**20
 PARENT = "R_SQAIR_PARENT"   # environment variable: the process that started this one and wants it to end with it
 _PR_SET_PDEATHSIG = 1
 # What TensorFlow says of itself as it is imported, whatever TF_CPP_MIN_LOG_LEVEL is: regular expressions of lines.
@@ -34,26 +28,7 @@ _NOTICES = ("^WARNING: All log messages before absl::InitializeLog",
             "^To enable the following instructions:")
 
 
-class UserError(Exception):
-    """Something the user can put right. The message names it, says what was expected and what to do.
-
-    It is one short line, whatever the broken file that it quotes holds: only what can be printed is kept, and a long
-    message loses its middle.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(_one_line(message))
-
-
-def _one_line(message: str) -> str:
-    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    if len(line) <= LONGEST_MESSAGE:
-        return line
-    half = LONGEST_MESSAGE // 2 - 3
-    return f"{line[:half]} ... {line[-half:]}"
-
-
-def run(main: Callable[[], int | None]) -> None:
+def run_cli(main: Callable[[], int | None]) -> None:
     """Runs a command line and exits; what the user can put right ends in one line on standard error.
 
     Exit codes: 0, or what `main` returns; 1 after a `UserError`, an `OSError` (disc full, no permission) or a lack
@@ -108,7 +83,7 @@ def run_module(module: str, read: Callable[[], Any]) -> None:
             found = importlib.import_module(module)
         return found.main()
 
-    run(main)
+    run_cli(main)
 
 
 @contextlib.contextmanager
@@ -161,32 +136,6 @@ def _end_with_parent() -> None:
         sys.exit(128 + signal.SIGTERM)       # it ended before that
     except PermissionError:
         pass
-
-
-def fingerprint(*paths: str | os.PathLike) -> str:
-    """SHA-256 of what files hold, as 64 hexadecimal digits; of one file, what `sha256sum` prints.
-
-    Of several it is that of their own fingerprints. A file is read once a process, unless its size or time has changed.
-
-    Raises:
-      OSError: one of them cannot be read.
-    """
-    digests = [_digest(os.path.realpath(path), *_state(path)) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _state(path: str | os.PathLike) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
-
-
-@functools.cache
-def _digest(path: str, _size: int, _time: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def within(low: float, high: float) -> Callable[[Any, Any, Any], None]:
@@ -294,159 +243,8 @@ def _plain_booleans(arguments: Sequence[str], booleans: Collection[str]) -> list
 
 
 def _fail(message: str, code: int = 1) -> None:
-    print("error:", _one_line(message), file=sys.stderr)
+    print("error:", one_line(message), file=sys.stderr)
     sys.exit(code)
-
-
-def read_json(path: str | os.PathLike, hint: str) -> Any:
-    """Reads a small JSON file.
-
-    Args:
-      path: of the file.
-      hint: what it should be or what to do, the end of an error's line.
-
-    Raises:
-      UserError: there is no such file, it is not JSON, or it is too large to be one of ours.
-    """
-    try:
-        if os.path.getsize(path) > MAX_JSON_BYTES:
-            raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB; {hint}")
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {hint}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); {hint}") from None
-
-
-def to_json(content: Any) -> str:
-    """Returns content as indented JSON, in which numbers that are not finite are null: JSON has no others."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if math.isfinite(value) else None
-        if isinstance(value, dict):
-            return {key: finite(x) for key, x in value.items()}
-        return [finite(x) for x in value] if isinstance(value, (list, tuple)) else value
-
-    return json.dumps(finite(content), indent=1, allow_nan=False, default=list) + "\n"
-
-
-class Kind(NamedTuple):
-    """A kind of result: what it is called, and whether a file is one."""
-
-    name: str
-    test: Callable[[pathlib.Path], bool]
-
-
-def begins(name: str, *prefixes: str | bytes) -> Kind:
-    """Returns the kind of files that begin with one of some texts."""
-    starts = tuple(prefix if isinstance(prefix, bytes) else prefix.encode() for prefix in prefixes)
-
-    def test(path: pathlib.Path) -> bool:
-        with open(path, "rb") as file:
-            return file.read(max(map(len, starts))).startswith(starts)
-
-    return Kind(name, test)
-
-
-RUN_FOLDER_FILES = ("flags.json", "model.safetensors")      # a folder with one of these is a run
-
-
-def run_folder_of(path: str | os.PathLike) -> pathlib.Path | None:
-    """Returns the run folder that a file or folder lies in, however deep; None if it lies in none."""
-    for folder in pathlib.Path(path).resolve().parents:
-        if any((folder / name).is_file() for name in RUN_FOLDER_FILES):
-            return folder
-    return None
-
-
-def check_output(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.PathLike] = ()) -> None:
-    """Checks that a result may take a name: commands with long work ask before it.
-
-    Args:
-      path: of the file to be written.
-      kind: of the result; an older one of the same kind may be replaced.
-      inputs: files that the command reads.
-
-    Raises:
-      UserError: it is an input, lies in a run folder, or what is there is of another kind.
-      OSError: what is there cannot be read.
-    """
-    path = pathlib.Path(path)
-    other = "choose another name for the result"
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name the file to write")
-    for file in inputs:
-        if path.exists() and os.path.exists(file) and os.path.samefile(path, file):
-            raise UserError(f"{path}: is read by this command, and would be lost; {other}")
-    folder = run_folder_of(path)
-    if folder:
-        raise UserError(f"{path}: lies in the run folder {folder}, which holds the run's own files alone; {other}")
-    if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or kind.test(path))):
-        raise UserError(f"{path}: is there already and is not {kind.name}; remove it or {other}")
-
-
-@contextlib.contextmanager
-def output_path(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.PathLike] = ()
-                ) -> Iterator[pathlib.Path]:
-    """`atomic_path` of a result, after `check_output`: every result is written through it."""
-    check_output(path, kind, inputs)
-    with atomic_path(path) as temporary:
-        yield temporary
-
-
-@contextlib.contextmanager
-def made_folder(path: str | os.PathLike) -> Iterator[None]:
-    """Makes a folder, and those above it, if it is missing; what was made and is still empty at the end is removed."""
-    path = pathlib.Path(path)
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        with contextlib.suppress(OSError):      # not empty, and so are those above
-            for folder in made:
-                folder.rmdir()
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary name beside `path`; the file written there takes the name `path` only once it is whole.
-
-    A missing folder is made. On success the file is flushed to the disc and renamed, replacing what was there; on
-    any failure (Ctrl-C and, under `run`, SIGTERM too) it is removed, with the folder if that was made for it, and
-    `path` is left as it was. For the files of a run folder; results go through `output_path`.
-
-    Args:
-      path: the final name.
-    """
-    path = pathlib.Path(path)
-    with made_folder(path.parent):
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name the file to write")
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        try:
-            yield temporary
-            to_disc(temporary)
-            os.replace(temporary, path)
-            to_disc(path.parent)
-        except OSError as error:
-            if error.errno is None or error.filename is not None:
-                raise
-            # OSErrors of writes carry no file name.
-            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from None
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def to_disc(path: str | os.PathLike) -> None:
-    """Waits until a file's contents, or a folder's names, are on the disc: a loss of power no longer takes them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _LogProgress:

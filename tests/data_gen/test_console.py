@@ -14,10 +14,11 @@ import h5py
 import numpy as np
 import pytest
 
-from data_gen import bouncing_balls, command_line
-from data_gen.command_line import UserError
-from sqair import checkpoints, train
-from sqair.run_folder import RunLock
+from data_gen import bouncing_balls, console, files
+from data_gen.errors import UserError
+from sqair import export, model, options
+from sqair.runs import loading, saving
+from sqair.runs.folder import RunLock
 from tests.data_helpers import ROOT, run_command, run_here
 from tests.eval_helpers import TINY, save_original, save_run
 from tests.mnist_helpers import release_data
@@ -35,7 +36,7 @@ def sound(tmp_path_factory):
     (folder / "run" / "metrics.csv").write_text(
         "step,data,iwae_per_frame,data_ll,kl,num_step_accuracy\n1,validation,1,1,1,1\n2,validation,1,1,1,1\n")
     save_original(folder / "original", [3])
-    checkpoints.save_safetensors(checkpoints.load_run(folder / "run"), folder / "shared")
+    export.save_safetensors(loading.load_run(folder / "run"), folder / "shared")
     (folder / "release.p").write_bytes(pickle.dumps(release_data(3), 2))
     (folder / "notes.txt").write_text("mine")
     for name in ("index.html", "table.md", "table.csv", "notes.png", "README.md", "notes.gif"):
@@ -62,7 +63,7 @@ def call(monkeypatch, capsys, module, arguments):
     """Runs a command in this process; returns its exit code and its error output."""
     monkeypatch.setattr("sys.argv", [module, *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        command_line.run(importlib.import_module(module).main)
+        console.run_cli(importlib.import_module(module).main)
     return stop.value.code, capsys.readouterr().err
 
 
@@ -110,13 +111,13 @@ TRAIN = "sqair.train --preset sqair_balls --train_data {0}/data.h5 --batch_size 
     ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/release.p", "is read by this command"),
     ("data_gen.moving_mnist --digits {0}/data.h5 --out {0}/data.h5", "is read by this command"),
     ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/notes.txt", "is not a data set"),
-    ("sqair.checkpoints safetensors {0}/run {0}/run --overwrite", "is a run folder"),
-    ("sqair.checkpoints safetensors {0}/run {0}/run/sub", "lies in the run folder"),
-    ("sqair.checkpoints safetensors {0}/run {0}/original", "is a run folder"),
-    ("sqair.checkpoints safetensors {0}/run {0}/mine", "README.md: is there already and is not a card"),
-    ("sqair.checkpoints export {0}/run {0}/run --overwrite", "is a run folder"),
-    ("sqair.checkpoints export {0}/run {0}/run/sub", "lies in the run folder"),
-    ("sqair.checkpoints export {0}/run {0}/shared", "is a model to share"),
+    ("sqair.export safetensors {0}/run {0}/run --overwrite", "is a run folder"),
+    ("sqair.export safetensors {0}/run {0}/run/sub", "lies in the run folder"),
+    ("sqair.export safetensors {0}/run {0}/original", "is a run folder"),
+    ("sqair.export safetensors {0}/run {0}/mine", "README.md: is there already and is not a card"),
+    ("sqair.export original {0}/run {0}/run --overwrite", "is a run folder"),
+    ("sqair.export original {0}/run {0}/run/sub", "lies in the run folder"),
+    ("sqair.export original {0}/run {0}/shared", "is a model to share"),
     (f"{TRAIN}/original", "a run of the original program"), (f"{TRAIN}/shared", "is a model to share"),
     (f"{TRAIN}/run/sub", "lies in the run folder"),
 ])
@@ -138,7 +139,7 @@ def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
              f"eval.tables --predictions {tmp_path}/predictions.h5 --out {tmp_path}",
              f"eval.page --results {tmp_path}",
              f"data_gen.bouncing_balls --training 2 --validation 0 --test 0 --n_frames 2 --out {tmp_path}/data.h5",
-             f"sqair.checkpoints safetensors {{0}}/run {tmp_path}/shared --overwrite"]
+             f"sqair.export safetensors {{0}}/run {tmp_path}/shared --overwrite"]
     (tmp_path / "l.json").touch()       # an empty file is nobody's
     for _ in range(2):
         for line in lines:
@@ -175,7 +176,7 @@ def test_a_data_set_survives_a_command_that_names_it_twice(sound):
     ("sqair.train --run_dir x --train_data= --schedule=", "--train_data"),
     ("eval.predict --run _ --data d --out o", "--run"), ("eval.likelihood --run r --data d --out _", "--out"),
     ("eval.figures --run r --data d _ --out o.png", "--data"), ("eval.tables --predictions p --out _", "--out"),
-    ("eval.page --results _", "--results"), ("sqair.checkpoints export r _", "argument 3"),
+    ("eval.page --results _", "--results"), ("sqair.export original r _", "argument 3"),
     ("data_gen.bouncing_balls --out _", "--out"),
     ("data_gen.import_videos --inputs _ --out o", "--inputs"), ("eval.benchmark --json _", "--json"),
     ("eval.paper --name _ --dry_run", "--name"), ("eval.compare_original _", "argument 1"),
@@ -206,16 +207,16 @@ def test_an_empty_run_folder_is_refused_whoever_asks(tmp_path, monkeypatch):
     ("--xla", {"xla": True}), ("--schedule=", {"schedule": ""}),
 ])
 def test_booleans_as_the_originals_users_write_them(words, expected):
-    config = train.parse(["--run_dir", "x", *words.split()]).config
+    config = options.parse(["--run_dir", "x", *words.split()]).config
     found = attrs.asdict(config.model) | attrs.asdict(config.train)
     assert {name: found[name] for name in expected} == expected
 
 
 def test_what_is_no_boolean_is_one_line_and_values_of_other_options_stay():
     with pytest.raises(UserError, match="--xla maybe: expected True or False; or write --xla, --no_xla"):
-        train.parse(["--run_dir", "x", "--xla=maybe"])
-    assert train.parse(["--run_dir", "True"]).run_dir == "True"
-    assert train.parse(["--run_dir=no", "--xla"]).run_dir == "no"
+        options.parse(["--run_dir", "x", "--xla=maybe"])
+    assert options.parse(["--run_dir", "True"]).run_dir == "True"
+    assert options.parse(["--run_dir=no", "--xla"]).run_dir == "no"
 
 
 @pytest.mark.parametrize("name", ["run/checkpoints/step-7.data-00000-of-00001", "run/checkpoints", "run",
@@ -234,16 +235,16 @@ def test_what_may_not_be_read_is_neither_damaged_nor_absent(sound, monkeypatch, 
     monkeypatch.setattr("builtins.open", refuse(opened))
     monkeypatch.setattr("os.listdir", refuse(listed))
     with pytest.raises(PermissionError):
-        checkpoints.load_run(sound / name.split("/")[0])
+        loading.load_run(sound / name.split("/")[0])
     if name.startswith("run/"):
-        state = checkpoints.TrainingState(checkpoints.SQAIR(TINY), None)
+        state = saving.TrainingState(model.SQAIR(TINY), None)
         with pytest.raises(PermissionError):        # and a run does not start anew, or from an older checkpoint
-            checkpoints.RunCheckpoints(sound / "run", state, 3).restore()
+            saving.RunCheckpoints(sound / "run", state, 3).restore()
 
 
 def test_a_checkpoint_that_is_not_there_names_those_that_are(sound):
     with pytest.raises(UserError, match="no checkpoint latest; choose best, newest, or one of the iterations 7"):
-        checkpoints.find_checkpoint(sound / "run", "latest")
+        loading.find_checkpoint(sound / "run", "latest")
 
 
 def test_a_file_system_without_locks_is_not_a_run_in_use(tmp_path, monkeypatch):
@@ -257,7 +258,7 @@ def test_a_file_system_without_locks_is_not_a_run_in_use(tmp_path, monkeypatch):
 
 
 def test_json_has_no_numbers_that_are_not_finite():
-    text = command_line.to_json({"a": [1.5, float("nan")], "b": {"c": (float("inf"), True, None, "x", 2)}})
+    text = files.to_json({"a": [1.5, float("nan")], "b": {"c": (float("inf"), True, None, "x", 2)}})
     assert json.loads(text, parse_constant=pytest.fail) == {"a": [1.5, None], "b": {"c": [None, True, None, "x", 2]}}
     assert text.startswith('{\n "a"') and text.endswith("}\n")
 
@@ -265,7 +266,7 @@ def test_json_has_no_numbers_that_are_not_finite():
 def test_cores_where_the_system_does_not_say_which(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert command_line.n_cores() == 6
+    assert console.n_cores() == 6
 
 
 @pytest.mark.slow
@@ -291,10 +292,10 @@ def test_unknown_options_name_a_command_that_works(tmp_path):
 def test_folders_made_for_a_result_go_when_it_fails(tmp_path):
     (tmp_path / "mine").mkdir()
     for folder in ("mine", "made", "made/below"):
-        with pytest.raises(ZeroDivisionError), command_line.atomic_path(tmp_path / folder / "file") as path:
+        with pytest.raises(ZeroDivisionError), files.atomic_path(tmp_path / folder / "file") as path:
             path.write_text("half")
             raise ZeroDivisionError
         assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
-    with command_line.atomic_path(tmp_path / "made" / "below" / "file") as path:
+    with files.atomic_path(tmp_path / "made" / "below" / "file") as path:
         path.write_text("whole")
     assert (tmp_path / "made" / "below" / "file").read_text() == "whole"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from data_gen.command_line import UserError
-from sqair.rules import RULES, Update
+from data_gen.errors import UserError
+from sqair.training.rules import RULES, Update
 
 
 class Optimizer(tf.Module):

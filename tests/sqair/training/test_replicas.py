@@ -1,6 +1,6 @@
 """What is wrong with TF_CONFIG, or with the other workers, before training over replicas begins.
 
-`tests/system/test_distribution.py` has the training.
+`tests/system/test_replicas.py` has the training.
 """
 
 import json
@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
-from data_gen.command_line import UserError
-from sqair import distribution
+from data_gen.errors import UserError
+from sqair.training import multi_worker, replicas
 from tests.train_helpers import free_ports
 
 
@@ -30,17 +30,17 @@ def test_a_wrong_tf_config_is_one_line(monkeypatch, tf_config, message):
     else:
         monkeypatch.setenv("TF_CONFIG", tf_config)
     with pytest.raises(UserError, match=re.escape(message)):
-        distribution.Distribution("multi_worker")
+        replicas.Distribution("multi_worker")
 
 
 def test_a_worker_that_never_comes_is_named(monkeypatch):
     ports = free_ports(2)
-    monkeypatch.setattr(distribution, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(multi_worker, "CONNECT_SECONDS", 1)
     monkeypatch.setenv("TF_CONFIG", json.dumps({
         "cluster": {"chief": [f"localhost:{ports[0]}"], "worker": [f"localhost:{ports[1]}"]},
         "task": {"type": "worker", "index": 0}}))
     with pytest.raises(UserError, match=rf"no answer from chief 0 \(localhost:{ports[0]}\)"):
-        distribution.Distribution("multi_worker")
+        replicas.Distribution("multi_worker")
 
 
 def test_a_port_in_use_is_named(monkeypatch):
@@ -51,4 +51,4 @@ def test_a_port_in_use_is_named(monkeypatch):
         monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": [address]},
                                                     "task": {"type": "worker", "index": 0}}))
         with pytest.raises(UserError, match=rf"worker 0 \({address}\): cannot listen"):
-            distribution.Distribution("multi_worker")
+            replicas.Distribution("multi_worker")

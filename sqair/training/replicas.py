@@ -7,8 +7,6 @@ rounding, and their checkpoints are a single device's.
 
 import contextlib
 import faulthandler
-import json
-import os
 import re
 import socket
 import subprocess
@@ -18,23 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from data_gen.command_line import UserError
-from sqair import gradient_sums
-
-CONNECT_SECONDS = 300     # workers of a job may start this far apart
-
-_EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-
-
-# On GPUs float32 is what it says, unless training is asked for TF32.
-tf.config.experimental.enable_tensor_float_32_execution(False)
-
-
-def prepare_gpus() -> None:
-    """Lets GPU memory be taken when it is needed, not all of it at once; call it before TensorFlow computes."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):     # in use already: its user has decided
-            tf.config.experimental.set_memory_growth(gpu, True)
+from data_gen.errors import UserError
+from sqair.training import gradient_sums, multi_worker
 
 
 def share(values: Any, axis: int) -> Any:
@@ -99,8 +82,8 @@ class Distribution:
         Raises:
           UserError: TF_CONFIG is missing or wrong, or the workers do not find each other.
         """
-        prepare_gpus()
-        self._addresses, self._name = _read_tf_config() if kind == "multi_worker" else ({"worker 0": ""}, "worker 0")
+        alone = {"worker 0": ""}, "worker 0"
+        self._addresses, self._name = multi_worker.read_tf_config() if kind == "multi_worker" else alone
         if kind == "multi_worker":
             self.strategy = self._connect()
         else:
@@ -116,11 +99,11 @@ class Distribution:
         # meanwhile. Only faulthandler's timer can end it, and it can only print a traceback; so it prints to a shell
         # that waits for any input and then prints the message.
         message = (f"error: {self._describe(self._name)} answered the others, but not all of them joined within "
-                   f"{CONNECT_SECONDS} s: look at their output, then start all workers again")
+                   f"{multi_worker.CONNECT_SECONDS} s: look at their output, then start all workers again")
         speaker = subprocess.Popen(["sh", "-c", 'read -r _ && printf "%s\\n" "$1" >&2', "sh", message],
                                    stdin=subprocess.PIPE)
         assert speaker.stdin is not None
-        faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True, file=speaker.stdin)
+        faulthandler.dump_traceback_later(multi_worker.CONNECT_SECONDS, exit=True, file=speaker.stdin)
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
@@ -133,19 +116,20 @@ class Distribution:
 
     def _wait_for_all(self) -> None:
         """Waits until all workers listen. Raises: UserError: one does not, or this one's port is in use."""
-        silent, deadline = list(self._addresses), time.monotonic() + CONNECT_SECONDS
+        silent, deadline = list(self._addresses), time.monotonic() + multi_worker.CONNECT_SECONDS
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind(("", _port(self._addresses[self._name])))
+                listener.bind(("", multi_worker.port(self._addresses[self._name])))
             except (OSError, OverflowError) as error:
                 raise UserError(f"{self._describe(self._name)}: cannot listen on its port ({error}); choose another in "
                                 "the TF_CONFIG of all workers") from None
             listener.listen(len(self._addresses))
-            while silent := [name for name in silent if not _answers(self._addresses[name])]:
+            while silent := [name for name in silent if not multi_worker.answers(self._addresses[name])]:
                 if time.monotonic() > deadline:
-                    raise UserError(f"no answer from {', '.join(map(self._describe, silent))} within {CONNECT_SECONDS} "
-                                    "s: start all workers at about the same time, check addresses and firewalls")
+                    raise UserError(f"no answer from {', '.join(map(self._describe, silent))} within "
+                                    f"{multi_worker.CONNECT_SECONDS} s: start all workers at about the same time, "
+                                    "check addresses and firewalls")
                 time.sleep(0.2)
 
     def _describe(self, name: str) -> str:
@@ -181,36 +165,3 @@ class Distribution:
         others = [name for name in named if name in self._addresses and name != self._name]
         return UserError(f"{self._describe(others[-1]) if others else 'a worker'} has gone, its own output may say "
                          f"why; start all workers again with the same command to go on from {state}")
-
-
-def _read_tf_config() -> tuple[dict[str, str], str]:
-    """All workers' names, as in "worker 0", with their addresses, the chief first; and this one's name."""
-    text = os.environ.get("TF_CONFIG")
-    if not text:
-        raise UserError(f"--distribute multi_worker needs the environment variable TF_CONFIG, such as {_EXAMPLE}")
-    try:
-        config = json.loads(text)
-        cluster = config["cluster"]
-        addresses = {f"{job} {i}": address for job in ("chief", "worker")
-                     for i, address in enumerate(cluster.get(job, []))}
-        name = f"{config['task']['type']} {config['task']['index']}"
-        if not (set(cluster) <= {"chief", "worker"} and name in addresses
-                and len(set(addresses.values())) == len(addresses)
-                and all(re.fullmatch(r"\S+:\d+", address) for address in addresses.values())):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"TF_CONFIG is {text[:300]}; expected different addresses host:port of all workers and the "
-                        f"index of this one, as in {_EXAMPLE}") from None
-    return addresses, name
-
-
-def _port(address: str) -> int:
-    return int(address.rsplit(":", 1)[1])
-
-
-def _answers(address: str) -> bool:
-    try:
-        socket.create_connection((address.rsplit(":", 1)[0], _port(address)), timeout=5).close()
-        return True
-    except OSError:
-        return False

@@ -8,14 +8,19 @@ import math
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
 import tensorflow as tf
 
-from data_gen.command_line import UserError, atomic_path, made_folder, read_json, run_folder_of
+from data_gen.errors import UserError
+from data_gen.files import atomic_path, made_folder, read_json, run_folder_of, to_disc
 
 # What a kill leaves of the files of a run folder (see `atomic_path`) and of checkpoints: all that is ever removed.
 _HALF_WRITTEN = re.compile(
@@ -243,3 +248,69 @@ class MetricsFile:
     def append(self, row: Sequence) -> None:
         """Appends a row; numbers are written so that they read back exactly."""
         append(self._path, ",".join(repr(x) if isinstance(x, float) else str(x) for x in row))
+
+
+FINISHED = "finished.json"  # marks a run folder whose run has nothing left to do
+NON_FINITE = "non_finite.json"
+
+
+def versions() -> dict:
+    """What a result depends on: packages, Python, git commit, machine, command."""
+    packages = ("tensorflow", "tensorflow-probability", "dm-sonnet", "numpy", "h5py")
+    root = pathlib.Path(__file__).resolve().parents[2]
+
+    def git(*arguments):
+        try:
+            return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10,
+                                  check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    top = git("rev-parse", "--show-toplevel")
+    ours = bool(top) and pathlib.Path(top).resolve() == root       # not a repository that merely contains this code
+    changes = git("status", "--porcelain", "-uno") if ours else None
+    return {**{package: metadata.version(package) for package in packages}, "python": sys.version.split()[0],
+            "git_commit": (git("rev-parse", "HEAD") if ours else None) or "unknown",
+            "uncommitted_changes": None if changes is None else bool(changes),
+            "machine": os.uname().machine, "command": sys.argv}
+
+
+SPEED = ("seconds_per_step", "cpu_seconds_per_step")
+RESOURCES = ("memory_mb", "open_files")
+
+
+CHECKPOINTS, BEST = "checkpoints", "best"
+
+
+def prefixes(folder: pathlib.Path) -> list[str]:
+    """Checkpoints in a folder, newest first, whether or not TensorFlow's index file knows them."""
+    found = {}
+    for name in os.listdir(folder) if folder.is_dir() else ():       # glob hides a lack of permission
+        number = name[len("step-"):-len(".index")]
+        if name == f"step-{number}.index" and number.isdecimal():
+            found[int(number)] = str(folder / name)[:-len(".index")]
+    return [found[number] for number in sorted(found, reverse=True)]
+
+
+@contextlib.contextmanager
+def appearing(folder: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathlib.Path]:
+    """Yields a hidden folder to write files in; once all are on the disc they move to `folder`.
+
+    Args:
+      folder: made if it is missing.
+      names: of the files, in the order in which they appear; left out, all of them in the order of the alphabet, in
+        which a checkpoint's index, which makes it visible, comes after its data.
+    """
+    with made_folder(folder):
+        stage = folder / f".{secrets.token_hex(4)}.part"
+        try:
+            stage.mkdir()
+            yield stage
+            names = names or sorted(os.listdir(stage))
+            for name in names:
+                to_disc(stage / name)
+            for name in names:
+                os.replace(stage / name, folder / name)
+                to_disc(folder)      # after each: no name is on the disc before those ahead of it
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)

@@ -21,11 +21,11 @@ STEPS, EARLY = 24, 6       # the whole run; where it is compared with one proces
 TWO_DEVICES = """
 import sys
 import tensorflow as tf
-from data_gen.command_line import run
+from data_gen.console import run_cli
 from sqair import train
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-run(train.main)
+run_cli(train.main)
 """
 
 

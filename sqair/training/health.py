@@ -16,8 +16,6 @@ from sqair.noise import Noise
 
 PATIENCE = 5  # consecutive reports with the same trouble before a warning
 WINDOW, LOWS = 8, 3  # a bound swings if this many (LOWS) of the last WINDOW reports are far too low
-SPEED = ("seconds_per_step", "cpu_seconds_per_step")
-RESOURCES = ("memory_mb", "open_files")
 
 
 def clock() -> np.ndarray:

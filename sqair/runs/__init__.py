@@ -1,0 +1,1 @@
+"""Run folders: their files, checkpoints of ours and of the original program, and models to share."""

@@ -1,0 +1,48 @@
+"""A batch computed in parts, side by side.
+
+Products of 80 rows, one on each core, reach 90 GFLOP/s per core; products of 160 rows reach 125 on two cores together
+(docs/performance.md). So two halves of a batch, each on a thread of its own, take less time than the whole batch on
+both. TensorFlow computes side by side what does not depend on each other; losses, gradients and reports of the parts
+are averaged. Only the rounding differs from a batch in one piece.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from data_gen.console import n_cores
+from sqair.config import TrainConfig
+from sqair.noise import Noise
+
+LEAST_SEQUENCES = 8     # of a shard where there are more than two: smaller products have not been measured
+
+
+def default_shards(cores: int, batch_size: int) -> int:
+    """Into how many parts a batch is split on a processor: one for each core as long as they are equal and not too
+    small; halves, the measured case of two cores, of any even batch. Why is in docs/performance.md, "More cores".
+
+    Args: cores: that the process may use. batch_size: B.
+    """
+    equal = [parts for parts in range(1, cores + 1) if batch_size % parts == 0]
+    return max(parts for parts in equal if parts <= 2 or batch_size // parts >= LEAST_SEQUENCES)
+
+
+def n_shards(train: TrainConfig) -> int:
+    """The number of parts that batches are split into: --shards, or else what is quickest on this machine."""
+    if train.shards:
+        return train.shards
+    one_piece = train.xla or train.distribute != "none" or bool(tf.config.list_physical_devices("GPU"))
+    return 1 if one_piece else default_shards(n_cores(), train.batch_size)
+
+
+def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int) -> list[tuple]:
+    """A batch in parts of as many sequences each: (obs, counts, noise), with axes as in `train_step`."""
+    parts = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
+    noise = [tf.nest.pack_sequence_as(noise, part) for part in parts]
+    return list(zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noise))
+
+
+def average(records: Sequence[Any]) -> Any:
+    """The mean of records of tensors, field by field; a single one as it is."""
+    return tf.nest.map_structure(lambda *xs: tf.add_n(xs) / len(xs), *records) if len(records) > 1 else records[0]
