@@ -96,7 +96,7 @@ def make_block(settings: BouncingBalls, n_sequences: int, rng: np.random.Generat
         "features": np.greater(groups, 0)[..., None],
         "groups": groups[..., None],
         "collisions": collisions[..., None],
-        "events": motion.hits.any(-1)[..., None, None, None],
+        "events": np.asarray(motion.hits.any(-1))[..., None, None, None],
         "positions": motion.positions,
         "velocities": motion.velocities,
         "radii": radii.astype(np.float32),

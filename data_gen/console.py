@@ -100,14 +100,16 @@ def without_notices() -> Iterator[None]:
     except OSError:     # no grep, or no standard error
         yield
         return
-    os.dup2(others.stdin.fileno(), 2)
+    pipe = others.stdin
+    assert pipe is not None     # it was asked for
+    os.dup2(pipe.fileno(), 2)
     try:
         yield
     finally:
         sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
-        others.stdin.close()
+        pipe.close()
         others.wait()
 
 

@@ -221,7 +221,7 @@ class Split:
             shape[0] = frames.stop - frames.start
         shape[len(lead)] = len(wanted)
         result: np.ndarray = np.empty(shape, dtype)
-        ahead = (slice(None),) * len(lead)
+        ahead: tuple[Any, ...] = (slice(None),) * len(lead)
         blocks = wanted // self.block
         for block in np.unique(blocks):
             where = np.flatnonzero(blocks == block)

@@ -82,12 +82,19 @@ def join(parts: Iterable[Sequence[Scene]], step: int = 1) -> list[Scene]:
     for part in parts:
         chosen = [t for t in range(len(part[0].frames)) if part[0].time(t) % step == 0]
         times = np.array([part[0].time(t) for t in chosen], int)
-        taken.append([scene._replace(times=times, **{
+        taken.append([_with(scene, times=times, **{
             name: None if getattr(scene, name) is None else getattr(scene, name)[chosen] for name in _BY_FRAME})
             for scene in part])
-    return [pieces[0]._replace(**{
-        name: None if getattr(pieces[0], name) is None else np.concatenate([getattr(piece, name) for piece in pieces])
-        for name in (*_BY_FRAME, "times")}) for pieces in zip(*taken)]
+    joined: list[Scene] = []
+    for pieces in zip(*taken):
+        joined.append(_with(pieces[0], **{
+            name: None if getattr(pieces[0], name) is None else np.concatenate([getattr(x, name) for x in pieces])
+            for name in (*_BY_FRAME, "times")}))
+    return joined
+
+
+def _with(scene: Scene, **arrays: Any) -> Scene:
+    return scene._replace(**arrays)
 
 
 _BY_FRAME = ("frames", "canvas", "where", "presence", "object_id", "attention", "box")
@@ -160,10 +167,11 @@ def save_gif(images: Iterable[Image.Image], path: pathlib.Path, title: str, desc
     comment = "\n".join([title, description, this_command()]).encode()
     with output_path(path, _KINDS[".gif"]) as temporary, open(temporary, "wb") as file:
         frames = (image if image.mode == "P" else image.convert("P") for image in images)
-        image, before = next(frames), None
+        first, before = next(frames), None
         # Pillow's own way to write animations keeps all of their images.
-        file.writelines(GifImagePlugin.getheader(image, info={"loop": 0, "comment": comment})[0])
-        shared = image.getpalette()
+        file.writelines(GifImagePlugin.getheader(first, info={"loop": 0, "comment": comment})[0])
+        shared = first.getpalette()
+        image: Image.Image | None = first
         while image is not None:
             following = next(frames, None)
             corner, changed = (0, 0), image
@@ -463,7 +471,8 @@ def draw_bars(panels: Sequence[Sequence[Panel | None]]) -> Figure:
 
 def _draw_panel(axes: Axes, panel: Panel, models: Sequence[str]) -> dict[str, Any]:
     """Draws a panel with a place for each of the models; returns what the legend explains."""
-    handles, titles = {}, model_titles()
+    handles: dict[str, Any] = {}
+    titles = model_titles()
     for model, bar in panel.bars.items():
         i = models.index(model)
         values = np.asarray(bar.values, float)
@@ -535,7 +544,8 @@ def draw_curves(title: str, panels: Mapping[str, Mapping[str, Sequence[Curve]]],
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     figure.suptitle(title, fontsize=11)
-    handles, titles = {}, model_titles()
+    handles: dict[str, Any] = {}
+    titles = model_titles()
     for axes, (label, models) in zip(grid.ravel(), panels.items()):
         axes.margins(y=0.12)
         for model, curves in sorted(models.items(), key=lambda item: list(titles).index(item[0])):

@@ -414,7 +414,8 @@ def write_curves(settings: Curves) -> list[pathlib.Path]:
     return list(settings.out)
 
 
-_WRITERS = {Sequences: write_sequences, Figure4: write_figure4, Curves: write_curves}
+_WRITERS: dict[type, Callable[[Any], list[pathlib.Path]]] = {
+    Sequences: write_sequences, Figure4: write_figure4, Curves: write_curves}
 
 
 def main() -> None:

@@ -101,7 +101,7 @@ def particles(model: SQAIR, stream: Stream, k_particles: int, rng: np.random.Gen
             if truth.collisions is not None:
                 part["relational_ll"] = relational_log_likelihood(model, forward.canvas, obs,
                                                                   truth.collisions.swapaxes(0, 1))
-                true_parts[-1]["collides"] = truth.collisions.any((2, 3))
+                true_parts[-1]["collides"] = np.asarray(truth.collisions.any((2, 3)))
             parts.append({name: value.swapaxes(0, 1) for name, value in part.items()})
             log_weights.append(forward.log_weights.numpy())
         chunks.append(_joined(parts, 1) | {"log_weights": sum(log_weights)})

@@ -62,9 +62,9 @@ def masked_sum(pixels: npt.ArrayLike, mask: npt.ArrayLike) -> np.ndarray:
     Raises:
       ValueError: if H x W differ.
     """
-    pixels, mask = np.asarray(pixels, float), np.asarray(mask) != 0
-    require(mask.shape[-2:] == pixels.shape[-2:], f"mask {mask.shape} and pixels {pixels.shape} must share [H, W]")
-    return np.where(mask, pixels, 0.0).sum(axis=(-2, -1))
+    values, inside = np.asarray(pixels, float), np.asarray(np.asarray(mask) != 0)
+    require(inside.shape[-2:] == values.shape[-2:], f"mask {inside.shape} and pixels {values.shape} must share [H, W]")
+    return np.where(inside, values, 0.0).sum(axis=(-2, -1))
 
 
 def relational_log_likelihood(image: npt.ArrayLike, canvas: npt.ArrayLike, collisions: npt.ArrayLike,
@@ -255,11 +255,12 @@ def confusion_matrix(true_counts: npt.ArrayLike, inferred_counts: npt.ArrayLike,
 
 
 def _same_counts(true_counts: npt.ArrayLike, inferred_counts: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    true_counts, inferred_counts = np.asarray(true_counts), np.asarray(inferred_counts)
+    true, inferred = np.asarray(true_counts), np.asarray(inferred_counts)
     try:
-        return np.broadcast_arrays(true_counts, inferred_counts)
+        true, inferred = np.broadcast_arrays(true, inferred)
     except ValueError:
-        raise ValueError(f"counts {true_counts.shape} and {inferred_counts.shape} do not broadcast") from None
+        raise ValueError(f"counts {true.shape} and {inferred.shape} do not broadcast") from None
+    return true, inferred
 
 
 def collapsed(inferred_counts: npt.ArrayLike, slots: int, true_counts: npt.ArrayLike | None = None,
@@ -315,21 +316,21 @@ def foreground_ari(true_groups: npt.ArrayLike, predicted_segmentation: npt.Array
     Raises:
       ValueError: if the shapes differ or a label is negative.
     """
-    true_groups, predicted = np.asarray(true_groups), np.asarray(predicted_segmentation)
-    require(true_groups.ndim >= 2, f"true_groups must be [..., H, W], got {true_groups.shape}")
+    groups, predicted = np.asarray(true_groups), np.asarray(predicted_segmentation)
+    require(groups.ndim >= 2, f"true_groups must be [..., H, W], got {groups.shape}")
     require(
-        true_groups.shape == predicted.shape,
-        f"true_groups {true_groups.shape} and segmentation {predicted.shape} differ",
+        groups.shape == predicted.shape,
+        f"true_groups {groups.shape} and segmentation {predicted.shape} differ",
     )
-    shape = true_groups.shape[:-2]
-    foreground = (true_groups != 0).reshape(int(np.prod(shape)), -1)  # [frames, pixels]
+    shape = groups.shape[:-2]
+    foreground = (groups != 0).reshape(int(np.prod(shape)), -1)  # [frames, pixels]
     frames, area = len(foreground), foreground.sum(-1)
-    true_groups = true_groups.reshape(foreground.shape)[foreground].astype(np.int64)
-    predicted = predicted.reshape(foreground.shape)[foreground].astype(np.int64)
-    require(min(true_groups.min(initial=0), predicted.min(initial=0)) >= 0, "labels must not be negative")
+    true: np.ndarray = groups.reshape(foreground.shape)[foreground].astype(np.int64)
+    found: np.ndarray = predicted.reshape(foreground.shape)[foreground].astype(np.int64)
+    require(min(true.min(initial=0), found.min(initial=0)) >= 0, "labels must not be negative")
 
-    rows, columns = true_groups.max(initial=0) + 1, predicted.max(initial=0) + 1
-    cell = (np.repeat(np.arange(frames), area) * rows + true_groups) * columns + predicted
+    rows, columns = true.max(initial=0) + 1, found.max(initial=0) + 1
+    cell = (np.repeat(np.arange(frames), area) * rows + true) * columns + found
     table = np.bincount(cell, minlength=frames * rows * columns).reshape(frames, rows, columns)
 
     def pairs(counts: np.ndarray) -> np.ndarray:

@@ -126,7 +126,8 @@ def infer_parts(model: SQAIR, stream: Stream, seed: np.ndarray, first_generated:
     state = None
     for first, truth in stream.parts():
         obs = tf.constant(truth.frames.swapaxes(0, 1))
-        noise = model.draw_noise(seed, *obs.shape[:2], first)
+        n_frames, batch = obs.shape[:2]
+        noise = model.draw_noise(seed, n_frames, batch, first)
         if not model.sequence.is_compiled:
             print(f"compiling the model for {stream.batch_size} x {model.config.k_particles} particles, "
                   f"{model.config.n_steps_per_image} slots ...", file=sys.stderr, flush=True)

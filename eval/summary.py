@@ -101,14 +101,14 @@ def bootstrap_difference(first: npt.ArrayLike, second: npt.ArrayLike, confidence
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
-    first, second = _values(first).mean(1), _values(second).mean(1)
-    difference = float(first.mean() - second.mean())
-    fewest = min(len(first), len(second))
+    one, other = (np.asarray(_values(values).mean(1)) for values in (first, second))
+    difference = float(one.mean() - other.mean())
+    fewest = min(len(one), len(other))
     if fewest < FEWEST_SEEDS:
         note = f"no interval: {fewest} seed{'s' * (fewest > 1)}, at least {FEWEST_SEEDS} are needed"
         return Difference(difference, float("nan"), float("nan"), confidence, note)
     interval = stats.bootstrap(
-        (first, second),
+        (one, other),
         lambda x, y, axis: x.mean(axis) - y.mean(axis),
         n_resamples=resamples,
         confidence_level=confidence,

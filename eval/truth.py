@@ -113,7 +113,7 @@ class Source:
 
     def read(self, wanted: np.ndarray, first: int, n_frames: int, sizes: Mapping[str, np.ndarray]) -> Truth:
         """The frames from `first` on of some sequences; sizes: see `disc_sizes`."""
-        members = self._data.read(wanted, n_frames, first=first) | sizes
+        members = {**self._data.read(wanted, n_frames, first=first), **sizes}
         rows, columns = self._crop
 
         def seen(images: np.ndarray) -> np.ndarray:
@@ -128,7 +128,8 @@ class Source:
         if self._data.objects:
             centre, box, pixels = OBJECTS[self._data.objects](self._data, members, self._crop, groups)
         return Truth(frames, count, groups, seen(members["collisions"]) if "collisions" in members else None,
-                     *(None if x is None else x.astype(np.float32) for x in (centre, box)),
+                     None if centre is None else centre.astype(np.float32),
+                     None if box is None else box.astype(np.float32),
                      None if pixels is None else pixels.astype(np.uint16))
 
     def disc_sizes(self, wanted: np.ndarray) -> dict[str, np.ndarray]:
@@ -143,7 +144,7 @@ class Source:
             groups = data.read(wanted, min(PART, self.n_frames - first), ["groups"], first)["groups"][..., 0]
             most = np.maximum(most, groups.max((0, 2, 3)))                           # of [T, B, H, W], not cropped
             area = np.maximum(area, geometry.visible_pixels(groups, data.members["positions"].shape[2]).max(0))
-        found = {"n": most, "radii": np.sqrt(area / np.pi) * data.box / data.image_shape[1]}
+        found: dict[str, np.ndarray] = {"n": most, "radii": np.sqrt(area / np.pi) * data.box / data.image_shape[1]}
         return {name: value for name, value in found.items() if name not in data.members}
 
 
@@ -184,8 +185,9 @@ _Places = tuple[np.ndarray, np.ndarray, np.ndarray]     # centres [B, T, n, 2], 
 
 
 def _discs(data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice],
-           groups: np.ndarray) -> _Places:
+           groups: np.ndarray | None) -> _Places:
     """Of discs, such as balls: `positions` are their centres in units of the box, whose side is the frame's width."""
+    assert groups is not None       # a file of discs has them (hdf5.py)
     unit = data.image_shape[1] / data.box
     centres = geometry.pixel_centres(members["positions"], members["n"], unit, [part.start for part in crop])
     return (centres, geometry.boxes_from_discs(centres, members["radii"], unit),

@@ -5,7 +5,7 @@ TensorFlow is not imported here: commands know their options before it is.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -33,7 +33,7 @@ class RelationKind:
     title: str
     summary: str
     make: Callable[..., Any]
-    attention_rows: Callable[[int], list[int | str]]
+    attention_rows: Callable[[int], Sequence[int | str]]
     attention_text: str
     attends_to_itself: bool = True
     fixed_slots: bool = False

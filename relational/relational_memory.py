@@ -327,7 +327,7 @@ class SlotRelationalMemory(RelationalMemory):
         step = self.step(states, presence, prev_state)
         return step.output, step.memory
 
-    def multiply_adds(self, n_objects: int) -> int:
+    def multiply_adds(self, n_objects: int) -> int:     # type: ignore[override]  # any number of slots here
         """Multiplication-additions of the matrix products of one step of one particle with N objects."""
         return self._multiply_adds(n_objects, n_objects, gate_rows=n_objects)
 

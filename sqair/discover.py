@@ -206,10 +206,11 @@ class Discover(snt.Module):
         n_particles, n_images = precomputed.shape[0], columns.values.shape[0]
         rows = tf.where(wanted)
         image = tf.cast(rows[:, 0], tf.int32) // (n_particles // n_images)
-        inputs = tf.nest.map_structure(lambda x: take(x, rows), (precomputed, previous, state, noise))
+        precomputed, previous, state, noise = tf.nest.map_structure(lambda x: take(x, rows),
+                                                                    (precomputed, previous, state, noise))
         return tf.nest.map_structure(lambda x, y: tf.tensor_scatter_nd_update(x, rows, y),
                                      self.absent(n_particles, len(noise)),
-                                     self._later_slots(columns, *inputs, image=image))
+                                     self._later_slots(columns, precomputed, previous, state, noise, image))
 
     def _later_slots(self, columns: Columns, precomputed: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise: list,
                      image: tf.Tensor | None = None) -> Slots:

@@ -1,4 +1,4 @@
-"""The linter, with the settings of pyproject.toml; and packages say that they have types."""
+"""The linter and the type checker, with the settings of pyproject.toml; and packages say that they have types."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from tests.checkout_helpers import PACKAGES
 from tests.data_helpers import ROOT
 
 
-@pytest.mark.parametrize("tool, words", [("ruff", ("check",))])
+@pytest.mark.parametrize("tool, words", [("ruff", ("check",)), ("mypy", ())])
 def test_it_finds_nothing(tool, words):
     pytest.importorskip(tool)
     result = subprocess.run([sys.executable, "-m", tool, *words], cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -186,7 +186,8 @@ def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
       evaluations, and processor_minutes, those of all cores; validation, the last one up to the step: step, length,
       bounds and likelihoods in nats per frame. What the files do not tell is left out.
     """
-    folder, found = pathlib.Path(folder), {}
+    folder = pathlib.Path(folder)
+    found: dict[str, Any] = {}
     versions = folder / "versions.json"
     if versions.exists():
         told = read_json(versions, "remove it, if the run's versions do not matter")

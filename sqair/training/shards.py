@@ -39,8 +39,8 @@ def n_shards(train: TrainConfig) -> int:
 def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int) -> list[tuple]:
     """A batch in parts of as many sequences each: (obs, counts, noise), with axes as in `train_step`."""
     parts = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
-    noise = [tf.nest.pack_sequence_as(noise, part) for part in parts]
-    return list(zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noise))
+    noises = [tf.nest.pack_sequence_as(noise, part) for part in parts]
+    return list(zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noises))
 
 
 def average(records: Sequence[Any]) -> Any:
