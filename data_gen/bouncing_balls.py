@@ -50,8 +50,9 @@ class BouncingBalls:
 
     def __attrs_post_init__(self):
         if len(self.radii) != len(self.masses):
-            raise UserError(f"--radii has {len(self.radii)} values and --masses {len(self.masses)}; give one mass for "
-                            "each radius")
+            raise UserError(
+                f"--radii has {len(self.radii)} values and --masses {len(self.masses)}; give one mass for each radius"
+            )
         if max(self.n_balls) > 255:
             raise UserError(f"--n_balls {max(self.n_balls)}: at most 255, what a pixel of `groups` can tell apart")
 
@@ -82,15 +83,22 @@ def make_block(settings: BouncingBalls, n_sequences: int, rng: np.random.Generat
     size = rng.integers(len(settings.radii), size=present.shape)
     radii = np.where(present, np.asarray(settings.radii)[size], 0.0)
     masses = np.where(present, np.asarray(settings.masses)[size], 0.0)
-    motion = physics.simulate(physics.place_balls(radii, settings.box, rng), physics.draw_velocities(present, rng),
-                              radii, masses, settings.box, settings.n_frames)
+    motion = physics.simulate(
+        physics.place_balls(radii, settings.box, rng),
+        physics.draw_velocities(present, rng),
+        radii,
+        masses,
+        settings.box,
+        settings.n_frames,
+    )
 
-    groups = rendering.render_groups(motion.positions, np.broadcast_to(radii, motion.hits.shape), settings.box,
-                                     IMAGE_SIZE)
+    groups = rendering.render_groups(
+        motion.positions, np.broadcast_to(radii, motion.hits.shape), settings.box, IMAGE_SIZE
+    )
     corners = rng.integers(IMAGE_SIZE - settings.curtain + 1, size=(n_sequences, 2))
     if settings.curtain:
         for sequence, (row, column) in enumerate(corners):
-            groups[:, sequence, row:row + settings.curtain, column:column + settings.curtain] = 0
+            groups[:, sequence, row : row + settings.curtain, column : column + settings.curtain] = 0
     collisions = rendering.render_hits(groups, motion.hits)
     return {
         "features": np.greater(groups, 0)[..., None],
@@ -116,9 +124,14 @@ def write(settings: BouncingBalls, path: str | os.PathLike, compression: int = 1
     Raises:
       UserError: the balls do not fit into the box, or every split is empty.
     """
-    writer.generate(path, settings, compression,
-                  lambda split, n_sequences, rng: make_block(settings, n_sequences, rng), box=settings.box,
-                  objects="discs")
+    writer.generate(
+        path,
+        settings,
+        compression,
+        lambda split, n_sequences, rng: make_block(settings, n_sequences, rng),
+        box=settings.box,
+        objects="discs",
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -137,8 +150,12 @@ class CommandLine:
 def main() -> None:
     arguments = sys.argv[1:]
     preset = take_preset(arguments, PRESETS) or "balls4mass64"
-    options = parse(CommandLine, "data_gen.bouncing_balls", arguments,
-                    default=CommandLine(out=tyro.MISSING, settings=PRESETS[preset], preset=preset))
+    options = parse(
+        CommandLine,
+        "data_gen.bouncing_balls",
+        arguments,
+        default=CommandLine(out=tyro.MISSING, settings=PRESETS[preset], preset=preset),
+    )
     write(options.settings, options.out, options.compression)
     print(f"wrote {options.out} ({os.path.getsize(options.out) / 1e6:.1f} MB)")
 

@@ -19,13 +19,16 @@ from tqdm import tqdm
 from data_gen.errors import UserError, one_line
 
 LOG_SECONDS = 10.0
-PARENT = "R_SQAIR_PARENT"   # environment variable: the process that started this one and wants it to end with it
+PARENT = "R_SQAIR_PARENT"  # environment variable: the process that started this one and wants it to end with it
 _PR_SET_PDEATHSIG = 1
 # What TensorFlow says of itself as it is imported, whatever TF_CPP_MIN_LOG_LEVEL is: regular expressions of lines.
-_NOTICES = ("^WARNING: All log messages before absl::InitializeLog",
-            r"port\.cc:[0-9]+\] oneDNN custom operations are on",
-            r"cudart_stub\.cc:[0-9]+\] Could not find cuda drivers", r"cpu_feature_guard\.cc:[0-9]+\] This TensorFlow",
-            "^To enable the following instructions:")
+_NOTICES = (
+    "^WARNING: All log messages before absl::InitializeLog",
+    r"port\.cc:[0-9]+\] oneDNN custom operations are on",
+    r"cudart_stub\.cc:[0-9]+\] Could not find cuda drivers",
+    r"cpu_feature_guard\.cc:[0-9]+\] This TensorFlow",
+    "^To enable the following instructions:",
+)
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
@@ -74,6 +77,7 @@ def run_module(module: str, read: Callable[[], Any]) -> None:
       module: its name, by which it is imported.
       read: parses the command line, as `main` does again; it may say or check more.
     """
+
     def main() -> int | None:
         read()
         # TensorFlow imports Keras, which imports scikit-learn: a third of its own import. Nothing here uses it, and
@@ -94,14 +98,18 @@ def without_notices() -> Iterator[None]:
         yield
         return
     try:
-        others = subprocess.Popen(["grep", "--line-buffered", "-avE", "|".join(_NOTICES)], stdin=subprocess.PIPE,
-                                  stdout=2, start_new_session=True)     # out of Ctrl-C's reach
+        others = subprocess.Popen(
+            ["grep", "--line-buffered", "-avE", "|".join(_NOTICES)],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            start_new_session=True,
+        )  # out of Ctrl-C's reach
         kept = os.dup(2)
-    except OSError:     # no grep, or no standard error
+    except OSError:  # no grep, or no standard error
         yield
         return
     pipe = others.stdin
-    assert pipe is not None     # it was asked for
+    assert pipe is not None  # it was asked for
     os.dup2(pipe.fileno(), 2)
     try:
         yield
@@ -118,8 +126,9 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def on_signals(handler: Callable[[int, Any], Any],
-               numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) -> None:
+def on_signals(
+    handler: Callable[[int, Any], Any], numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+) -> None:
     """Handles signals that ask a process to end, but SIGHUP where nohup has it ignored."""
     for number in numbers:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -135,7 +144,7 @@ def _end_with_parent() -> None:
     try:
         os.kill(int(parent), 0)
     except ProcessLookupError:
-        sys.exit(128 + signal.SIGTERM)       # it ended before that
+        sys.exit(128 + signal.SIGTERM)  # it ended before that
     except PermissionError:
         pass
 
@@ -153,8 +162,9 @@ def within(low: float, high: float) -> Callable[[Any, Any, Any], None]:
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
 
 
-def parse(kind: Any, module: str, arguments: Sequence[str] | None = None, may_be_empty: Collection[str] = (),
-          **options: Any) -> Any:
+def parse(
+    kind: Any, module: str, arguments: Sequence[str] | None = None, may_be_empty: Collection[str] = (), **options: Any
+) -> Any:
     """Parses a command line.
 
     Booleans may be written as for the original program too: --xla=True, --xla True, --noxla.
@@ -180,11 +190,19 @@ def parse(kind: Any, module: str, arguments: Sequence[str] | None = None, may_be
         option, equals, value = argument.partition("=")
         name = option if option.startswith("--") else name
         if not (value if option.startswith("--") and equals else argument).strip() and (
-                name is None or name.lstrip("-").replace("-", "_") not in may_be_empty):
-            raise UserError(f"{name or f'argument {i + 1}'}: is empty; name something, or leave the option out (was a "
-                            "shell variable not set?)")
-    return tyro.cli(kind, args=_plain_booleans(arguments, _booleans(kind)), prog=f"python -m {module}",
-                    use_underscores=True, **options)
+            name is None or name.lstrip("-").replace("-", "_") not in may_be_empty
+        ):
+            raise UserError(
+                f"{name or f'argument {i + 1}'}: is empty; name something, or leave the option out (was a "
+                "shell variable not set?)"
+            )
+    return tyro.cli(
+        kind,
+        args=_plain_booleans(arguments, _booleans(kind)),
+        prog=f"python -m {module}",
+        use_underscores=True,
+        **options,
+    )
 
 
 def take(arguments: list[str], name: str) -> str | None:
@@ -231,7 +249,7 @@ def _plain_booleans(arguments: Sequence[str], booleans: Collection[str]) -> list
         option, equals, value = arguments[i].partition("=")
         name = option[2:].replace("-", "_") if option.startswith("--") else ""
         if name in booleans:
-            if not equals and arguments[i + 1:i + 2] and arguments[i + 1].lower() in _TRUE + _FALSE:
+            if not equals and arguments[i + 1 : i + 2] and arguments[i + 1].lower() in _TRUE + _FALSE:
                 i += 1
                 equals, value = "=", arguments[i]
             if equals and value.lower() not in _TRUE + _FALSE:
@@ -264,8 +282,11 @@ class _LogProgress:
             self._printed = now
             elapsed = now - self._start
             left = elapsed * (self._total - self._done) / max(self._done, 1)
-            print(f"{self._description}: {self._done}/{self._total} {self._unit}, {elapsed:.0f} s, {left:.0f} s left",
-                  file=sys.stderr, flush=True)
+            print(
+                f"{self._description}: {self._done}/{self._total} {self._unit}, {elapsed:.0f} s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @contextlib.contextmanager

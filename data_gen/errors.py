@@ -1,6 +1,6 @@
 """What the user can put right, as one short line."""
 
-LONGEST_MESSAGE = 500       # characters
+LONGEST_MESSAGE = 500  # characters
 
 
 class UserError(Exception):

@@ -94,7 +94,7 @@ def begins(name: str, *prefixes: str | bytes) -> Kind:
     return Kind(name, test)
 
 
-RUN_FOLDER_FILES = ("flags.json", "model.safetensors")      # a folder with one of these is a run
+RUN_FOLDER_FILES = ("flags.json", "model.safetensors")  # a folder with one of these is a run
 
 
 def run_folder_of(path: str | os.PathLike) -> pathlib.Path | None:
@@ -132,8 +132,9 @@ def check_output(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.
 
 
 @contextlib.contextmanager
-def output_path(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.PathLike] = ()
-                ) -> Iterator[pathlib.Path]:
+def output_path(
+    path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.PathLike] = ()
+) -> Iterator[pathlib.Path]:
     """`atomic_path` of a result, after `check_output`: every result is written through it."""
     check_output(path, kind, inputs)
     with atomic_path(path) as temporary:
@@ -149,7 +150,7 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        with contextlib.suppress(OSError):      # not empty, and so are those above
+        with contextlib.suppress(OSError):  # not empty, and so are those above
             for folder in made:
                 folder.rmdir()
 

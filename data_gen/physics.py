@@ -11,19 +11,19 @@ import numpy as np
 from data_gen.errors import UserError
 
 STEPS_PER_FRAME = 2
-STEP = 0.5                # duration of a sub-step, in frames
-TOTAL_SPEED = 0.5         # norm over the velocities of all the balls together
-START_MARGIN = 2.0        # centres start at least this far from every wall
-PLACEMENT_TRIES = 100     # draws for one ball before its sequence is begun afresh
+STEP = 0.5  # duration of a sub-step, in frames
+TOTAL_SPEED = 0.5  # norm over the velocities of all the balls together
+START_MARGIN = 2.0  # centres start at least this far from every wall
+PLACEMENT_TRIES = 100  # draws for one ball before its sequence is begun afresh
 PLACEMENT_RESTARTS = 10
 
 
 class Trajectories(NamedTuple):
     """What a block of sequences did; `positions` and `velocities` are (column, row)."""
 
-    positions: np.ndarray   # [T, S, N, 2] float32
+    positions: np.ndarray  # [T, S, N, 2] float32
     velocities: np.ndarray  # [T, S, N, 2] float32
-    hits: np.ndarray        # [T, S, N] bool: this ball met another one between frames t-1 and t
+    hits: np.ndarray  # [T, S, N] bool: this ball met another one between frames t-1 and t
 
 
 def place_balls(radii: np.ndarray, box: float, rng: np.random.Generator) -> np.ndarray:
@@ -63,8 +63,10 @@ def place_balls(radii: np.ndarray, box: float, rng: np.random.Generator) -> np.n
         pending = np.flatnonzero(stuck)
         if not pending.size:
             return positions
-    raise UserError(f"{n_balls} balls of these radii do not fit into a box of side {box:g}; "
-                    "use fewer or smaller balls or a larger box")
+    raise UserError(
+        f"{n_balls} balls of these radii do not fit into a box of side {box:g}; "
+        "use fewer or smaller balls or a larger box"
+    )
 
 
 def draw_velocities(present: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -81,8 +83,9 @@ def draw_velocities(present: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return velocities * (TOTAL_SPEED / np.linalg.norm(velocities, axis=(1, 2), keepdims=True))
 
 
-def step(positions: np.ndarray, velocities: np.ndarray, radii: np.ndarray, masses: np.ndarray,
-         box: float) -> np.ndarray:
+def step(
+    positions: np.ndarray, velocities: np.ndarray, radii: np.ndarray, masses: np.ndarray, box: float
+) -> np.ndarray:
     """Advances all sequences by one sub-step, in place.
 
     x += STEP·v; at a wall the velocity is made to point inwards, axis by axis, and the position is left alone;
@@ -127,8 +130,9 @@ def step(positions: np.ndarray, velocities: np.ndarray, radii: np.ndarray, masse
     return hits
 
 
-def simulate(positions: np.ndarray, velocities: np.ndarray, radii: np.ndarray, masses: np.ndarray, box: float,
-             n_frames: int) -> Trajectories:
+def simulate(
+    positions: np.ndarray, velocities: np.ndarray, radii: np.ndarray, masses: np.ndarray, box: float, n_frames: int
+) -> Trajectories:
     """Records `n_frames` frames: each is recorded first, then followed by `STEPS_PER_FRAME` sub-steps.
 
     Args:

@@ -19,7 +19,7 @@ from data_gen import hdf5
 from data_gen.console import progress
 from data_gen.errors import UserError
 
-WINDOW = 1024      # sequences shuffled together, so the most that are in memory; fewer of large images
+WINDOW = 1024  # sequences shuffled together, so the most that are in memory; fewer of large images
 _WINDOW_PIXELS = 2**24  # of one frame of each
 UNKNOWN_COUNT = -1
 
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """T frames of B sequences."""
 
     observations: tf.Tensor  # [T, B, H, W], or [T, B, H, W, C] if in colour; float32 in [0, 1]
-    counts: tf.Tensor        # [T, B] int32: objects that are visible in the crop; -1 where unknown
+    counts: tf.Tensor  # [T, B] int32: objects that are visible in the crop; -1 where unknown
 
 
 def crop_slices(height: int, width: int, crop: int | None) -> tuple[slice, slice]:
@@ -40,8 +40,7 @@ def crop_slices(height: int, width: int, crop: int | None) -> tuple[slice, slice
     if crop is None:
         return slice(0, height), slice(0, width)
     if not 1 <= crop <= min(height, width):
-        raise UserError(f"crop {crop}: the images are {height} x {width}; choose a crop from 1 to "
-                        f"{min(height, width)}")
+        raise UserError(f"crop {crop}: the images are {height} x {width}; choose a crop from 1 to {min(height, width)}")
     top, left = (height - crop) // 2, (width - crop) // 2
     return slice(top, top + crop), slice(left, left + crop)
 
@@ -88,11 +87,13 @@ def _windows(n_sequences: int, block: int, seed: int | None, epoch: int, window:
     blocks = np.split(np.arange(n_sequences), range(block, n_sequences, block))
     per_window = max(window // block, 1)
     if seed is None:
-        return [np.concatenate(blocks[i:i + per_window]) for i in range(0, len(blocks), per_window)]
+        return [np.concatenate(blocks[i : i + per_window]) for i in range(0, len(blocks), per_window)]
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(blocks))
-    return [rng.permutation(np.concatenate([blocks[b] for b in order[i:i + per_window]]))
-            for i in range(0, len(order), per_window)]
+    return [
+        rng.permutation(np.concatenate([blocks[b] for b in order[i : i + per_window]]))
+        for i in range(0, len(order), per_window)
+    ]
 
 
 def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +112,7 @@ def _read(data: hdf5.Split, sequences: np.ndarray, n_frames: int, crop: int | No
         features[:, where] = images
         groups = part["groups"][:, :, rows, columns, 0] if "groups" in part else None
         counts[:, where] = count_objects(part, groups, n_frames)
-    assert features is not None         # there is at least one sequence
+    assert features is not None  # there is at least one sequence
     return features, counts
 
 
@@ -128,8 +129,17 @@ def _read_ahead(items: Iterator) -> Iterator:
             yield item
 
 
-def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int, crop: int | None = 50, seed: int = 0,
-            start: int = 0, shuffle: bool = True, repeat: bool = True) -> tf.data.Dataset:
+def batches(
+    path: str | os.PathLike,
+    split: str,
+    batch_size: int,
+    n_frames: int,
+    crop: int | None = 50,
+    seed: int = 0,
+    start: int = 0,
+    shuffle: bool = True,
+    repeat: bool = True,
+) -> tf.data.Dataset:
     """Streams batches of sequences; at most `WINDOW` sequences are in memory.
 
     Args:
@@ -158,8 +168,10 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
         rows, columns = crop_slices(*data.image_shape[:2], crop)
         image = (rows.stop - rows.start, columns.stop - columns.start) + ((channels,) if channels > 1 else ())
     if repeat and n_sequences < batch_size:
-        raise UserError(f"{path}: {split} has {n_sequences} sequences, fewer than a batch of {batch_size}; use a "
-                        "smaller batch or make more")
+        raise UserError(
+            f"{path}: {split} has {n_sequences} sequences, fewer than a batch of {batch_size}; use a "
+            "smaller batch or make more"
+        )
     per_epoch = n_sequences // batch_size if repeat else -(-n_sequences // batch_size)
 
     def generate() -> Iterator[Batch]:
@@ -173,8 +185,9 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
         skip = first * batch_size
         left = min(per_epoch * batch_size, n_sequences) - skip
         pending: list[tuple[np.ndarray, np.ndarray]] = []  # read, and not yet given out
-        for window in _windows(n_sequences, data.block, seed if shuffle else None, epoch,
-                               min(WINDOW, _WINDOW_PIXELS // math.prod(image))):
+        for window in _windows(
+            n_sequences, data.block, seed if shuffle else None, epoch, min(WINDOW, _WINDOW_PIXELS // math.prod(image))
+        ):
             if skip >= len(window):
                 skip -= len(window)
                 continue
@@ -191,15 +204,20 @@ def batches(path: str | os.PathLike, split: str, batch_size: int, n_frames: int,
             pending = [(features[:, begin:].copy(), counts[:, begin:].copy())]
 
     size = batch_size if repeat or n_sequences % batch_size == 0 else None
-    dataset = tf.data.Dataset.from_generator(lambda: _read_ahead(generate()), output_signature=Batch(
-        tf.TensorSpec((n_frames, size, *image), tf.float32), tf.TensorSpec((n_frames, size), tf.int32)))
+    dataset = tf.data.Dataset.from_generator(
+        lambda: _read_ahead(generate()),
+        output_signature=Batch(
+            tf.TensorSpec((n_frames, size, *image), tf.float32), tf.TensorSpec((n_frames, size), tf.int32)
+        ),
+    )
     options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False    # see _read_ahead
+    options.experimental_optimization.inject_prefetch = False  # see _read_ahead
     return dataset.with_options(options)
 
 
-def mean_image(path: str | os.PathLike, split: str = "training", n_frames: int | None = None,
-               crop: int | None = None) -> np.ndarray:
+def mean_image(
+    path: str | os.PathLike, split: str = "training", n_frames: int | None = None, crop: int | None = None
+) -> np.ndarray:
     """Computes the mean over frames of all sequences, the mean image (docs/spec/sqair.md, "Decoder and likelihood").
 
     It is read in one pass, with a block of sequences in memory.

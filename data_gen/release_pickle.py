@@ -139,8 +139,10 @@ def read_release_pickle(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise
     # Any exception: parsers of damaged files raise exceptions of every type.
     except Exception as error:
-        raise UserError(f"{path}: refused ({type(error).__name__}: {error}); expected a pickled dictionary of arrays "
-                        "imgs, labels, nums and coords, as the SQAIR release makes it") from None
+        raise UserError(
+            f"{path}: refused ({type(error).__name__}: {error}); expected a pickled dictionary of arrays "
+            "imgs, labels, nums and coords, as the SQAIR release makes it"
+        ) from None
 
 
 def _check(arrays: dict[str, np.ndarray]) -> None:

@@ -33,7 +33,7 @@ def render_groups(positions: np.ndarray, radii: np.ndarray, box: float, size: in
     for start in range(0, len(centres), FRAMES_AT_ONCE):
         frames = slice(start, start + FRAMES_AT_ONCE)
         group = groups[frames]
-        near, far, on, closer = (a[:len(group)] for a in (nearest, distance, owned, beyond))
+        near, far, on, closer = (a[: len(group)] for a in (nearest, distance, owned, beyond))
         near.fill(np.inf)
         for ball in range(n_balls):
             columns, rows = squares[frames, ball, 0, None, :], squares[frames, ball, 1, :, None]

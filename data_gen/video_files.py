@@ -31,13 +31,21 @@ HDF5 = (".h5", ".hdf5", ".hdf")
 ARRAYS = (".npz", ".npy", *HDF5)
 KNOWN = (*ARRAYS, ".gif", *FILMS)
 
-SPLIT_NAMES = {"training": "training", "train": "training", "validation": "validation", "valid": "validation",
-               "val": "validation", "dev": "validation", "test": "test", "testing": "test"}
-FRAME_NAMES = ("features", "frames", "images", "imgs", "videos", "video", "data", "x")   # looked for in this order
-COUNTS = "counts"           # the one array of truth that is not a member of our layout
+SPLIT_NAMES = {
+    "training": "training",
+    "train": "training",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+FRAME_NAMES = ("features", "frames", "images", "imgs", "videos", "video", "data", "x")  # looked for in this order
+COUNTS = "counts"  # the one array of truth that is not a member of our layout
 TRUTH = (*(name for name in hdf5.MEMBERS if name != "features"), COUNTS)
 
-_MOST_PIXELS = 2**26        # of a frame
+_MOST_PIXELS = 2**26  # of a frame
 _CACHE_BYTES = 128 * 2**20  # of unpacked chunks of an HDF5 file
 
 
@@ -70,14 +78,14 @@ class Finder:
 
     def __init__(self, axes: str, frames_name: str, scratch: str | os.PathLike):
         """Args:
-          axes: of arrays, letters of STHWC in their order; "" if there are none.
-          frames_name: of the array of frames in files with several; "" to look for the usual names.
-          scratch: folder in which a temporary one may be made.
+        axes: of arrays, letters of STHWC in their order; "" if there are none.
+        frames_name: of the array of frames in files with several; "" to look for the usual names.
+        scratch: folder in which a temporary one may be made.
         """
         self._axes, self._frames_name, self._scratch = axes, frames_name, scratch
         self._stack = contextlib.ExitStack()
-        self.inputs: list[pathlib.Path] = []        # all files and folders that were looked into
-        self.ignored: list[pathlib.Path] = []       # files in folders that are none of ours
+        self.inputs: list[pathlib.Path] = []  # all files and folders that were looked into
+        self.ignored: list[pathlib.Path] = []  # files in folders that are none of ours
 
     def __enter__(self) -> "Finder":
         return self
@@ -99,8 +107,10 @@ class Finder:
             if path.is_dir():
                 found = self._folder(path, None)
                 if not found:
-                    raise UserError(f"{path}: no frames and no videos in this folder; expected {_listed(IMAGES)} "
-                                    f"(frames of one video) or {_listed(KNOWN)}, in it or in folders inside it")
+                    raise UserError(
+                        f"{path}: no frames and no videos in this folder; expected {_listed(IMAGES)} "
+                        f"(frames of one video) or {_listed(KNOWN)}, in it or in folders inside it"
+                    )
                 videos += found
             elif not path.is_file():
                 raise UserError(f"{path}: no such file or folder; name what is to be imported")
@@ -109,8 +119,9 @@ class Finder:
             elif path.suffix.lower() in KNOWN:
                 videos += self._file(path, None)
             else:
-                raise UserError(f"{path}: expected {_listed(KNOWN)} or a folder of {_listed(IMAGES)}; convert it to "
-                                "one of these")
+                raise UserError(
+                    f"{path}: expected {_listed(KNOWN)} or a folder of {_listed(IMAGES)}; convert it to one of these"
+                )
         for folder, images in loose.items():
             videos.append(_image_video(folder, sorted(images, key=_natural), None))
             self.inputs += images
@@ -125,14 +136,16 @@ class Finder:
         if images:
             others = [child for child in children if child.is_dir() or child.suffix.lower() in KNOWN]
             if others:
-                raise UserError(f"{path}: holds both frames ({images[0].name}) and {others[0].name}; expected one "
-                                "video as images, or videos and folders: move the one or the other")
+                raise UserError(
+                    f"{path}: holds both frames ({images[0].name}) and {others[0].name}; expected one "
+                    "video as images, or videos and folders: move the one or the other"
+                )
             self.ignored += [child for child in children if child not in set(images)]
             return [_image_video(path, images, split)]
         videos = []
         for child in children:
             real = os.path.realpath(child)
-            if child.is_dir() and real not in above:        # a link may lead round in a circle
+            if child.is_dir() and real not in above:  # a link may lead round in a circle
                 videos += self._folder(child, SPLIT_NAMES.get(child.name.lower(), split), (*above, real))
             elif child.is_file() and child.suffix.lower() in KNOWN:
                 videos += self._file(child, split)
@@ -159,15 +172,22 @@ class Finder:
                 return {"": lambda: np.load(path, mmap_mode="r", allow_pickle=False)}, None
             if path.suffix.lower() == ".npz":
                 archive = self._stack.enter_context(zipfile.ZipFile(path))
-                entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()
-                           if entry.filename.endswith(".npy")}
-                return {name: functools.partial(self._unpack, path, archive, entry)
-                        for name, entry in entries.items()}, None
-            file = self._stack.enter_context(hdf5.open_file(path, "it may be damaged or of another kind",
-                                                            rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=10_007))
+                entries = {
+                    entry.filename.removesuffix(".npy"): entry
+                    for entry in archive.infolist()
+                    if entry.filename.endswith(".npy")
+                }
+                return {
+                    name: functools.partial(self._unpack, path, archive, entry) for name, entry in entries.items()
+                }, None
+            file = self._stack.enter_context(
+                hdf5.open_file(
+                    path, "it may be damaged or of another kind", rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=10_007
+                )
+            )
             found: dict[str, Callable[[], Any]] = {}
 
-            def note(name: str, item: Any) -> None:     # of what the file itself holds: links are not followed
+            def note(name: str, item: Any) -> None:  # of what the file itself holds: links are not followed
                 if isinstance(item, h5py.Dataset):
                     found[name] = lambda: item
 
@@ -179,8 +199,10 @@ class Finder:
         """Unpacks an array of an .npz to the disc, where any part of it can be read."""
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(".part", ".unpacked.", self._scratch))
         if entry.file_size > shutil.disk_usage(folder).free:
-            raise UserError(f"{path}: {entry.filename} takes {entry.file_size / 2**20:.0f} MiB when unpacked, more "
-                            f"than is free where --out lies; make room, or write to another disc")
+            raise UserError(
+                f"{path}: {entry.filename} takes {entry.file_size / 2**20:.0f} MiB when unpacked, more "
+                f"than is free where --out lies; make room, or write to another disc"
+            )
         with archive.open(entry) as packed, open(os.path.join(folder, "array.npy"), "wb") as file:
             shutil.copyfileobj(packed, file, 2**20)
         return np.load(file.name, mmap_mode="r", allow_pickle=False)
@@ -192,17 +214,28 @@ class Finder:
             named, rest = _split_of(name)
             by_split.setdefault(named or split, {})[rest] = (name, opener)
         if len(by_split) > 1:
-            by_split.pop(None, None)                    # beside groups train and test, what lies outside of them
+            by_split.pop(None, None)  # beside groups train and test, what lies outside of them
         videos = []
         for named, members in by_split.items():
             key = self._frames_key(path, members)
             data = _Array(path, *members[key], self._axes)
-            truth = {rest: _Array(path, *members[rest], self._axes, rest, data.sizes)
-                     for rest in members if rest in TRUTH and rest != key}
-            videos += [Video(f"{path}{f': {data.name}' * bool(data.name)}{f', video {s}' * ('S' in data.axes)}", named,
-                             functools.partial(data.frames, s), functools.partial(data.sizes.__getitem__, "T"),
-                             {rest: functools.partial(array.part, s) for rest, array in truth.items()}, box, data.about)
-                       for s in range(data.sizes["S"])]
+            truth = {
+                rest: _Array(path, *members[rest], self._axes, rest, data.sizes)
+                for rest in members
+                if rest in TRUTH and rest != key
+            }
+            videos += [
+                Video(
+                    f"{path}{f': {data.name}' * bool(data.name)}{f', video {s}' * ('S' in data.axes)}",
+                    named,
+                    functools.partial(data.frames, s),
+                    functools.partial(data.sizes.__getitem__, "T"),
+                    {rest: functools.partial(array.part, s) for rest, array in truth.items()},
+                    box,
+                    data.about,
+                )
+                for s in range(data.sizes["S"])
+            ]
         if not videos:
             raise UserError(f"{path}: holds no arrays; expected at least one of frames")
         return videos
@@ -217,8 +250,10 @@ class Finder:
         if len(chosen) != 1:
             wanted = f"{self._frames_name!r}" if self._frames_name else "which holds the frames is not clear"
             names = ", ".join(name for name, _ in members.values()) or "nothing"
-            raise UserError(f"{path}: {'no array ' * bool(self._frames_name)}{wanted}; it has {names}: name the "
-                            "frames' with --frames_name")
+            raise UserError(
+                f"{path}: {'no array ' * bool(self._frames_name)}{wanted}; it has {names}: name the "
+                "frames' with --frames_name"
+            )
         return chosen[0]
 
     def truth(self, paths: Iterable[pathlib.Path], n_videos: int) -> list[dict[str, Callable[[slice], np.ndarray]]]:
@@ -241,8 +276,10 @@ class Finder:
             self.inputs.append(path)
             arrays = {name or path.stem: opener for name, opener in self._open_arrays(path)[0].items()}
             if not set(arrays) & set(TRUTH):
-                raise UserError(f"{path}: it has {', '.join(arrays) or 'nothing'}; --truth expects arrays (or a .npy) "
-                                f"named {_listed(TRUTH)}")
+                raise UserError(
+                    f"{path}: it has {', '.join(arrays) or 'nothing'}; --truth expects arrays (or a .npy) "
+                    f"named {_listed(TRUTH)}"
+                )
             for name in set(arrays) & set(TRUTH):
                 array = _Array(path, name, arrays[name], self._axes or "STHWC", name, {"S": n_videos})
                 for s, members in enumerate(found):
@@ -263,14 +300,21 @@ def _split_of(name: str) -> tuple[str | None, str]:
 class _Array:
     """An array of videos, or of one, in a file."""
 
-    def __init__(self, path: pathlib.Path, name: str, opener: Callable[[], Any], axes: str, member: str = "features",
-                 known: Mapping[str, int] = {}):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        name: str,
+        opener: Callable[[], Any],
+        axes: str,
+        member: str = "features",
+        known: Mapping[str, int] = {},
+    ):
         """Args:
-          path, name: where it lies.
-          opener: opens it.
-          axes: of the frames.
-          member: what it holds, a name of `TRUTH` or "features".
-          known: sizes of axes that it must have; of H and W those that are known.
+        path, name: where it lies.
+        opener: opens it.
+        axes: of the frames.
+        member: what it holds, a name of `TRUTH` or "features".
+        known: sizes of axes that it must have; of H and W those that are known.
         """
         self.path, self.name, self.member = path, name, member
         self._where = f"{path}{f': {name}' * bool(name)}"
@@ -281,28 +325,39 @@ class _Array:
             if isinstance(data, h5py.Dataset):
                 hdf5.check_storage(data, self._where)
         if not axes:
-            raise UserError(f"{self._where}: shape {data.shape}: say which axis is which, S videos, T frames, H "
-                            f"height, W width, C channels, for instance --axes {_LIKELY.get(data.ndim, 'STHWC')}")
+            raise UserError(
+                f"{self._where}: shape {data.shape}: say which axis is which, S videos, T frames, H "
+                f"height, W width, C channels, for instance --axes {_LIKELY.get(data.ndim, 'STHWC')}"
+            )
         self._data, self.axes = data, axes
         stored = _stored_axes(member, axes, data.ndim)
         if len(stored) != data.ndim:
-            raise UserError(f"{self._where}: shape {data.shape}, but --axes {axes} means {len(stored)} axes here "
-                            f"({', '.join(stored)}); give one letter for each axis")
+            raise UserError(
+                f"{self._where}: shape {data.shape}, but --axes {axes} means {len(stored)} axes here "
+                f"({', '.join(stored)}); give one letter for each axis"
+            )
         self._stored = stored
         sizes = {"S": 1, **{axis: size for axis, size in zip(stored, data.shape) if not axis.isdigit()}}
         if "S" in known and sizes["S"] != known["S"]:
-            raise UserError(f"{self._where}: truth of {sizes['S']} videos, there are {known['S']}; give it for all, in "
-                            "the videos' order")
+            raise UserError(
+                f"{self._where}: truth of {sizes['S']} videos, there are {known['S']}; give it for all, in "
+                "the videos' order"
+            )
         for axis, size in zip(stored, data.shape):
             wanted = int(axis) if axis.isdigit() else known.get(axis, size)
             if size != wanted or size == 0:
-                raise UserError(f"{self._where}: shape {data.shape}, expected ({', '.join(stored)}) with {axis} = "
-                                f"{wanted or 'at least 1'}")
-        if member == "features" and not (sizes.get("C", 1) in (1, 3, 4)
-                                         and sizes["H"] * sizes["W"] * sizes.get("C", 1) <= 4 * _MOST_PIXELS):
-            raise UserError(f"{self._where}: shape {data.shape}, read as {sizes['H']} x {sizes['W']} pixels of "
-                            f"{sizes.get('C', 1)} channels; expected 1, 3 or 4 channels and at most {_MOST_PIXELS} "
-                            f"pixels: is --axes {axes} right?")
+                raise UserError(
+                    f"{self._where}: shape {data.shape}, expected ({', '.join(stored)}) with {axis} = "
+                    f"{wanted or 'at least 1'}"
+                )
+        if member == "features" and not (
+            sizes.get("C", 1) in (1, 3, 4) and sizes["H"] * sizes["W"] * sizes.get("C", 1) <= 4 * _MOST_PIXELS
+        ):
+            raise UserError(
+                f"{self._where}: shape {data.shape}, read as {sizes['H']} x {sizes['W']} pixels of "
+                f"{sizes.get('C', 1)} channels; expected 1, 3 or 4 channels and at most {_MOST_PIXELS} "
+                f"pixels: is --axes {axes} right?"
+            )
         self.sizes = sizes
         colours = f" x {sizes['C']}" if "C" in sizes else ""
         self.about = f"{sizes.get('T', 1)} frames of {sizes.get('H', 0)} x {sizes.get('W', 0)}{colours}, {data.dtype}"
@@ -336,13 +391,18 @@ def _stored_axes(member: str, axes: str, n_axes: int) -> str:
     """The axes of an array of truth, given those of the frames."""
     if member == "features":
         return axes
-    if member == COUNTS:        # one number per video, or one per frame
+    if member == COUNTS:  # one number per video, or one per frame
         return "".join(a for a in axes if a == "S" or (a == "T" and n_axes == 1 + ("S" in axes)))
     own = hdf5.MEMBERS[member].axes
     if "H" in own:
         stored = axes.replace("C", "1")
-        return stored.replace("1", "") if n_axes < len(stored) else stored if "1" in stored else (
-            stored + "1" * (n_axes > len(stored)))
+        return (
+            stored.replace("1", "")
+            if n_axes < len(stored)
+            else stored
+            if "1" in stored
+            else (stored + "1" * (n_axes > len(stored)))
+        )
     if own == "1SK":
         return "".join("1" if a == "T" else a for a in axes if a in "ST") + "K"
     return "".join(a for a in axes if a in "ST" and a in own) + own.replace("S", "").replace("T", "")
@@ -356,7 +416,8 @@ def _stored_axes(member: str, axes: str, n_axes: int) -> str:
 def _natural(path: pathlib.Path) -> list[Any]:
     """Orders frame2 before frame10."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"([0-9]+)", path.name)] + [
-        (-1, path.name)]
+        (-1, path.name)
+    ]
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -371,8 +432,9 @@ def _reading(path: pathlib.Path, what: str) -> Iterator[None]:
     except (UserError, PermissionError, MemoryError):
         raise
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as {what} ({type(error).__name__}: {error}); it may be damaged or of "
-                        "another kind") from None
+        raise UserError(
+            f"{path}: cannot be read as {what} ({type(error).__name__}: {error}); it may be damaged or of another kind"
+        ) from None
 
 
 def _check_pixels(path: pathlib.Path, width: int, height: int) -> None:
@@ -385,7 +447,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
         image = image.convert("RGBA")
     elif image.mode not in ("1", "L", "I", "F", "RGB", "RGBA") and not image.mode.startswith("I;16"):
-        image = image.convert("RGB")        # palettes, CMYK, YCbCr, Lab, HSV
+        image = image.convert("RGB")  # palettes, CMYK, YCbCr, Lab, HSV
     return np.asarray(image)
 
 
@@ -416,16 +478,43 @@ def _count_gif(path: pathlib.Path) -> int:
 
 def _ffmpeg(path: pathlib.Path, *output: str, stdout: int, stderr: Any) -> subprocess.Popen:
     # Only this file: what it holds cannot make ffmpeg look elsewhere. Frames come as stored, none twice.
-    return subprocess.Popen([imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-protocol_whitelist", "file",
-                             "-i", f"file:{os.path.abspath(path)}", "-map", "0:v:0", "-fps_mode", "passthrough",
-                             *output], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    return subprocess.Popen(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-nostdin",
+            "-v",
+            "error",
+            "-protocol_whitelist",
+            "file",
+            "-i",
+            f"file:{os.path.abspath(path)}",
+            "-map",
+            "0:v:0",
+            "-fps_mode",
+            "passthrough",
+            *output,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+    )
 
 
 def _film(path: pathlib.Path) -> Generator[np.ndarray, None, None]:
     """The frames [H, W, 3] uint8 of a film, which the ffmpeg of the package imageio-ffmpeg decodes."""
     with _reading(path, "a film"), tempfile.TemporaryFile() as errors:
-        process = _ffmpeg(path, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1",
-                          stdout=subprocess.PIPE, stderr=errors)
+        process = _ffmpeg(
+            path,
+            "-pix_fmt",
+            "rgb24",
+            "-c:v",
+            "ppm",
+            "-f",
+            "image2pipe",
+            "pipe:1",
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
         film = process.stdout
         assert film is not None
         try:
@@ -441,8 +530,10 @@ def _film(path: pathlib.Path) -> Generator[np.ndarray, None, None]:
             errors.seek(0)
             said = errors.read(1000).decode(errors="replace").strip()
             if process.returncode or said:
-                raise UserError(f"{path}: ffmpeg cannot decode all of it ({said or process.returncode}); it is "
-                                "damaged, copy it again or convert it")
+                raise UserError(
+                    f"{path}: ffmpeg cannot decode all of it ({said or process.returncode}); it is "
+                    "damaged, copy it again or convert it"
+                )
         finally:
             film.close()
             process.kill()
@@ -452,8 +543,9 @@ def _film(path: pathlib.Path) -> Generator[np.ndarray, None, None]:
 def _count_film(path: pathlib.Path) -> int:
     """Decodes a film once and counts."""
     with _reading(path, "a film"):
-        process = _ffmpeg(path, "-progress", "pipe:1", "-f", "null", "-", stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL)
+        process = _ffmpeg(
+            path, "-progress", "pipe:1", "-f", "null", "-", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         report = process.stdout
         assert report is not None
         try:

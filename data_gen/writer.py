@@ -20,16 +20,16 @@ from data_gen.errors import UserError
 from data_gen.files import Kind, output_path
 from data_gen.hdf5 import CHUNK_FRAMES, CHUNK_SEQUENCES, DATA_SET, MEMBERS, SPLITS
 
-BLOCK = 250           # sequences made at once, a multiple of the above; each block has its own seed
+BLOCK = 250  # sequences made at once, a multiple of the above; each block has its own seed
 
 
 class Encoded(NamedTuple):
     """Consecutive sequences of one member as compressed HDF5 chunks."""
 
-    shape: tuple[int, ...]                           # of the whole member
+    shape: tuple[int, ...]  # of the whole member
     chunk: tuple[int, ...]
     dtype: np.dtype
-    pieces: list[tuple[tuple[int, ...], bytes]]      # offset inside the block, compressed chunk
+    pieces: list[tuple[tuple[int, ...], bytes]]  # offset inside the block, compressed chunk
 
 
 def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encoded:
@@ -71,7 +71,7 @@ class _Disc(io.FileIO):
         size = len(rest)
         try:
             while rest and not self.error:
-                rest = rest[super().write(rest):]
+                rest = rest[super().write(rest) :]
         except OSError as error:
             self.error = error
         return size
@@ -98,8 +98,9 @@ class NewFile(h5py.File):
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike, kind: Kind = DATA_SET, inputs: Iterable[str | os.PathLike] = ()
-             ) -> Iterator[NewFile]:
+def new_file(
+    path: str | os.PathLike, kind: Kind = DATA_SET, inputs: Iterable[str | os.PathLike] = ()
+) -> Iterator[NewFile]:
     """Opens a new HDF5 file for writing, which gets its name when it is whole (`output_path`).
 
     Args:
@@ -116,8 +117,13 @@ def new_file(path: str | os.PathLike, kind: Kind = DATA_SET, inputs: Iterable[st
             raise disc.error
 
 
-def write_split(file: NewFile, split: str, n_sequences: int, blocks: Iterable[tuple[int, Mapping[str, Encoded]]],
-                advance: Callable[[int], Any] = lambda n: None) -> None:
+def write_split(
+    file: NewFile,
+    split: str,
+    n_sequences: int,
+    blocks: Iterable[tuple[int, Mapping[str, Encoded]]],
+    advance: Callable[[int], Any] = lambda n: None,
+) -> None:
     """Writes one split from blocks of sequences, in order; only one block is held at a time.
 
     Args:
@@ -145,9 +151,13 @@ def write_split(file: NewFile, split: str, n_sequences: int, blocks: Iterable[tu
         raise ValueError(f"{split}: {first} sequences came, {n_sequences} were announced")
 
 
-def _generated_blocks(make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]], split: str,
-                      n_sequences: int, seed: int,
-                      level: int) -> Generator[tuple[int, Mapping[str, Encoded]], None, None]:
+def _generated_blocks(
+    make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]],
+    split: str,
+    n_sequences: int,
+    seed: int,
+    level: int,
+) -> Generator[tuple[int, Mapping[str, Encoded]], None, None]:
     """Yields the encoded blocks of a split in order, worked out by one thread per core."""
 
     def work(number: int) -> tuple[int, Mapping[str, Encoded]]:
@@ -171,9 +181,15 @@ def _generated_blocks(make_block: Callable[[str, int, np.random.Generator], Mapp
         pool.shutdown(cancel_futures=True)
 
 
-def generate(path: str | os.PathLike, settings: Any, level: int,
-             make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]],
-             white: int = 1, objects: str | None = None, **attributes: Any) -> None:
+def generate(
+    path: str | os.PathLike,
+    settings: Any,
+    level: int,
+    make_block: Callable[[str, int, np.random.Generator], Mapping[str, np.ndarray]],
+    white: int = 1,
+    objects: str | None = None,
+    **attributes: Any,
+) -> None:
     """Generates a data set in blocks of `BLOCK` sequences; the file appears only when it is whole.
 
     The same settings give the same data, however many threads there are.

@@ -16,7 +16,7 @@ from data_gen.errors import UserError
 from data_gen.files import begins, check_output, output_path, to_json
 from eval.options import Benchmark as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.benchmark", lambda: parse(Arguments, "eval.benchmark"))
 
 import contextlib
@@ -49,7 +49,7 @@ from sqair.training.step import compile_eval_step, compile_train_step
 KIND = begins("a file of eval.benchmark", '{\n "cases":')
 TURNS = 8
 N_BATCHES = 8
-WARM_UP = 12        # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
+WARM_UP = 12  # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
 
 
 def relation_products(config: ModelConfig) -> tuple[int, int, int]:
@@ -93,8 +93,21 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int, n_found: float | 
 
     discovery = (d + 5) * r + r * r + 2 * r * r + 8 * r + glimpse + steps(r)
     mask = 128 * r + 128 * g * g if config.masked_glimpse else 0
-    propagation = (128 * r + 512 + mask + 2 * glimpse + (3 * d + 10 + r) * r + r * r
-                   + (2 * r + 4) * r + r * r + 8 * r + 3 * (r + 4 + 2 * d) * r + 3 * r * r + 5 * d * r + steps(2 * r))
+    propagation = (
+        128 * r
+        + 512
+        + mask
+        + 2 * glimpse
+        + (3 * d + 10 + r) * r
+        + r * r
+        + (2 * r + 4) * r
+        + r * r
+        + 8 * r
+        + 3 * (r + 4 + 2 * d) * r
+        + 3 * r * r
+        + 5 * d * r
+        + steps(2 * r)
+    )
     prior = 3 * (d + 4) * r + 3 * r * r + (9 + 2 * d) * r
     decoder = d * r + r * r + r * g * g * channels + channels * (g * g * width + g * height * width)
     encoder = (d + 4) * r + r * r
@@ -103,7 +116,8 @@ def flops(config: ModelConfig, n_frames: int, batch_size: int, n_found: float | 
     relation, gamma, rows = relation_products(config)
     related = rows * gamma * r * sum({"prior": 3, "rnn": 1, "where": 1}[place] for place in config.relation_inputs)
     particle = n_frames * (discovery + slots * (decoder + encoder) + r * r + where_prior + relation) + (
-        n_frames - 1) * (slots * (propagation + prior) + related)
+        n_frames - 1
+    ) * (slots * (propagation + prior) + related)
     frame = n_frames * (height * width * channels * r + 2 * r * r)
     particles = batch_size * config.k_particles
     found = n_frames * particles if n_found is None else n_found
@@ -129,7 +143,7 @@ def machine_gflops(size: int = 4096) -> float:
         started = time.perf_counter()
         tf.matmul(a, a).numpy()
         seconds = time.perf_counter() - started
-    return 2e-9 * size ** 3 / seconds
+    return 2e-9 * size**3 / seconds
 
 
 def frames_of(config: Config, n_frames: int, made_up: bool) -> list[tuple[tf.Tensor, tf.Tensor]]:
@@ -142,8 +156,14 @@ def frames_of(config: Config, n_frames: int, made_up: bool) -> list[tuple[tf.Ten
     return [(obs, tf.fill([n_frames, batch], 4))]
 
 
-def serve(config: Config, n_frames: int, requests: Iterator[str], trained: str | None = None,
-          data: pathlib.Path | None = None, all_slots: bool = False) -> None:
+def serve(
+    config: Config,
+    n_frames: int,
+    requests: Iterator[str],
+    trained: str | None = None,
+    data: pathlib.Path | None = None,
+    all_slots: bool = False,
+) -> None:
     """Times one case in this process, which must not have used TensorFlow before; prints lines of JSON.
 
     First, when `WARM_UP` steps of both kinds are done: first_step_s, the first step's bound, train_gflop, and peak_gb
@@ -159,8 +179,9 @@ def serve(config: Config, n_frames: int, requests: Iterator[str], trained: str |
     if trained:
         run_ = load_run(trained)
         its = run_.config.train
-        config = Config(run_.config.model, attrs.evolve(config.train, crop=its.crop,
-                                                        train_data=str(data or its.train_data)))
+        config = Config(
+            run_.config.model, attrs.evolve(config.train, crop=its.crop, train_data=str(data or its.train_data))
+        )
     batches = frames_of(config, n_frames, made_up=not trained)
     tf.random.set_seed(0)
     started = time.perf_counter()
@@ -169,7 +190,7 @@ def serve(config: Config, n_frames: int, requests: Iterator[str], trained: str |
         fill(model, run_.model)
     optimizer = Optimizer(config.train.opt, model.trainable_variables)
     train_step, eval_step = compile_train_step(model, optimizer, config.train), compile_eval_step(model, config.train)
-    step = iter(range(10 ** 9))
+    step = iter(range(10**9))
 
     def train() -> float:
         number = next(step)
@@ -203,8 +224,9 @@ def pipeline_rate(n_frames: int, n_batches: int = 100) -> float:
     """Batches of 32 per second of the data pipeline alone, from a file of 2,000 sequences."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "balls.h5"
-        bouncing_balls.write(attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], training=2000, validation=0, test=0),
-                             path)
+        bouncing_balls.write(
+            attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], training=2000, validation=0, test=0), path
+        )
         data = iter(pipeline.batches(path, "training", 32, n_frames))
         next(data)
         started = time.perf_counter()
@@ -213,8 +235,7 @@ def pipeline_rate(n_frames: int, n_batches: int = 100) -> float:
         return n_batches / (time.perf_counter() - started)
 
 
-SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 10, 20),
-          "n_steps_per_image": (2, 4, 8)}
+SCALES = {"lengths": (3, 6, 12), "batch_size": (16, 32, 64), "k_particles": (5, 10, 20), "n_steps_per_image": (2, 4, 8)}
 
 
 def scaling(arguments: Arguments) -> list[dict]:
@@ -223,8 +244,10 @@ def scaling(arguments: Arguments) -> list[dict]:
     model, mode, rows = arguments.models[0], arguments.modes[-1], []
     for name, values in SCALES.items():
         changes: list[dict[str, Any]] = [{name: value} for value in values]
-        sizes = [(arguments, change[name]) if name == "lengths" else (attrs.evolve(arguments, **change), 3)
-                 for change in changes]
+        sizes = [
+            (arguments, change[name]) if name == "lengths" else (attrs.evolve(arguments, **change), 3)
+            for change in changes
+        ]
         print(f"timing {name} {values}", file=sys.stderr, flush=True)
         seconds = [case["train_s"] for case in time_cases([(sized, model, length, mode) for sized, length in sizes])]
         exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
@@ -245,14 +268,25 @@ def scaling_table(rows: list[dict]) -> str:
 @contextlib.contextmanager
 def _worker(arguments: Arguments, model: str, length: int, mode: str) -> Iterator[Iterator[dict]]:
     """A process that times a case: yields what it prints, first of its start, then of every turn asked for."""
-    command = [sys.executable, "-m", "eval.benchmark", "--in_process", "--lengths", str(length), "--modes", mode,
-               *(["--run", arguments.run] if arguments.run else ["--models", model]),
-               *(["--data", str(arguments.data)] if arguments.data else []),
-               *(["--all_slots"] if arguments.all_slots else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "eval.benchmark",
+        "--in_process",
+        "--lengths",
+        str(length),
+        "--modes",
+        mode,
+        *(["--run", arguments.run] if arguments.run else ["--models", model]),
+        *(["--data", str(arguments.data)] if arguments.data else []),
+        *(["--all_slots"] if arguments.all_slots else []),
+    ]
     for name in ("batch_size", "k_particles", "n_steps_per_image"):
         command += [f"--{name}", str(getattr(arguments, name))]
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         requests, replies = process.stdin, process.stdout
         assert requests is not None and replies is not None
 
@@ -280,15 +314,18 @@ def time_cases(cases: Sequence[tuple[Arguments, str, int, str]]) -> list[dict]:
     """
     with contextlib.ExitStack() as stack:
         workers, starts = [], []
-        for case in cases:      # one after the other, which is what makes the time to the first step the case's own
+        for case in cases:  # one after the other, which is what makes the time to the first step the case's own
             workers.append(stack.enter_context(_worker(*case)))
             starts.append(next(workers[-1]))
         turns = [[{"limit": machine_gflops(), **next(worker)} for worker in workers] for _ in range(TURNS)]
     rows = []
     for (arguments, *_), start, of_case in zip(cases, starts, zip(*turns)):
         shares = [start["train_gflop"] / statistics.median(turn["train"]) / turn["limit"] for turn in of_case]
-        row = {**start, "machine_gflops": statistics.median(turn["limit"] for turn in of_case),
-               "share_of_limit": statistics.median(shares)}
+        row = {
+            **start,
+            "machine_gflops": statistics.median(turn["limit"] for turn in of_case),
+            "share_of_limit": statistics.median(shares),
+        }
         for what in ("train", "eval"):
             times = [seconds for turn in of_case for seconds in turn[what]]
             quarters = statistics.quantiles(times, n=4)
@@ -297,9 +334,17 @@ def time_cases(cases: Sequence[tuple[Arguments, str, int, str]]) -> list[dict]:
     return rows
 
 
-COLUMNS = {"train_s": "s per step", "train_spread_s": "spread", "eval_s": "s per evaluation",
-           "first_step_s": "first step", "peak_gb": "peak GB", "sequences_per_s": "sequences/s",
-           "machine_gflops": "machine GFLOP/s", "share_of_limit": "share of it", "bound": "first bound, nats per frame"}
+COLUMNS = {
+    "train_s": "s per step",
+    "train_spread_s": "spread",
+    "eval_s": "s per evaluation",
+    "first_step_s": "first step",
+    "peak_gb": "peak GB",
+    "sequences_per_s": "sequences/s",
+    "machine_gflops": "machine GFLOP/s",
+    "share_of_limit": "share of it",
+    "bound": "first bound, nats per frame",
+}
 
 
 def table(rows: list[dict]) -> str:
@@ -316,11 +361,18 @@ def main() -> int:
     arguments = parse(Arguments, "eval.benchmark")
     if arguments.in_process:
         preset, mode = PRESETS[arguments.models[0]], arguments.modes[0]
-        config = Config(attrs.evolve(preset.model, k_particles=arguments.k_particles,
-                                     n_steps_per_image=arguments.n_steps_per_image),
-                        attrs.evolve(preset.train, batch_size=arguments.batch_size, xla=mode == "xla",
-                                     bfloat16=mode == "bfloat16",
-                                     shards=1 if mode == "graph" else 0))
+        config = Config(
+            attrs.evolve(
+                preset.model, k_particles=arguments.k_particles, n_steps_per_image=arguments.n_steps_per_image
+            ),
+            attrs.evolve(
+                preset.train,
+                batch_size=arguments.batch_size,
+                xla=mode == "xla",
+                bfloat16=mode == "bfloat16",
+                shards=1 if mode == "graph" else 0,
+            ),
+        )
         serve(config, arguments.lengths[0], sys.stdin, arguments.run, arguments.data, arguments.all_slots)
         return 0
     if arguments.json:
@@ -328,13 +380,15 @@ def main() -> int:
     rows = []
     models = [pathlib.Path(arguments.run).name] if arguments.run else arguments.models
     stopping = attrs.evolve(arguments, all_slots=False)
-    timed = [(arguments_, model) for model in models for arguments_ in (stopping, arguments)[:1 + arguments.all_slots]]
+    timed = [(arguments_, model) for model in models for arguments_ in (stopping, arguments)[: 1 + arguments.all_slots]]
     for length in arguments.lengths:
         for mode in arguments.modes:
             print(f"timing {', '.join(models)}, length {length}, {mode}", file=sys.stderr, flush=True)
             cases = time_cases([(arguments_, model, length, mode) for arguments_, model in timed])
-            rows += [{"model": model, "length": length, "mode": mode, "all_slots": arguments_.all_slots, **case}
-                     for (arguments_, model), case in zip(timed, cases)]
+            rows += [
+                {"model": model, "length": length, "mode": mode, "all_slots": arguments_.all_slots, **case}
+                for (arguments_, model), case in zip(timed, cases)
+            ]
     rates = {length: pipeline_rate(length) for length in arguments.lengths}
     scales = scaling(arguments) if arguments.scaling else []
     print(table(rows))
@@ -344,6 +398,7 @@ def main() -> int:
         print(f"\ndata pipeline alone, {length} frames: {rate:.0f} batches/s")
     if arguments.json:
         with output_path(arguments.json, KIND) as temporary:
-            temporary.write_text(to_json({"cases": rows, "scaling": scales, "pipeline_batches_per_s": rates,
-                                          "versions": versions()}))
+            temporary.write_text(
+                to_json({"cases": rows, "scaling": scales, "pipeline_batches_per_s": rates, "versions": versions()})
+            )
     return 0

@@ -12,7 +12,7 @@ from data_gen.console import parse, progress, run_module
 from data_gen.files import begins, check_output, fingerprint, output_path, to_json
 from eval.options import Breakdown as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.breakdown", lambda: parse(Arguments, "eval.breakdown"))
 
 import sys
@@ -32,7 +32,7 @@ from sqair.runs.loading import checkpoint_fingerprint
 from sqair.timestep import pick
 
 _KIND = begins("a file of eval.breakdown", '{\n "breakdown":')
-_FLOOR = 0.011             # standard deviations are softplus(x) + 0.01
+_FLOOR = 0.011  # standard deviations are softplus(x) + 0.01
 _DISTANCES = (0, 10, 15, 20, 30, np.inf)
 
 
@@ -68,15 +68,17 @@ def replace(predicted: Objects, inferred: Objects, kind: str) -> Objects:
     what, where = (np.where(found, same @ getattr(other, name), getattr(own, name)) for name in ("what", "where"))
     if kind == "presence":
         return own._replace(what=what, where=where)
-    taken = {"position": [False, False, True, True], "scale": [True, True, False, False],
-             "appearance": [False] * 4}[kind]
+    taken = {"position": [False, False, True, True], "scale": [True, True, False, False], "appearance": [False] * 4}[
+        kind
+    ]
     return own._replace(what=what if kind == "appearance" else own.what, where=np.where(taken, where, own.where))
 
 
 def _objects(forward: Forward, uniform: tf.Tensor, what: tf.Tensor, where: tf.Tensor) -> Objects:
     """The last frame's objects of one particle per sequence; what, where: [T, P, N, d]."""
-    drawn = (resample(forward, x[-1:], uniform)[0].numpy()
-             for x in (what, where, forward.presence, forward.frame.object_id))
+    drawn = (
+        resample(forward, x[-1:], uniform)[0].numpy() for x in (what, where, forward.presence, forward.frame.object_id)
+    )
     return Objects(*drawn)
 
 
@@ -101,9 +103,12 @@ def canvases(model: SQAIR, truth: Truth, rng: np.random.Generator) -> tuple[dict
     weights = tf.reshape(tf.reduce_sum(predicted.log_weights_per_frame[:-1], 0), [batch, k])
     predicted, inferred = predicted._replace(log_weights=weights), inferred._replace(log_weights=weights)
     first, last = (_objects(x, uniform, x.latents.what, x.latents.where) for x in (predicted, inferred))
-    selection = predicted.frame.selection[..., :predicted.frame.prior.where_loc.shape[2]]     # discovery found nothing
-    means = _objects(predicted, uniform, *(pick(selection, x) for x in (predicted.frame.prior.what_loc,
-                                                                   predicted.frame.prior.where_loc)))
+    selection = predicted.frame.selection[..., : predicted.frame.prior.where_loc.shape[2]]  # discovery found nothing
+    means = _objects(
+        predicted,
+        uniform,
+        *(pick(selection, x) for x in (predicted.frame.prior.what_loc, predicted.frame.prior.where_loc)),
+    )
     ways = {"predicted": first, "predicted, means of the prior": means}
     for kind in ("position", "scale", "appearance", "presence"):
         ways[f"predicted, {kind} inferred"] = replace(first, last, kind)
@@ -114,8 +119,12 @@ def canvases(model: SQAIR, truth: Truth, rng: np.random.Generator) -> tuple[dict
 def deviations(forward: Forward) -> dict[str, np.ndarray]:
     """Standard deviations of the present propagated objects after the first frame: [objects, d] by distribution."""
     present = forward.frame.propagated.presence[1:, ..., 0].numpy() > 0
-    of = {"posterior of where": forward.frame.propagated.where_scale, "prior of where": forward.frame.prior.where_scale,
-          "posterior of what": forward.frame.propagated.what_scale, "prior of what": forward.frame.prior.what_scale}
+    of = {
+        "posterior of where": forward.frame.propagated.where_scale,
+        "prior of where": forward.frame.prior.where_scale,
+        "posterior of what": forward.frame.propagated.what_scale,
+        "prior of what": forward.frame.prior.what_scale,
+    }
     return {name: scale[1:].numpy()[present] for name, scale in of.items()}
 
 
@@ -129,8 +138,9 @@ def attended(model: SQAIR, forward: Forward, uniform: tf.Tensor) -> np.ndarray |
     attention, presence = forward.frame.attention, forward.presence
     if attention.shape.rank != 5 or attention.shape[-1] != presence.shape[-1]:
         return None
-    attention, presence, where = (resample(forward, x, uniform).numpy()
-                                  for x in (tf.reduce_mean(attention, 2), presence, forward.latents.where))
+    attention, presence, where = (
+        resample(forward, x, uniform).numpy() for x in (tf.reduce_mean(attention, 2), presence, forward.latents.where)
+    )
     centre = geometry.centres_from_where(where, model.config.image_size[:2])[:-1]
     distance = np.linalg.norm(centre[..., :, None, :] - centre[..., None, :, :], axis=-1)
     pairs = (presence[:-1, :, :, None] * presence[:-1, :, None] > 0) & ~np.eye(presence.shape[-1], dtype=bool)
@@ -169,30 +179,49 @@ def evaluate(model: SQAIR, source: Source, batch_size: int, seed: int, advance=l
     if pairs:
         distance, attention = np.concatenate(pairs).T
         inside = [(low, high, (distance >= low) & (distance < high)) for low, high in zip(_DISTANCES, _DISTANCES[1:])]
-        by_distance = [[low, None if np.isinf(high) else high, int(chosen.sum()),
-                        float(attention[chosen].mean()) if chosen.any() else None] for low, high, chosen in inside]
-    return {"loss": sums,
-            "deviations": {name: {"median": float(np.median(values)), "at_floor": float(np.mean(values < _FLOOR))}
-                           for name, values in ((name, np.concatenate(parts)) for name, parts in scales.items())},
-            "attention": by_distance}
+        by_distance = [
+            [
+                low,
+                None if np.isinf(high) else high,
+                int(chosen.sum()),
+                float(attention[chosen].mean()) if chosen.any() else None,
+            ]
+            for low, high, chosen in inside
+        ]
+    return {
+        "loss": sums,
+        "deviations": {
+            name: {"median": float(np.median(values)), "at_floor": float(np.mean(values < _FLOOR))}
+            for name, values in ((name, np.concatenate(parts)) for name, parts in scales.items())
+        },
+        "attention": by_distance,
+    }
 
 
 def text(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     names = list(figures["loss"]["predicted"])
     titles = {"data_ll": "log p(x|z)", "relational_ll": "relational"}
-    lines = [f"Last of {figures['n_frames']} frames, {figures['n_sequences']:,} sequences of {figures['split']}; nats "
-             "per frame", "", "| the last frame's objects | " + " | ".join(titles[name] for name in names) + " |",
-             "|---|" + "---|" * len(names)]
-    lines += [f"| {way} | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |"
-              for way, row in figures["loss"].items()]
+    lines = [
+        f"Last of {figures['n_frames']} frames, {figures['n_sequences']:,} sequences of {figures['split']}; nats "
+        "per frame",
+        "",
+        "| the last frame's objects | " + " | ".join(titles[name] for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    lines += [
+        f"| {way} | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |" for way, row in figures["loss"].items()
+    ]
     lines += ["", "| standard deviation | median | share at the floor of 0.01 |", "|---|---|---|"]
-    lines += [f"| {name} | {row['median']:.4f} | {row['at_floor']:.3f} |"
-              for name, row in figures["deviations"].items()]
+    lines += [
+        f"| {name} | {row['median']:.4f} | {row['at_floor']:.3f} |" for name, row in figures["deviations"].items()
+    ]
     if figures["attention"]:
         lines += ["", "| distance of two objects, pixels | pairs | attention |", "|---|---|---|"]
-        lines += [f"| {low} to {'' if high is None else high} | {n:,} | {'–' if mean is None else f'{mean:.4f}'} |"
-                  for low, high, n, mean in figures["attention"]]
+        lines += [
+            f"| {low} to {'' if high is None else high} | {n:,} | {'–' if mean is None else f'{mean:.4f}'} |"
+            for low, high, n, mean in figures["attention"]
+        ]
     return "\n".join(lines)
 
 
@@ -201,18 +230,26 @@ def main() -> None:
     if arguments.out:
         check_output(arguments.out, _KIND, (arguments.data,))
     loaded = load(arguments.run, arguments.checkpoint, arguments.k_particles, arguments.n_slots)
-    with Source(arguments.data, arguments.split, loaded.model.config.image_size, arguments.n_frames,
-                arguments.n_sequences) as source, progress(source.n_sequences, f"step {loaded.step}") as advance:
+    with (
+        Source(
+            arguments.data, arguments.split, loaded.model.config.image_size, arguments.n_frames, arguments.n_sequences
+        ) as source,
+        progress(source.n_sequences, f"step {loaded.step}") as advance,
+    ):
         for line in source.describe():
             print(line, file=sys.stderr)
         figures = evaluate(loaded.model, source, arguments.batch_size, arguments.seed, advance)
         figures |= {"n_sequences": source.n_sequences, "n_frames": arguments.n_frames, "split": arguments.split}
     print(text(figures))
     if arguments.out:
-        content = {"breakdown": figures, "step": loaded.step,
-                   "settings": attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
-                   "checkpoint_fingerprint": checkpoint_fingerprint(loaded.source),
-                   "data_fingerprint": fingerprint(arguments.data), "versions": versions()}
+        content = {
+            "breakdown": figures,
+            "step": loaded.step,
+            "settings": attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
+            "checkpoint_fingerprint": checkpoint_fingerprint(loaded.source),
+            "data_fingerprint": fingerprint(arguments.data),
+            "versions": versions(),
+        }
         with output_path(arguments.out, _KIND, (arguments.data,)) as temporary:
             temporary.write_text(to_json(content))
         print(f"wrote {arguments.out}")

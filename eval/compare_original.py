@@ -15,7 +15,7 @@ from data_gen.console import parse, run_module
 from data_gen.errors import UserError
 from eval.options import CompareOriginal as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.compare_original", lambda: parse(Arguments, "eval.compare_original"))
 
 import json
@@ -42,7 +42,7 @@ from sqair.runs.values import read_values
 
 MOVED_PASSES = 16
 FACTOR = 4.0
-LITTLE = 1e-2    # where rounding asks for a greater tolerance, equality says little
+LITTLE = 1e-2  # where rounding asks for a greater tolerance, equality says little
 
 
 class Row(NamedTuple):
@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        return self.difference <= self.tolerance      # False for NaN
+        return self.difference <= self.tolerance  # False for NaN
 
 
 class Recording(NamedTuple):
@@ -97,8 +97,12 @@ def load_inputs(inputs: dict[str, np.ndarray]) -> tuple[tf.Tensor, Noise, tf.Ten
     missing = [x for x in wanted if x not in inputs]
     if missing:
         raise UserError(f"inputs.npz: member {missing[0]} is missing")
-    noise = Noise(*(PhaseNoise(*(tf.constant(inputs[f"noise_{phase}_{x}"]) for x in ("where", "what", "presence")))
-                    for phase in ("prop", "disc")))
+    noise = Noise(
+        *(
+            PhaseNoise(*(tf.constant(inputs[f"noise_{phase}_{x}"]) for x in ("where", "what", "presence")))
+            for phase in ("prop", "disc")
+        )
+    )
     return tf.constant(inputs["imgs"]), noise, tf.constant(inputs["nums"].sum(-1), tf.int32)
 
 
@@ -107,8 +111,10 @@ def _check_noise(folder: pathlib.Path, noise: Noise, leading: list[int], n_what:
         for name, value, size in zip(recorded._fields, recorded, (4, n_what, 1)):
             expected = tuple(leading + [size])
             if tuple(value.shape) != expected:
-                raise UserError(f"{folder / 'inputs.npz'}: noise_{phase}_{name} has shape {tuple(value.shape)}, the "
-                                f"flags and images ask for {expected}")
+                raise UserError(
+                    f"{folder / 'inputs.npz'}: noise_{phase}_{name} has shape {tuple(value.shape)}, the "
+                    f"flags and images ask for {expected}"
+                )
 
 
 def load_gradients(folder: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
@@ -116,8 +122,10 @@ def load_gradients(folder: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     path = folder / "gradient_norms.json"
     try:
         norms = json.loads(path.read_text())
-        gradients = {name: {"norm": np.array(norm, np.float64), "sum": np.array(total, np.float64)}
-                     for name, (norm, total) in norms.items()}
+        gradients = {
+            name: {"norm": np.array(norm, np.float64), "sum": np.array(total, np.float64)}
+            for name, (norm, total) in norms.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as variable -> [norm, sum] ({error})") from None
     whole = _load_npz(folder / "gradients.npz") if (folder / "gradients.npz").exists() else {}
@@ -139,21 +147,40 @@ def load_recording(folder: str | os.PathLike) -> Recording:
         raise UserError(f"{path}: relation is {config.model.relation}, but the original has no relations")
     given = json.loads(path.read_text())
     ignored = {name: "not known" for name in unknown}
-    ignored.update({field.name: "no part of one pass" for field in attrs.fields(TrainConfig)
-                    if field.name in given and field.name not in ("target", "l2")})
+    ignored.update(
+        {
+            field.name: "no part of one pass"
+            for field in attrs.fields(TrainConfig)
+            if field.name in given and field.name not in ("target", "l2")
+        }
+    )
     obs, noise, counts = load_inputs(_load_npz(folder / "inputs.npz"))
     particles, k = noise.discovery.what.shape[2], config.model.k_particles
     if particles != obs.shape[1] * k:
-        raise UserError(f"{folder}: noise for {particles} particles, but {obs.shape[1]} sequences and k_particles "
-                        f"{k} in flags.json make {obs.shape[1] * k}")
+        raise UserError(
+            f"{folder}: noise for {particles} particles, but {obs.shape[1]} sequences and k_particles "
+            f"{k} in flags.json make {obs.shape[1] * k}"
+        )
     prefix = original.latest_original(str(folder))
     values = read_values(prefix)
-    model = SQAIR(attrs.evolve(config.model, image_shape=tuple(obs.shape[2:]),
-                               mean_image="decoder/air_decoder/Variable" in values))
+    model = SQAIR(
+        attrs.evolve(
+            config.model, image_shape=tuple(obs.shape[2:]), mean_image="decoder/air_decoder/Variable" in values
+        )
+    )
     original.load_original(model, prefix, values)
     _check_noise(folder, noise, [obs.shape[0], config.model.n_steps_per_image, particles], config.model.n_what)
-    return Recording(model, config.train.target, config.train.l2, obs, noise, counts,
-                     _load_npz(folder / "outputs.npz"), load_gradients(folder), ignored)
+    return Recording(
+        model,
+        config.train.target,
+        config.train.l2,
+        obs,
+        noise,
+        counts,
+        _load_npz(folder / "outputs.npz"),
+        load_gradients(folder),
+        ignored,
+    )
 
 
 def original_outputs(model: SQAIR, forward: Forward, drawn: Sampled, counts: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -171,40 +198,64 @@ def original_outputs(model: SQAIR, forward: Forward, drawn: Sampled, counts: tf.
     n_propagated, n_discovered = (tf.reduce_sum(x.presence, [2, 3]) for x in (drawn.inferred, drawn.discovered))
     scalars = report(forward, counts)
     return {
-        "what": latents.what, "what_loc": latents.what_loc, "what_scale": latents.what_scale,
-        "where": latents.where, "where_loc": latents.where_loc, "where_scale": latents.where_scale,
-        "presence": forward.presence, "presence_logit": latents.presence_logit[..., 0],
+        "what": latents.what,
+        "what_loc": latents.what_loc,
+        "what_scale": latents.what_scale,
+        "where": latents.where,
+        "where_loc": latents.where_loc,
+        "where_scale": latents.where_scale,
+        "presence": forward.presence,
+        "presence_logit": latents.presence_logit[..., 0],
         "presence_prob": tf.sigmoid(latents.presence_logit[..., 0]),
         "obj_id": frame.object_id,
-        "canvas": spatial_transformer.rows_to_image(forward.canvas, channels), "glimpse": glimpse,
-        "prop_pres": prop_presence, "disc_pres": disc_presence,
-        "num_prop_steps_per_sample": n_propagated, "num_disc_steps_per_sample": n_discovered,
+        "canvas": spatial_transformer.rows_to_image(forward.canvas, channels),
+        "glimpse": glimpse,
+        "prop_pres": prop_presence,
+        "disc_pres": disc_presence,
+        "num_prop_steps_per_sample": n_propagated,
+        "num_disc_steps_per_sample": n_discovered,
         "num_steps_per_sample": forward.num_steps,
-        "prop_prob": frame.presence_prev * tf.where(drawn.sampled.presence[..., 0] > 0, kept_probability,
-                                                    1.0 - kept_probability),
+        "prop_prob": frame.presence_prev
+        * tf.where(drawn.sampled.presence[..., 0] > 0, kept_probability, 1.0 - kept_probability),
         "disc_prob": number_of_steps(tf.sigmoid(discovered.presence_logit[..., 0])),
-        "disc_what_log_prob": forward.q_discovery.what, "disc_where_log_prob": forward.q_discovery.where,
+        "disc_what_log_prob": forward.q_discovery.what,
+        "disc_where_log_prob": forward.q_discovery.where,
         "disc_log_prob": forward.q_discovery.discrete,
-        "disc_what_prior_log_prob": forward.p_discovery.what, "disc_where_prior_log_prob": forward.p_discovery.where,
+        "disc_what_prior_log_prob": forward.p_discovery.what,
+        "disc_where_prior_log_prob": forward.p_discovery.where,
         "disc_prior_log_prob": forward.p_discovery.discrete,
-        "prop_what_log_prob": forward.q_propagation.what, "prop_where_log_prob": forward.q_propagation.where,
+        "prop_what_log_prob": forward.q_propagation.what,
+        "prop_where_log_prob": forward.q_propagation.where,
         "prop_log_prob": forward.q_propagation.discrete,
         "prop_what_prior_log_prob": forward.p_propagation.what,
         "prop_where_prior_log_prob": forward.p_propagation.where,
         "prop_prior_log_prob": forward.p_propagation.discrete,
-        "discrete_log_prob": forward.discrete_log_prob, "step_log_prob": forward.discrete_log_prob,
-        "data_ll_per_sample": forward.data_ll, "kl_per_sample": forward.log_q - forward.log_p,
-        "log_q_z_given_x_per_sample": forward.log_q, "log_p_z_per_sample": forward.log_p,
-        "log_weights_per_timestep": forward.log_weights_per_frame, "log_weights": forward.log_weights,
+        "discrete_log_prob": forward.discrete_log_prob,
+        "step_log_prob": forward.discrete_log_prob,
+        "data_ll_per_sample": forward.data_ll,
+        "kl_per_sample": forward.log_q - forward.log_p,
+        "log_q_z_given_x_per_sample": forward.log_q,
+        "log_p_z_per_sample": forward.log_p,
+        "log_weights_per_timestep": forward.log_weights_per_frame,
+        "log_weights": forward.log_weights,
         "importance_weights": forward.importance_weights,
         "elbo_iwae_per_example": iwae(forward.log_weights),
-        "elbo_iwae": scalars.iwae, "elbo_vae": scalars.vae,
-        "normalised_elbo_iwae": scalars.iwae_per_frame, "normalised_elbo_vae": scalars.vae_per_frame,
-        "data_ll": scalars.data_ll, "kl": scalars.kl, "log_p_z": scalars.log_p, "log_q_z_given_x": scalars.log_q,
-        "mse": scalars.mse, "raw_mse": scalars.raw_mse,
-        "num_steps": scalars.num_steps, "num_disc_steps": forward.weighted_mean(n_discovered),
-        "num_prop_steps": forward.weighted_mean(n_propagated), "num_step_accuracy": scalars.num_step_accuracy,
-        "raw_num_step_accuracy": scalars.raw_num_step_accuracy, "ess": scalars.ess,
+        "elbo_iwae": scalars.iwae,
+        "elbo_vae": scalars.vae,
+        "normalised_elbo_iwae": scalars.iwae_per_frame,
+        "normalised_elbo_vae": scalars.vae_per_frame,
+        "data_ll": scalars.data_ll,
+        "kl": scalars.kl,
+        "log_p_z": scalars.log_p,
+        "log_q_z_given_x": scalars.log_q,
+        "mse": scalars.mse,
+        "raw_mse": scalars.raw_mse,
+        "num_steps": scalars.num_steps,
+        "num_disc_steps": forward.weighted_mean(n_discovered),
+        "num_prop_steps": forward.weighted_mean(n_propagated),
+        "num_step_accuracy": scalars.num_step_accuracy,
+        "raw_num_step_accuracy": scalars.raw_num_step_accuracy,
+        "ess": scalars.ess,
     }
 
 
@@ -237,12 +288,22 @@ def make_pass(recording: Recording) -> Callable[[], Pass]:
         gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
         outputs = {**original_outputs(model, weighed, drawn, recording.counts), "target": loss}
         by_variable = {id(v): g.numpy() for v, g in zip(variables, gradients)}
-        whole = {name: original.gather_original(columns, [by_variable[id(c.variable)] for c in columns])
-                 for name, columns in original.original_names(model).items()}
-        return Pass({name: value.numpy() for name, value in outputs.items()},
-                    {name: {"norm": np.asarray(np.linalg.norm(g.astype(np.float64))), "sum": g.sum(dtype=np.float64),
-                            "whole": g} for name, g in whole.items()},
-                    [x.presence.numpy() for x in drawn[1:]])
+        whole = {
+            name: original.gather_original(columns, [by_variable[id(c.variable)] for c in columns])
+            for name, columns in original.original_names(model).items()
+        }
+        return Pass(
+            {name: value.numpy() for name, value in outputs.items()},
+            {
+                name: {
+                    "norm": np.asarray(np.linalg.norm(g.astype(np.float64))),
+                    "sum": g.sum(dtype=np.float64),
+                    "whole": g,
+                }
+                for name, g in whole.items()
+            },
+            [x.presence.numpy() for x in drawn[1:]],
+        )
 
     return compute
 
@@ -268,8 +329,10 @@ def moved_passes(model: SQAIR, compute: Callable[[], Pass], base: Pass) -> list[
         for variable, value in zip(model.trainable_variables, values):
             variable.assign(value)
     if len(passes) < MOVED_PASSES // 2:
-        raise UserError(f"presences flip in {2 * MOVED_PASSES - len(passes)} of {2 * MOVED_PASSES} passes with weights "
-                        "moved by rounding: this recording decides nothing; record other noise")
+        raise UserError(
+            f"presences flip in {2 * MOVED_PASSES - len(passes)} of {2 * MOVED_PASSES} passes with weights "
+            "moved by rounding: this recording decides nothing; record other noise"
+        )
     return passes
 
 
@@ -344,13 +407,17 @@ def main() -> int:
     width = max(len(row.name) for row in rows)
     print(f"{'':{width}}  difference  by rounding  tolerance")
     for row in rows:
-        print(f"{row.name:{width}}  {row.difference:10.2e}  {row.rounding:11.2e}  {row.tolerance:9.2e}  "
-              f"{'pass' if row.passed else 'FAIL'}")
+        print(
+            f"{row.name:{width}}  {row.difference:10.2e}  {row.rounding:11.2e}  {row.tolerance:9.2e}  "
+            f"{'pass' if row.passed else 'FAIL'}"
+        )
     _print_named("not honoured of flags.json", recording.ignored)
     _print_named("left out", left_out)
     _print_named("says little", {row.name: "rounding alone moves it" for row in rows if row.tolerance > LITTLE})
     failed = [row.name for row in rows if not row.passed]
     worst = max(rows, key=lambda row: row.difference / row.tolerance if row.passed else float("inf"))
-    print(f"{arguments.folder}: {len(rows) - len(failed)} of {len(rows)} quantities equal the original's"
-          + (f"; FAILED: {', '.join(failed[:5])}" if failed else f"; nearest to its tolerance: {worst.name}"))
+    print(
+        f"{arguments.folder}: {len(rows) - len(failed)} of {len(rows)} quantities equal the original's"
+        + (f"; FAILED: {', '.join(failed[:5])}" if failed else f"; nearest to its tolerance: {worst.name}")
+    )
     return 1 if failed else 0

@@ -29,9 +29,23 @@ PAPER = {
 }
 
 # Flags that make two runs different models, though their relation is the same.
-_SAME_IN_MODEL = ("n_units", "n_what", "glimpse_size", "prop_prior_type", "disc_prior_type", "rec_where_prior",
-                  "masked_glimpse", "transition", "time_transition", "prior_transition", "output_std", "mean_image",
-                  "relation_inputs", "relation_embedding", "image_shape")
+_SAME_IN_MODEL = (
+    "n_units",
+    "n_what",
+    "glimpse_size",
+    "prop_prior_type",
+    "disc_prior_type",
+    "rec_where_prior",
+    "masked_glimpse",
+    "transition",
+    "time_transition",
+    "prior_transition",
+    "output_std",
+    "mean_image",
+    "relation_inputs",
+    "relation_embedding",
+    "image_shape",
+)
 
 
 @attrs.frozen
@@ -73,9 +87,12 @@ class DataSet:
 
     def values(self, model: str, metric: str, horizon: int | None = None) -> np.ndarray:
         """[R, M] figures of a model's runs; without those runs in which a figure is not defined."""
-        values = [run["metrics"].get(metric) if horizon is None else
-                  [sample[horizon] for sample in run["by_horizon"].get(metric, [[None] * (horizon + 1)])]
-                  for run in self.runs[model]]
+        values = [
+            run["metrics"].get(metric)
+            if horizon is None
+            else [sample[horizon] for sample in run["by_horizon"].get(metric, [[None] * (horizon + 1)])]
+            for run in self.runs[model]
+        ]
         return np.array([v for v in values if v and None not in v], float)
 
     def summary(self, model: str, metric: str, horizon: int | None = None) -> Summary | None:
@@ -92,8 +109,9 @@ class DataSet:
                     yield second, first, metric, bootstrap_difference(*values)
 
 
-def collect(runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = (),
-            expected_seeds: Sequence[int] = ()) -> list[DataSet]:
+def collect(
+    runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = (), expected_seeds: Sequence[int] = ()
+) -> list[DataSet]:
     """Groups figures by data set, model and seed.
 
     Args:
@@ -112,12 +130,17 @@ def collect(runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = 
     if unknown:
         raise UserError(f"{unknown[0]}: no such model; the models are {', '.join(titles)}")
     for name in sorted({run["data_set"] for run in runs}):
-        here = sorted((run for run in runs if run["data_set"] == name),
-                      key=lambda run: (list(titles).index(run["model"]), run["seed"]))
+        here = sorted(
+            (run for run in runs if run["data_set"] == name),
+            key=lambda run: (list(titles).index(run["model"]), run["seed"]),
+        )
         _check_comparable(name, here)
         finite = [run for run in here if None not in run["metrics"]["data_ll_inferred"] + run["metrics"]["iwae"]]
-        failed = [(run["model"], run["seed"], f"its log-likelihoods are not finite ({run['file']})")
-                  for run in here if run not in finite]
+        failed = [
+            (run["model"], run["seed"], f"its log-likelihoods are not finite ({run['file']})")
+            for run in here
+            if run not in finite
+        ]
         seen = {(run["model"], run["seed"]) for run in here}
         other_slots = any(run["slots"] != run["trained_slots"] for run in here)
         for model, seed in itertools.product(expected_models, expected_seeds):
@@ -125,8 +148,10 @@ def collect(runs: Sequence[Mapping[str, Any]], expected_models: Sequence[str] = 
             if (model, seed) not in seen and not (model in bound and other_slots):
                 failed.append((model, seed, "no predictions"))
         collapsed = [(run["model"], run["seed"], run["collapse"]) for run in finite if run["collapse"] != "none"]
-        by_model = {model: [run for run in finite if run["model"] == model]
-                    for model in dict.fromkeys(run["model"] for run in finite)}
+        by_model = {
+            model: [run for run in finite if run["model"] == model]
+            for model in dict.fromkeys(run["model"] for run in finite)
+        }
         if not by_model:
             raise UserError(f"{name}: none of the {len(here)} runs has finite log-likelihoods; look at their train.log")
         data_sets.append(DataSet(name, by_model, failed, collapsed))
@@ -143,19 +168,24 @@ def _check_comparable(name: str, runs: Sequence[Mapping[str, Any]]) -> None:
         pair = f"{first['file']} and {other['file']}"
         for key, value in first["comparable"].items():
             if other["comparable"][key] != value:
-                raise UserError(f"{pair} do not compare: {key} is {value} and {other['comparable'][key]}; make them "
-                                "with the same options")
+                raise UserError(
+                    f"{pair} do not compare: {key} is {value} and {other['comparable'][key]}; make them "
+                    "with the same options"
+                )
         if other["data_check"] != first["data_check"]:
-            raise UserError(f"{pair} show different sequences though both are called {name}; predict from one data "
-                            "file or give the two different names")
+            raise UserError(
+                f"{pair} show different sequences though both are called {name}; predict from one data "
+                "file or give the two different names"
+            )
     for one, two in itertools.combinations(runs, 2):
         if one["model"] != two["model"]:
             continue
         if one["seed"] == two["seed"]:
             title = run_title(one["model"], one["seed"])
-            raise UserError(f"{one['file']} and {two['file']} are both {title} on {name}; "
-                            "keep one of them")
+            raise UserError(f"{one['file']} and {two['file']} are both {title} on {name}; keep one of them")
         for key in _SAME_IN_MODEL:
             if one["flags"].get(key) != two["flags"].get(key):
-                raise UserError(f"{one['file']} and {two['file']} are both {one['model']} but of other settings: {key} "
-                                f"is {one['flags'].get(key)} and {two['flags'].get(key)}; make two tables")
+                raise UserError(
+                    f"{one['file']} and {two['file']} are both {one['model']} but of other settings: {key} "
+                    f"is {one['flags'].get(key)} and {two['flags'].get(key)}; make two tables"
+                )

@@ -4,7 +4,7 @@ import functools
 import os
 import runpy
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")      # as run.sh has it
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as run.sh has it
 
 _module = functools.partial(runpy.run_module, run_name="__main__", alter_sys=True)
 

@@ -82,14 +82,32 @@ def join(parts: Iterable[Sequence[Scene]], step: int = 1) -> list[Scene]:
     for part in parts:
         chosen = [t for t in range(len(part[0].frames)) if part[0].time(t) % step == 0]
         times = np.array([part[0].time(t) for t in chosen], int)
-        taken.append([_with(scene, times=times, **{
-            name: None if getattr(scene, name) is None else getattr(scene, name)[chosen] for name in _BY_FRAME})
-            for scene in part])
+        taken.append(
+            [
+                _with(
+                    scene,
+                    times=times,
+                    **{
+                        name: None if getattr(scene, name) is None else getattr(scene, name)[chosen]
+                        for name in _BY_FRAME
+                    },
+                )
+                for scene in part
+            ]
+        )
     joined: list[Scene] = []
     for pieces in zip(*taken):
-        joined.append(_with(pieces[0], **{
-            name: None if getattr(pieces[0], name) is None else np.concatenate([getattr(x, name) for x in pieces])
-            for name in (*_BY_FRAME, "times")}))
+        joined.append(
+            _with(
+                pieces[0],
+                **{
+                    name: None
+                    if getattr(pieces[0], name) is None
+                    else np.concatenate([getattr(x, name) for x in pieces])
+                    for name in (*_BY_FRAME, "times")
+                },
+            )
+        )
     return joined
 
 
@@ -119,8 +137,9 @@ def boxes(scene: Scene, t: int) -> list[tuple[int, np.ndarray]]:
         found = boxes_from_where(scene.where[t], scene.canvas.shape[1:3])
     else:
         found = scene.box[t] + [-1, -1, 2, 2]
-    return [(int(scene.object_id[t, n]), found[n]) for n in np.flatnonzero(scene.presence[t])
-            if np.isfinite(found[n]).all()]
+    return [
+        (int(scene.object_id[t, n]), found[n]) for n in np.flatnonzero(scene.presence[t]) if np.isfinite(found[n]).all()
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -179,8 +198,14 @@ def save_gif(images: Iterable[Image.Image], path: pathlib.Path, title: str, desc
             if before is not None and not own and before.getpalette() == shared:
                 box = ImageChops.difference(image.convert("RGB"), before.convert("RGB")).getbbox() or (0, 0, 1, 1)
                 corner, changed = box[:2], image.crop(box)
-            file.writelines(GifImagePlugin.getdata(
-                changed, corner, duration=GIF_MILLISECONDS * (4 if following is None else 1), include_color_table=own))
+            file.writelines(
+                GifImagePlugin.getdata(
+                    changed,
+                    corner,
+                    duration=GIF_MILLISECONDS * (4 if following is None else 1),
+                    include_color_table=own,
+                )
+            )
             before, image = image, following
         file.write(b";")
 
@@ -203,8 +228,15 @@ class _Sheet:
 
     def image(self, image: np.ndarray, x: float, y: float, width: float, height: float, cmap="gray", vmax=1.0):
         """Row 0 on top, its upper left corner at (x, y); masked pixels are left out."""
-        return self.axes.imshow(image.clip(0, vmax), cmap=cmap, vmin=0, vmax=vmax, interpolation="nearest",
-                                aspect="auto", extent=(x, x + width, y + height, y))
+        return self.axes.imshow(
+            image.clip(0, vmax),
+            cmap=cmap,
+            vmin=0,
+            vmax=vmax,
+            interpolation="nearest",
+            aspect="auto",
+            extent=(x, x + width, y + height, y),
+        )
 
     def rectangle(self, x: float, y: float, width: float, height: float, within=None, **style) -> None:
         """Args: within: x, y, width, height of what is to be seen of it; None for all."""
@@ -235,7 +267,7 @@ def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = 
     height, width = scenes[0].frames.shape[1:3]
     n_frames = max(len(scene.frames) for scene in scenes)
     frame_inches = min(max(11 / n_frames, 0.6), 1.0)
-    point = width / frame_inches / 72                  # of a font, in pixels
+    point = width / frame_inches / 72  # of a font, in pixels
     gap, left, right = 0.10 * width, 18 * point, 6 * point
     any_generated = any(scene.is_generated(len(scene.frames) - 1) for scene in scenes)
     show_attention = show_attention and any(scene.attention is not None for scene in scenes)
@@ -247,17 +279,21 @@ def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = 
 
     between = 8 * point
     total_width = max(left + n_frames * (width + gap) + right, 300 * point) + 40 * point * show_attention
-    caption = ["Boxes: one colour for each object, by its id."
-               + " Dashed border: predicted from the propagation prior, the input unseen." * any_generated]
+    caption = [
+        "Boxes: one colour for each object, by its id."
+        + " Dashed border: predicted from the propagation prior, the input unseen." * any_generated
+    ]
     step = max(scene.time(1) - scene.time(0) if len(scene.frames) > 1 else 1 for scene in scenes)
     if step > 1:
         caption[0] += f" One frame in {step} is shown."
     if show_attention:
         caption.append(_attention_caption(scenes))
-    letters = int(total_width / point / 4.1)           # of 7.5 points that fit into a line
+    letters = int(total_width / point / 4.1)  # of 7.5 points that fit into a line
     caption = [line for text in caption for line in textwrap.wrap(text, letters)]
-    total_height = (sum(34 * point + sum(rows_of(s) + between for s in section) for section in sections.values())
-                    + (4 + 11 * len(caption)) * point)
+    total_height = (
+        sum(34 * point + sum(rows_of(s) + between for s in section) for section in sections.values())
+        + (4 + 11 * len(caption)) * point
+    )
     sheet = _Sheet(total_width, total_height, frame_inches / width)
 
     y, matrix = 4 * point, None
@@ -281,8 +317,9 @@ def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = 
     return sheet.figure
 
 
-def _draw_scene(sheet: _Sheet, scene: Scene, left: float, top: float, gap: float, point: float, vmax: float,
-                show_attention: bool):
+def _draw_scene(
+    sheet: _Sheet, scene: Scene, left: float, top: float, gap: float, point: float, vmax: float, show_attention: bool
+):
     """Draws one sequence; returns an image of attention, if there is one."""
     (height, width), matrix = scene.frames.shape[1:3], None
     labels = ["input", "model"] + ["attention"] * (show_attention and scene.attention is not None)
@@ -294,13 +331,27 @@ def _draw_scene(sheet: _Sheet, scene: Scene, left: float, top: float, gap: float
         sheet.image(scene.canvas[t], x, y, width, height)
         for object_id, (box_top, box_left, box_height, box_width) in boxes(scene, t):
             # Pixel i is centred at i in boxes and at i + 0.5 on the sheet.
-            sheet.rectangle(x + box_left + 0.5, y + box_top + 0.5, box_width, box_height, (x, y, width, height),
-                            edgecolor=colour(object_id), linewidth=1.5,
-                            linestyle="-" if object_id // len(COLOURS) % 2 == 0 else (0, (2, 1)))
+            sheet.rectangle(
+                x + box_left + 0.5,
+                y + box_top + 0.5,
+                box_width,
+                box_height,
+                (x, y, width, height),
+                edgecolor=colour(object_id),
+                linewidth=1.5,
+                linestyle="-" if object_id // len(COLOURS) % 2 == 0 else (0, (2, 1)),
+            )
         if scene.is_generated(t):
             margin = 0.35 * gap
-            sheet.rectangle(x - margin, y - margin, width + 2 * margin, height + 2 * margin, edgecolor="black",
-                            linewidth=1.2, linestyle=(0, (3, 2)))
+            sheet.rectangle(
+                x - margin,
+                y - margin,
+                width + 2 * margin,
+                height + 2 * margin,
+                edgecolor="black",
+                linewidth=1.2,
+                linestyle=(0, (3, 2)),
+            )
         if len(labels) == 3 and t > 0:
             matrix = _draw_attention(sheet, scene, t, x, y + height + gap, width, vmax)
     return matrix
@@ -308,11 +359,14 @@ def _draw_scene(sheet: _Sheet, scene: Scene, left: float, top: float, gap: float
 
 def attention_rows(scene: Scene, t: int) -> list[str]:
     """The colours of the R rows of attention at frame t > 0: of the objects of the frame before, memory or input."""
-    objects = [colour(i) if present else _NO_OBJECT
-               for i, present in zip(scene.object_id[t - 1], scene.presence[t - 1])]
+    objects = [
+        colour(i) if present else _NO_OBJECT for i, present in zip(scene.object_id[t - 1], scene.presence[t - 1])
+    ]
     others = {MEMORY: _MEMORY, INPUT: _INPUT}
-    return [others[row] if isinstance(row, str) else objects[row]
-            for row in find_relation(scene.relation).attention_rows(len(objects))]
+    return [
+        others[row] if isinstance(row, str) else objects[row]
+        for row in find_relation(scene.relation).attention_rows(len(objects))
+    ]
 
 
 def _draw_attention(sheet: _Sheet, scene: Scene, t: int, x: float, y: float, size: float, vmax: float):
@@ -324,8 +378,9 @@ def _draw_attention(sheet: _Sheet, scene: Scene, t: int, x: float, y: float, siz
     absent = np.array([c == _NO_OBJECT for c in colours])
     itself = np.eye(len(colours), dtype=bool) & (not find_relation(scene.relation).attends_to_itself)
     nothing = absent[:, None] | absent | itself
-    image = sheet.image(np.ma.array(weights, mask=nothing), x + chip, y + chip, size - chip, size - chip,
-                        "cividis", vmax)
+    image = sheet.image(
+        np.ma.array(weights, mask=nothing), x + chip, y + chip, size - chip, size - chip, "cividis", vmax
+    )
     for i, edge in enumerate(colours):
         style = dict(fill=True, facecolor=edge, edgecolor="#777777", linewidth=0.4)
         sheet.rectangle(x, y + chip + i * cell, 0.8 * chip, cell, **style)
@@ -366,14 +421,22 @@ def animate(rows: Sequence[Sequence[Scene]], n_frames: int | None = None) -> Ite
                 x = gap + c * (width * scale + gap)
                 generated = scene is not None and scene.is_generated(t)
                 if r == 0:
-                    label = "input" if scene is None else ("reconstruction" if scene.first_generated >= n_frames
-                                                           else f"rollout{': predicted' * generated}")
+                    label = (
+                        "input"
+                        if scene is None
+                        else (
+                            "reconstruction"
+                            if scene.first_generated >= n_frames
+                            else f"rollout{': predicted' * generated}"
+                        )
+                    )
                     draw.text((x, gap / 2 + line), label, "black", font)
                 shown = scenes[0].frames if scene is None else scene.canvas
                 image.paste(_enlarged(shown[t], scale), (x, top))
                 if generated:
-                    draw.rectangle((x - 4, top - 4, x + width * scale + 3, top + height * scale + 3), outline="black",
-                                   width=2)
+                    draw.rectangle(
+                        (x - 4, top - 4, x + width * scale + 3, top + height * scale + 3), outline="black", width=2
+                    )
                 if scene is not None:
                     _draw_boxes(image, boxes(scene, t), x, top, width * scale, height * scale, scale)
         yield _indexed(image) if grey else image.quantize()
@@ -391,16 +454,17 @@ def _draw_boxes(image: Image.Image, found, x: int, y: int, width: int, height: i
     for object_id, box in found:
         top, left, box_height, box_width = box
         corner = (scale * (left + 0.5), scale * (top + 0.5))
-        draw.rectangle((*corner, corner[0] + scale * box_width, corner[1] + scale * box_height),
-                       outline=colour(object_id), width=2)
+        draw.rectangle(
+            (*corner, corner[0] + scale * box_width, corner[1] + scale * box_height), outline=colour(object_id), width=2
+        )
     image.paste(part, (x, y))
 
 
 def _indexed(image: Image.Image) -> Image.Image:
     """A picture of greys and the objects' colours with one palette for all frames, so that no colour flickers."""
-    pixels = np.asarray(image).astype(int)                                # [H, W, 3]
+    pixels = np.asarray(image).astype(int)  # [H, W, 3]
     greys, colours = np.repeat(np.arange(128)[:, None] * 255 // 127, 3, 1), _rgb(COLOURS)
-    distance = ((pixels[..., None, :] - colours) ** 2).sum(-1)            # [H, W, colours]
+    distance = ((pixels[..., None, :] - colours) ** 2).sum(-1)  # [H, W, colours]
     is_grey = np.ptp(pixels, -1) == 0
     index = np.where(is_grey, (pixels[..., 0] * 127 + 127) // 255, 128 + distance.argmin(-1))
     indexed = Image.frombytes("P", image.size, index.astype(np.uint8).tobytes())
@@ -410,7 +474,7 @@ def _indexed(image: Image.Image) -> Image.Image:
 
 def _rgb(colours: Iterable[str]) -> np.ndarray:
     """[n, 3] in 0..255 of colours such as #E69F00."""
-    return np.array([[int(text[i:i + 2], 16) for i in (1, 3, 5)] for text in colours])
+    return np.array([[int(text[i : i + 2], 16) for i in (1, 3, 5)] for text in colours])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -456,8 +520,9 @@ def draw_bars(panels: Sequence[Sequence[Panel | None]]) -> Figure:
     """
     shown = {model for row in panels for panel in row if panel for model in panel.bars}
     models = [model for model in model_titles() if model in shown]
-    figure = Figure(figsize=(max(1.3 * len(models) + 1.2, 3.2) * len(panels[0]), 3.1 * len(panels) + 0.5),
-                    layout="constrained")
+    figure = Figure(
+        figsize=(max(1.3 * len(models) + 1.2, 3.2) * len(panels[0]), 3.1 * len(panels) + 0.5), layout="constrained"
+    )
     grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
     handles: dict[str, Any] = {}
     for axes, panel in zip(grid.ravel(), (panel for row in panels for panel in row)):
@@ -478,19 +543,28 @@ def _draw_panel(axes: Axes, panel: Panel, models: Sequence[str]) -> dict[str, An
         values = np.asarray(bar.values, float)
         spread = values.std(ddof=1) if values.size > 1 else 0.0
         axes.bar(i, values.mean(), 0.62, color=model_colour(model), alpha=0.75, zorder=1)
-        handles["mean ± standard deviation"] = axes.errorbar(i, values.mean(), spread, color="black", capsize=4,
-                                                             linewidth=1.3, zorder=4)
+        handles["mean ± standard deviation"] = axes.errorbar(
+            i, values.mean(), spread, color="black", capsize=4, linewidth=1.3, zorder=4
+        )
         # A column of points for each seed.
         x = i + np.linspace(-0.2, 0.2, len(values) + 2)[1:-1]
         handles["one sample (a column for each seed)"] = axes.scatter(
-            np.repeat(x, values.shape[1]), values.ravel(), s=9, color="white", edgecolor="black", linewidth=0.6,
-            zorder=3)
+            np.repeat(x, values.shape[1]),
+            values.ravel(),
+            s=9,
+            color="white",
+            edgecolor="black",
+            linewidth=0.6,
+            zorder=3,
+        )
         if bar.paper is not None:
-            handles["the paper's figure"] = axes.scatter(i + 0.38, bar.paper, marker="D", s=26, color="#D55E00",
-                                                         zorder=5)
+            handles["the paper's figure"] = axes.scatter(
+                i + 0.38, bar.paper, marker="D", s=26, color="#D55E00", zorder=5
+            )
     if panel.bound is not None:
-        handles["reached by a perfect model"] = axes.axhline(panel.bound, color="#444444", linestyle="--",
-                                                             linewidth=1.0)
+        handles["reached by a perfect model"] = axes.axhline(
+            panel.bound, color="#444444", linestyle="--", linewidth=1.0
+        )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(models)), [titles[model].replace(" (", "\n(") for model in models], fontsize=8)
     axes.set_xlim(-0.6, len(models) - 0.4)
@@ -521,13 +595,18 @@ def band(curves: Sequence[Curve]) -> np.ndarray:
         for step, value in zip(curve.steps, curve.values):
             if np.isfinite(value):
                 table.setdefault(int(step), []).append(float(value))
-    rows = [(step, np.mean(values), min(values), max(values)) for step, values in sorted(table.items())
-            if len(values) > 1]
+    rows = [
+        (step, np.mean(values), min(values), max(values)) for step, values in sorted(table.items()) if len(values) > 1
+    ]
     return np.array(rows).reshape(-1, 4).T
 
 
-def draw_curves(title: str, panels: Mapping[str, Mapping[str, Sequence[Curve]]],
-                changes: Sequence[tuple[int, int]], original: Mapping[str, Curve] | None = None) -> Figure:
+def draw_curves(
+    title: str,
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]],
+    changes: Sequence[tuple[int, int]],
+    original: Mapping[str, Curve] | None = None,
+) -> Figure:
     """Learning curves: a thin line for each seed, a thick one for their mean, a band from the lowest to the highest.
 
     Args:
@@ -553,26 +632,41 @@ def draw_curves(title: str, panels: Mapping[str, Mapping[str, Sequence[Curve]]],
             many = len(curves) > 1
             label_of = f"{name}, mean and range of {len(curves)} seeds" if many else f"{name}, 1 seed"
             for curve in curves:
-                line, = axes.plot(curve.steps, curve.values, color=shade, linewidth=0.7 if many else 1.6,
-                                  alpha=0.5 if many else 1.0, marker="." if len(curve.steps) == 1 else None)
+                (line,) = axes.plot(
+                    curve.steps,
+                    curve.values,
+                    color=shade,
+                    linewidth=0.7 if many else 1.6,
+                    alpha=0.5 if many else 1.0,
+                    marker="." if len(curve.steps) == 1 else None,
+                )
                 handles.setdefault(label_of, line)
             steps, mean, low, high = band(curves)
             if len(steps):
-                handles[label_of], = axes.plot(steps, mean, color=shade, linewidth=1.9)
+                (handles[label_of],) = axes.plot(steps, mean, color=shade, linewidth=1.9)
                 axes.fill_between(steps, low, high, color=shade, alpha=0.2, linewidth=0)
         if original and label in original:
-            handles["original program, 1 seed"], = axes.plot(*original[label], color="black", linestyle="--",
-                                                             linewidth=1.4)
+            (handles["original program, 1 seed"],) = axes.plot(
+                *original[label], color="black", linestyle="--", linewidth=1.4
+            )
         for step, length in changes:
             axes.axvline(step, color="#666666", linestyle=":", linewidth=0.9)
-            axes.annotate(f"{length}", (step, 1), xycoords=("data", "axes fraction"), xytext=(1.5, -2),
-                          textcoords="offset points", va="top", fontsize=7, color="#444444")
+            axes.annotate(
+                f"{length}",
+                (step, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(1.5, -2),
+                textcoords="offset points",
+                va="top",
+                fontsize=7,
+                color="#444444",
+            )
         axes.set_ylabel(label, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    for axes in grid.ravel()[len(panels):]:
+    for axes in grid.ravel()[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[-1]:
         axes.set_xlabel("training step", fontsize=9)

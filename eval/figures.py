@@ -14,7 +14,7 @@ from data_gen.errors import UserError
 from data_gen.files import read_json
 from eval.options import Curves, Figure4, Sequences, read_figure
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.figures", read_figure)
 
 import collections
@@ -50,14 +50,24 @@ from sqair.runs import folder as run_folder
 from sqair.runs import loading
 from sqair.runs.folder import read_rows, step_of
 
-LABELS = {"iwae_per_frame": "IWAE bound, nats per frame", "vae_per_frame": "VAE bound, nats per frame",
-          "data_ll": "log p(x|z), nats per frame", "kl": "KL, nats per frame", "num_steps": "objects per frame",
-          "gradient_norm": "gradient norm", "clipped": "share of updates clipped",
-          "num_step_accuracy": "count accuracy", "mse": "squared error a pixel", "ess": "effective sample size",
-          "seconds_per_step": "seconds per training step", "cpu_seconds_per_step": "CPU seconds per step",
-          "memory_mb": "memory, MB", "open_files": "open files"}
+LABELS = {
+    "iwae_per_frame": "IWAE bound, nats per frame",
+    "vae_per_frame": "VAE bound, nats per frame",
+    "data_ll": "log p(x|z), nats per frame",
+    "kl": "KL, nats per frame",
+    "num_steps": "objects per frame",
+    "gradient_norm": "gradient norm",
+    "clipped": "share of updates clipped",
+    "num_step_accuracy": "count accuracy",
+    "mse": "squared error a pixel",
+    "ess": "effective sample size",
+    "seconds_per_step": "seconds per training step",
+    "cpu_seconds_per_step": "CPU seconds per step",
+    "memory_mb": "memory, MB",
+    "open_files": "open files",
+}
 
-MOST_SHOWN = 100        # frames of a sequence in a still
+MOST_SHOWN = 100  # frames of a sequence in a still
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -65,8 +75,14 @@ MOST_SHOWN = 100        # frames of a sequence in a still
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def scene_parts_from_run(loaded: loading.Run, source: Source, first_generated: int, seed: int, boxes: str = "drawn",
-                         advance: Callable[[int], Any] = lambda n: None) -> Iterator[list[Scene]]:
+def scene_parts_from_run(
+    loaded: loading.Run,
+    source: Source,
+    first_generated: int,
+    seed: int,
+    boxes: str = "drawn",
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Iterator[list[Scene]]:
     """Runs a model on all sequences of a source, one sample each, some frames at a time.
 
     Args:
@@ -82,20 +98,37 @@ def scene_parts_from_run(loaded: loading.Run, source: Source, first_generated: i
     """
     stream = next(source.streams(source.n_sequences))
     # The frames before the prediction choose the particle, in the reconstruction beside a rollout too.
-    for first, truth, drawn in predict.sample(loaded.model, stream, first_generated, predict.generator(seed, 0, 1),
-                                              advance):
+    for first, truth, drawn in predict.sample(
+        loaded.model, stream, first_generated, predict.generator(seed, 0, 1), advance
+    ):
         found = {name: value.numpy() for name, value in drawn._asdict().items()}
         attention = found["attention"] if found["attention"].ndim == 5 else None
         box = geometry.boxes_and_centres_from_pixels(found["pasted"])[0] if boxes == "drawn" else None
         times = np.arange(first, first + truth.frames.shape[1])
-        yield [Scene(truth.frames[b], found["canvas"][:, b], found["where"][:, b], found["presence"][:, b],
-                     found["object_id"][:, b].round().astype(int), first_generated, loaded.model.config.relation,
-                     None if attention is None else attention[:, b], None if box is None else box[:, b], times)
-               for b in range(source.n_sequences)]
+        yield [
+            Scene(
+                truth.frames[b],
+                found["canvas"][:, b],
+                found["where"][:, b],
+                found["presence"][:, b],
+                found["object_id"][:, b].round().astype(int),
+                first_generated,
+                loaded.model.config.relation,
+                None if attention is None else attention[:, b],
+                None if box is None else box[:, b],
+                times,
+            )
+            for b in range(source.n_sequences)
+        ]
 
 
-def scene_parts_from_predictions(predictions: Predictions, n_sequences: int, n_frames: int, boxes: str = "drawn",
-                                 advance: Callable[[int], Any] = lambda n: None) -> Iterator[list[Scene]]:
+def scene_parts_from_predictions(
+    predictions: Predictions,
+    n_sequences: int,
+    n_frames: int,
+    boxes: str = "drawn",
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Iterator[list[Scene]]:
     """The first sample of the first sequences of a file of predictions, some frames at a time; the rest as above.
 
     Raises:
@@ -118,11 +151,21 @@ def scene_parts_from_predictions(predictions: Predictions, n_sequences: int, n_f
         frames = predictions["truth/frames"][:n_sequences, part] / 255
         where, presence, object_id = read("where"), read("presence"), read("object_id")
         box = read("box") if boxes == "drawn" else None
-        yield [Scene(frames[s], canvas[s], where[s], presence[s], object_id[s],
-                     min(predictions.about.first_generated, n_frames), predictions.about.flags["relation"],
-                     None if attention is None else attention[s], None if box is None else box[s],
-                     np.arange(part.start, part.stop))
-               for s in range(n_sequences)]
+        yield [
+            Scene(
+                frames[s],
+                canvas[s],
+                where[s],
+                presence[s],
+                object_id[s],
+                min(predictions.about.first_generated, n_frames),
+                predictions.about.flags["relation"],
+                None if attention is None else attention[s],
+                None if box is None else box[s],
+                np.arange(part.start, part.stop),
+            )
+            for s in range(n_sequences)
+        ]
         advance(n_sequences * (part.stop - part.start))
 
 
@@ -141,8 +184,10 @@ def write_sequences(settings: Sequences) -> list[pathlib.Path]:
     written = [*settings.out, *([animation] if settings.gif else [])]
     check_pictures(written, (*settings.data, *settings.predictions))
     if settings.attention and n_frames > MOST_SHOWN:
-        raise UserError(f"--attention: it is among the objects of the frame before, and of --n_frames {n_frames} not "
-                        f"all are shown; choose at most {MOST_SHOWN}")
+        raise UserError(
+            f"--attention: it is among the objects of the frame before, and of --n_frames {n_frames} not "
+            f"all are shown; choose at most {MOST_SHOWN}"
+        )
     step = -(-n_frames // MOST_SHOWN)
     stills: list[list[list[Scene]]] = []
 
@@ -152,9 +197,15 @@ def write_sequences(settings: Sequences) -> list[pathlib.Path]:
             stills.append([join([kinds[0]], step) for kinds in parts])
             if len({scenes[0].frames.shape[1:] for kinds in parts for scenes in kinds}) > 1:
                 raise UserError("the files have frames of different sizes; make a figure of each")
-            if settings.gif:        # reconstructions before rollouts
-                yield from animate([row for kinds in parts for row in zip(*sorted(
-                    kinds, key=lambda scenes: -scenes[0].first_generated))], n_frames)
+            if settings.gif:  # reconstructions before rollouts
+                yield from animate(
+                    [
+                        row
+                        for kinds in parts
+                        for row in zip(*sorted(kinds, key=lambda scenes: -scenes[0].first_generated))
+                    ],
+                    n_frames,
+                )
 
     with contextlib.ExitStack() as files:
         done: list[Callable[[int], Any]] = []
@@ -163,8 +214,12 @@ def write_sequences(settings: Sequences) -> list[pathlib.Path]:
         title = f"Sequences: {', '.join(film.title for film in films)}"
         if settings.gif:
             firsts = sorted(films[0].kinds, reverse=True)
-            save_gif(images(films), animation, title,
-                     _describe_animation(len(films) * settings.n_sequences, n_frames, firsts))
+            save_gif(
+                images(films),
+                animation,
+                title,
+                _describe_animation(len(films) * settings.n_sequences, n_frames, firsts),
+            )
         else:
             collections.deque(images(films), 0)
     parts = {film.title: join(scenes) for film, scenes in zip(films, zip(*stills))}
@@ -185,26 +240,36 @@ def _from_run(settings: Sequences, files: contextlib.ExitStack, advance: Callabl
     rollout_after = (n_frames - 1) // 2 if settings.generate_after is None else after
     firsts = dict.fromkeys([after + 1, *([n_frames, rollout_after + 1] if settings.gif else [])])
     for path in settings.data:
-        source = files.enter_context(Source(path, settings.split, loaded.model.config.image_size, n_frames,
-                                            settings.n_sequences))
+        source = files.enter_context(
+            Source(path, settings.split, loaded.model.config.image_size, n_frames, settings.n_sequences)
+        )
         for line in source.describe():
             print(line, file=sys.stderr)
-        yield _Film(f"{model_titles()[model_name(loaded.config.model.relation)]} on {path.stem}",
-                    {first: scene_parts_from_run(loaded, source, first, settings.seed, settings.boxes, advance)
-                     for first in firsts},
-                    settings.n_sequences * sum(predict.frames_of_a_sample(n_frames, first) for first in firsts))
+        yield _Film(
+            f"{model_titles()[model_name(loaded.config.model.relation)]} on {path.stem}",
+            {
+                first: scene_parts_from_run(loaded, source, first, settings.seed, settings.boxes, advance)
+                for first in firsts
+            },
+            settings.n_sequences * sum(predict.frames_of_a_sample(n_frames, first) for first in firsts),
+        )
 
 
-def _from_predictions(settings: Sequences, files: contextlib.ExitStack, advance: Callable[[int], Any]
-                      ) -> Iterator[_Film]:
+def _from_predictions(
+    settings: Sequences, files: contextlib.ExitStack, advance: Callable[[int], Any]
+) -> Iterator[_Film]:
     for path in settings.predictions:
         predictions = files.enter_context(Predictions(path))
         about = predictions.about
         _check_attention(settings, about.flags["relation"])
-        parts = scene_parts_from_predictions(predictions, settings.n_sequences, settings.n_frames, settings.boxes,
-                                             advance)
-        yield _Film(f"{model_titles()[about.model]}, seed {about.seed}, on {about.data_set}",
-                    {min(about.first_generated, settings.n_frames): parts}, settings.n_sequences * settings.n_frames)
+        parts = scene_parts_from_predictions(
+            predictions, settings.n_sequences, settings.n_frames, settings.boxes, advance
+        )
+        yield _Film(
+            f"{model_titles()[about.model]}, seed {about.seed}, on {about.data_set}",
+            {min(about.first_generated, settings.n_frames): parts},
+            settings.n_sequences * settings.n_frames,
+        )
 
 
 def _describe_scenes(parts: dict[str, list[Scene]], n_frames: int) -> str:
@@ -212,17 +277,24 @@ def _describe_scenes(parts: dict[str, list[Scene]], n_frames: int) -> str:
     for title, scenes in parts.items():
         first_generated = scenes[0].first_generated
         objects = np.mean([scene.presence.sum(-1).mean() for scene in scenes])
-        said.append(f"{title}: {len(scenes)} sequence{'s' * (len(scenes) > 1)} of {n_frames} frames, the inputs above "
-                    f"the model's frames with a box around each object, on average {objects:.1f} per frame; "
-                    + (f"frames {first_generated} to {n_frames - 1} are predicted." if first_generated < n_frames
-                       else "all frames are inferred."))
+        said.append(
+            f"{title}: {len(scenes)} sequence{'s' * (len(scenes) > 1)} of {n_frames} frames, the inputs above "
+            f"the model's frames with a box around each object, on average {objects:.1f} per frame; "
+            + (
+                f"frames {first_generated} to {n_frames - 1} are predicted."
+                if first_generated < n_frames
+                else "all frames are inferred."
+            )
+        )
     return " ".join(said)
 
 
 def _describe_animation(n_sequences: int, n_frames: int, firsts: list[int]) -> str:
     kinds = ["reconstruction" if first >= n_frames else f"rollout, predicted from frame {first} on" for first in firsts]
-    return (f"Animation of {n_sequences} sequence{'s' * (n_sequences > 1)} of {n_frames} frames, side by side: "
-            f"{', '.join(['input', *kinds])}; boxes around the objects.")
+    return (
+        f"Animation of {n_sequences} sequence{'s' * (n_sequences > 1)} of {n_frames} frames, side by side: "
+        f"{', '.join(['input', *kinds])}; boxes around the objects."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -252,8 +324,9 @@ def read_metrics(paths: Iterable[pathlib.Path]) -> list[comparison.DataSet]:
             try:
                 scores.check_figures(runs[-1])
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file}: not a file of eval.tables ({error!r}); expected one of metrics/*.json"
-                                ) from None
+                raise UserError(
+                    f"{file}: not a file of eval.tables ({error!r}); expected one of metrics/*.json"
+                ) from None
     return comparison.collect(runs)
 
 
@@ -283,14 +356,23 @@ def write_figure4(settings: Figure4) -> list[pathlib.Path]:
     check_pictures(settings.out)
     data_sets = read_metrics(settings.metrics)
     panels = likelihood_panels(data_sets)
-    said = [f"{panel.label} on {panel.title}: "
-            + ", ".join(_spoken(model, bar.values) for model, bar in panel.bars.items())
-            for row in panels for panel in row if panel]
+    said = [
+        f"{panel.label} on {panel.title}: " + ", ".join(_spoken(model, bar.values) for model, bar in panel.bars.items())
+        for row in panels
+        for panel in row
+        if panel
+    ]
     for data in data_sets:
-        said += [f"failed and left out: {model_titles()[model]}, seed {seed} on {data.name}"
-                 for model, seed, _ in data.failed]
-    save(draw_bars(panels), settings.out, "Log-likelihoods of the last, predicted frame",
-         f"Bar charts, mean ± standard deviation over seeds and samples. {'; '.join(said)}.")
+        said += [
+            f"failed and left out: {model_titles()[model]}, seed {seed} on {data.name}"
+            for model, seed, _ in data.failed
+        ]
+    save(
+        draw_bars(panels),
+        settings.out,
+        "Log-likelihoods of the last, predicted frame",
+        f"Bar charts, mean ± standard deviation over seeds and samples. {'; '.join(said)}.",
+    )
     return list(settings.out)
 
 
@@ -327,8 +409,13 @@ def read_curves(folder: pathlib.Path, data: str, quantities: Iterable[str]) -> d
     if missing:
         raise UserError(f"{path}: no column {missing[0]}; it has {', '.join(header) or 'nothing'}")
     step, of, *columns = (header.index(name) for name in ("step", "data", *quantities))
-    points = np.array([(step_of(row[step]), *(_number(row[column]) for column in columns)) for row in rows
-                       if len(row) == len(header) and row[of] == data and step_of(row[step]) >= 0])
+    points = np.array(
+        [
+            (step_of(row[step]), *(_number(row[column]) for column in columns))
+            for row in rows
+            if len(row) == len(header) and row[of] == data and step_of(row[step]) >= 0
+        ]
+    )
     if not points.size:
         raise UserError(f"{path}: no rows of {data} yet; train longer, or choose another --of")
     return {name: Curve(points[:, 0].astype(int), values) for name, values in zip(quantities, points[:, 1:].T)}
@@ -341,8 +428,16 @@ def _number(text: str) -> float:
         return math.nan
 
 
-_ORIGINAL = {"iwae_per_frame": "elbo_iwae", "vae_per_frame": "elbo_vae", "data_ll": "data_ll", "kl": "kl",
-             "num_steps": "num_steps", "num_disc_steps": "num_disc", "num_prop_steps": "num_prop", "raw_mse": "raw_mse"}
+_ORIGINAL = {
+    "iwae_per_frame": "elbo_iwae",
+    "vae_per_frame": "elbo_vae",
+    "data_ll": "data_ll",
+    "kl": "kl",
+    "num_steps": "num_steps",
+    "num_disc_steps": "num_disc",
+    "num_prop_steps": "num_prop",
+    "raw_mse": "raw_mse",
+}
 
 
 def read_original_curves(path: pathlib.Path, n_frames: int, quantities: Iterable[str]) -> dict[str, Curve]:
@@ -362,16 +457,25 @@ def read_original_curves(path: pathlib.Path, n_frames: int, quantities: Iterable
     points = read_json(path, "expected the original's recorded learning curve")
     try:
         steps = np.array([point["itr"] for point in points], int)
-        found = {name: np.array([point[_ORIGINAL[name]] for point in points], float) for name in quantities
-                 if name in _ORIGINAL and all(_ORIGINAL[name] in point for point in points)}
+        found = {
+            name: np.array([point[_ORIGINAL[name]] for point in points], float)
+            for name in quantities
+            if name in _ORIGINAL and all(_ORIGINAL[name] in point for point in points)
+        }
     except (TypeError, KeyError, ValueError):
         raise UserError(f'{path}: expected a list of {{"itr": step, "elbo_iwae": nats, ...}}') from None
-    return {name: Curve(steps, values / n_frames if name.endswith("_per_frame") else values)
-            for name, values in found.items()}
+    return {
+        name: Curve(steps, values / n_frames if name.endswith("_per_frame") else values)
+        for name, values in found.items()
+    }
 
 
-_SHOWN = {"validation": "validation set", "training": "training set", "batch": "batches of training",
-          "machine": "use of the machine"}
+_SHOWN = {
+    "validation": "validation set",
+    "training": "training set",
+    "batch": "batches of training",
+    "machine": "use of the machine",
+}
 _LEARNING = ("iwae_per_frame", "data_ll", "kl", "num_step_accuracy")
 _MACHINE = (*run_folder.SPEED, *run_folder.RESOURCES)
 
@@ -390,11 +494,14 @@ def write_curves(settings: Curves) -> list[pathlib.Path]:
             panels.setdefault(LABELS.get(name, name), {}).setdefault(model, []).append(curve)
             last = max(last, int(curve.steps[-1]))
     changes = []
-    if len({(train.seq_len, train.stage_itr, train.max_seq_len) for train in trained}) == 1:    # all share one
+    if len({(train.seq_len, train.stage_itr, train.max_seq_len) for train in trained}) == 1:  # all share one
         train = trained[0]
         steps = range(train.stage_itr, last + 1, train.stage_itr) if train.stage_itr else ()
-        changes = [(step, sequence_length(train, step)) for step in steps
-                   if sequence_length(train, step) != sequence_length(train, step - 1)]
+        changes = [
+            (step, sequence_length(train, step))
+            for step in steps
+            if sequence_length(train, step) != sequence_length(train, step - 1)
+        ]
     original = {}
     if settings.beside:
         lengths = {(sequence_length(train, 0), sequence_length(train, last)) for train in trained}
@@ -404,18 +511,26 @@ def write_curves(settings: Curves) -> list[pathlib.Path]:
         original = {LABELS.get(name, name): curve for name, curve in found.items()}
     said = []
     for label, models in panels.items():
-        ends = ", ".join(f"{model_titles()[model]} {np.mean([c.values[-1] for c in curves]):.3g}"
-                         for model, curves in models.items())
+        ends = ", ".join(
+            f"{model_titles()[model]} {np.mean([c.values[-1] for c in curves]):.3g}" for model, curves in models.items()
+        )
         said.append(f"{label}: at the end {ends}")
     title = f"Learning curves: {_SHOWN[settings.of]}"
-    save(draw_curves(title, panels, changes, original), settings.out, title,
-         f"Learning curves over training steps of {len(settings.runs)} runs, mean and range of the seeds; "
-         f"{_SHOWN[settings.of]}. {'; '.join(said)}.")
+    save(
+        draw_curves(title, panels, changes, original),
+        settings.out,
+        title,
+        f"Learning curves over training steps of {len(settings.runs)} runs, mean and range of the seeds; "
+        f"{_SHOWN[settings.of]}. {'; '.join(said)}.",
+    )
     return list(settings.out)
 
 
 _WRITERS: dict[type, Callable[[Any], list[pathlib.Path]]] = {
-    Sequences: write_sequences, Figure4: write_figure4, Curves: write_curves}
+    Sequences: write_sequences,
+    Figure4: write_figure4,
+    Curves: write_curves,
+}
 
 
 def main() -> None:

@@ -36,8 +36,7 @@ def divide(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def pixel_centres(positions: npt.ArrayLike, n: npt.ArrayLike, unit: float,
-                  start: npt.ArrayLike = (0, 0)) -> np.ndarray:
+def pixel_centres(positions: npt.ArrayLike, n: npt.ArrayLike, unit: float, start: npt.ArrayLike = (0, 0)) -> np.ndarray:
     """Positions in units of the box to (row, column) in pixels: unit x - start - 0.5.
 
     Args:

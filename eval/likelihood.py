@@ -12,7 +12,7 @@ from data_gen.errors import UserError
 from data_gen.files import begins, check_output, fingerprint, output_path, to_json
 from eval.options import Likelihood as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.likelihood", lambda: parse(Arguments, "eval.likelihood"))
 
 import math
@@ -38,8 +38,8 @@ from sqair.runs.loading import checkpoint_fingerprint, fill
 from sqair.runs.safetensors import WEIGHTS
 
 _KIND = begins("a file of eval.likelihood", '{\n "results":')
-_MOST_PARTICLES = 640      # B*K at once: about a GB
-_MOST_OBJECTS = 255        # what a pixel of `groups` can tell apart
+_MOST_PARTICLES = 640  # B*K at once: about a GB
+_MOST_OBJECTS = 255  # what a pixel of `groups` can tell apart
 
 
 def checkpoints_of(folder: str) -> list[str]:
@@ -49,7 +49,7 @@ def checkpoints_of(folder: str) -> list[str]:
       UserError: there is none.
     """
     if (pathlib.Path(folder) / WEIGHTS).is_file():
-        return ["best"]             # a model to share is one checkpoint
+        return ["best"]  # a model to share is one checkpoint
     found = set(original.original_checkpoints(folder))
     for place in (CHECKPOINTS, BEST):
         for path in pathlib.Path(folder, place).glob("step-*.index"):
@@ -71,15 +71,24 @@ def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, c
     """
     std, colour = model.config.output_std, obs.shape.rank == 5
     canvas = spatial_transformer.rows_to_image(canvas, model.config.image_size[2]).numpy()
-    frames = obs.numpy()[:, :, None]                                                      # [T, B, 1, H, W(, C)]
-    canvas = canvas.reshape([*frames.shape[:2], -1, *frames.shape[3:]])                   # [T, B, K, H, W(, C)]
+    frames = obs.numpy()[:, :, None]  # [T, B, 1, H, W(, C)]
+    canvas = canvas.reshape([*frames.shape[:2], -1, *frames.shape[3:]])  # [T, B, K, H, W(, C)]
     # Frame by frame: the particles' pixels in float64 are many.
-    return np.stack([metrics.relational_log_likelihood(*frame, std, colour)
-                     for frame in zip(frames, canvas, collisions[:, :, None])])
+    return np.stack(
+        [
+            metrics.relational_log_likelihood(*frame, std, colour)
+            for frame in zip(frames, canvas, collisions[:, :, None])
+        ]
+    )
 
 
-def particles(model: SQAIR, stream: Stream, k_particles: int, rng: np.random.Generator,
-              advance: Callable[[int], Any] = lambda n: None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def particles(
+    model: SQAIR,
+    stream: Stream,
+    k_particles: int,
+    rng: np.random.Generator,
+    advance: Callable[[int], Any] = lambda n: None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Numbers of K particles of a batch, in chunks of the model's own number of particles, some frames at a time.
 
     Returns:
@@ -93,14 +102,21 @@ def particles(model: SQAIR, stream: Stream, k_particles: int, rng: np.random.Gen
         log_weights = []
         for _, truth, forward in infer_parts(model, stream, noise_seed(rng), advance=advance):
             obs = tf.constant(truth.frames.swapaxes(0, 1))
-            shape = [obs.shape[0], *forward.log_weights.shape]                            # T, B, K
-            part = {name: value.numpy().reshape(shape) for name, value in (
-                ("data_ll", forward.data_ll), ("log_p", forward.log_p), ("log_q", forward.log_q),
-                ("count", forward.num_steps))}
+            shape = [obs.shape[0], *forward.log_weights.shape]  # T, B, K
+            part = {
+                name: value.numpy().reshape(shape)
+                for name, value in (
+                    ("data_ll", forward.data_ll),
+                    ("log_p", forward.log_p),
+                    ("log_q", forward.log_q),
+                    ("count", forward.num_steps),
+                )
+            }
             true_parts.append({"count": truth.count})
             if truth.collisions is not None:
-                part["relational_ll"] = relational_log_likelihood(model, forward.canvas, obs,
-                                                                  truth.collisions.swapaxes(0, 1))
+                part["relational_ll"] = relational_log_likelihood(
+                    model, forward.canvas, obs, truth.collisions.swapaxes(0, 1)
+                )
                 true_parts[-1]["collides"] = np.asarray(truth.collisions.any((2, 3)))
             parts.append({name: value.swapaxes(0, 1) for name, value in part.items()})
             log_weights.append(forward.log_weights.numpy())
@@ -135,18 +151,18 @@ class Totals:
             self._collides |= collides.any(0)
         log_weights = numbers["log_weights"].astype(float)
         bounds = metrics.ParticleBounds().update(log_weights)
-        weights = softmax(log_weights, -1)[:, None]                                       # [B, 1, K]
+        weights = softmax(log_weights, -1)[:, None]  # [B, 1, K]
         kl = numbers["log_q"].astype(float) - numbers["log_p"]
         means = {"iwae": bounds.iwae, "vae": bounds.vae, "ess": bounds.effective_sample_size}
         for name, value in {**numbers, "kl": kl}.items():
             if name != "log_weights":
-                means[name] = (weights * value).sum(-1)                                   # [B, T]
+                means[name] = (weights * value).sum(-1)  # [B, T]
         for name, value in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.sum(0)
         self.n_sequences += len(count)
 
         known = count >= 0
-        inferred = numbers["count"].astype(int)                                           # [B, T, K]
+        inferred = numbers["count"].astype(int)  # [B, T, K]
         truth = np.broadcast_to(count[..., None], inferred.shape)[known]
         weights = np.broadcast_to(weights, inferred.shape)[known]
         np.add.at(self._confusion, (truth, inferred[known]), weights)
@@ -155,29 +171,40 @@ class Totals:
     def result(self, n_frames: int) -> dict[str, Any]:
         """The figures, as JSON has them."""
         sums = {name: value / self.n_sequences for name, value in self._sums.items()}
-        by_frame = {name: sums[name] for name in ("data_ll", "relational_ll", "log_p", "log_q", "kl", "count")
-                    if name in sums}
+        by_frame = {
+            name: sums[name] for name in ("data_ll", "relational_ll", "log_p", "log_q", "kl", "count") if name in sums
+        }
         means: dict[str, float | None] = {name: float(value.mean()) for name, value in by_frame.items()}
         by_frame = {name: value.tolist() for name, value in by_frame.items()}
-        if "relational_ll" in by_frame:         # nothing, and not 0, where no object collides
+        if "relational_ll" in by_frame:  # nothing, and not 0, where no object collides
             means["relational_ll"] = means["relational_ll"] if np.any(self._collides) else None
-            by_frame["relational_ll"] = [value if collides else None
-                                         for value, collides in zip(by_frame["relational_ll"], self._collides)]
+            by_frame["relational_ll"] = [
+                value if collides else None for value, collides in zip(by_frame["relational_ll"], self._collides)
+            ]
         counted, n_slots = self._confusion.sum(), self._confusion.shape[1] - 1
         highest = np.flatnonzero(self._confusion.any(1)).max(initial=n_slots)
         return {
-            "iwae": sums["iwae"], "vae": sums["vae"],
-            "iwae_per_frame": sums["iwae"] / n_frames, "vae_per_frame": sums["vae"] / n_frames, "ess": sums["ess"],
+            "iwae": sums["iwae"],
+            "vae": sums["vae"],
+            "iwae_per_frame": sums["iwae"] / n_frames,
+            "vae_per_frame": sums["vae"] / n_frames,
+            "ess": sums["ess"],
             **means,
             "count_accuracy": np.trace(self._confusion) / counted if counted else None,
             "raw_count_accuracy": self._raw_right / counted if counted else None,
-            "confusion": self._confusion[:highest + 1].tolist() if counted else None,
+            "confusion": self._confusion[: highest + 1].tolist() if counted else None,
             "by_frame": by_frame,
         }
 
 
-def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, seed: int,
-             advance: Callable[[int], Any] = lambda n: None) -> dict[str, Any]:
+def evaluate(
+    model: SQAIR,
+    source: Source,
+    k_particles: int,
+    batch_size: int,
+    seed: int,
+    advance: Callable[[int], Any] = lambda n: None,
+) -> dict[str, Any]:
     """Bounds and likelihoods, means over the sequences of a source.
 
     Args:
@@ -197,8 +224,8 @@ def evaluate(model: SQAIR, source: Source, k_particles: int, batch_size: int, se
     totals = Totals(model.config.n_steps_per_image)
     for number, stream in enumerate(source.streams(batch_size)):
         numbers, truth = particles(model, stream, k_particles, generator(seed, number, 0), advance)
-        truth = {name: value[:stream.size] for name, value in truth.items()}
-        totals.add({name: value[:stream.size] for name, value in numbers.items()}, **truth)
+        truth = {name: value[: stream.size] for name, value in truth.items()}
+        totals.add({name: value[: stream.size] for name, value in numbers.items()}, **truth)
     return totals.result(source.n_frames)
 
 
@@ -218,20 +245,39 @@ def results(arguments: Arguments) -> Iterator[tuple[dict[str, Any], list[str]]]:
         if model is None:
             model = loaded.model
         else:
-            fill(model, loaded.model)       # the first model is compiled
-        with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
-                    arguments.n_sequences) as source, \
-                progress(source.n_sequences * arguments.n_frames * -(-arguments.k_particles // chunk),
-                         f"step {loaded.step}", "frames") as advance:
+            fill(model, loaded.model)  # the first model is compiled
+        with (
+            Source(
+                arguments.data, arguments.split, model.config.image_size, arguments.n_frames, arguments.n_sequences
+            ) as source,
+            progress(
+                source.n_sequences * arguments.n_frames * -(-arguments.k_particles // chunk),
+                f"step {loaded.step}",
+                "frames",
+            ) as advance,
+        ):
             for line in source.describe() if which == chosen[0] else ():
                 print(line, file=sys.stderr)
             figures = evaluate(model, source, arguments.k_particles, arguments.batch_size, arguments.seed, advance)
-            yield {"run": arguments.run, "checkpoint": loaded.source, "step": loaded.step, "data": arguments.data,
-                   "split": arguments.split, "n_sequences": source.n_sequences, "n_frames": arguments.n_frames,
-                   "k_particles": arguments.k_particles, "n_slots": model.config.n_steps_per_image,
-                   "seed": arguments.seed, **figures,
-                   "checkpoint_fingerprint": checkpoint_fingerprint(loaded.source),
-                   "data_fingerprint": fingerprint(arguments.data), "flags": to_flags(loaded.config)}, source.notes
+            yield (
+                {
+                    "run": arguments.run,
+                    "checkpoint": loaded.source,
+                    "step": loaded.step,
+                    "data": arguments.data,
+                    "split": arguments.split,
+                    "n_sequences": source.n_sequences,
+                    "n_frames": arguments.n_frames,
+                    "k_particles": arguments.k_particles,
+                    "n_slots": model.config.n_steps_per_image,
+                    "seed": arguments.seed,
+                    **figures,
+                    "checkpoint_fingerprint": checkpoint_fingerprint(loaded.source),
+                    "data_fingerprint": fingerprint(arguments.data),
+                    "flags": to_flags(loaded.config),
+                },
+                source.notes,
+            )
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -251,20 +297,36 @@ def text(figures: dict[str, Any]) -> str:
         ("objects", _number(figures["count"], 2), "a frame"),
         ("effective sample size", _number(figures["ess"], 2), f"of {k} particles"),
     ]
-    lines = [f"{figures['checkpoint']}, step {figures['step']:,}; {figures['data']}, {figures['split']}: "
-             f"{figures['n_sequences']:,} sequences of {frames} frames", "nats per frame, unless it says otherwise"]
+    lines = [
+        f"{figures['checkpoint']}, step {figures['step']:,}; {figures['data']}, {figures['split']}: "
+        f"{figures['n_sequences']:,} sequences of {frames} frames",
+        "nats per frame, unless it says otherwise",
+    ]
     lines += [f"  {name:28}{value:>12}  {note}".rstrip() for name, value, note in rows]
     if figures["confusion"] is not None:
         confusion = np.array(figures["confusion"])
         lines.append("  frames with (true count, row) inferred as (column)")
         lines.append("  " + " " * 6 + "".join(f"{column:>10}" for column in range(confusion.shape[1])))
-        lines += [f"  {row:>6}" + "".join(f"{value:10.0f}" for value in values)
-                  for row, values in enumerate(confusion) if values.any()]
+        lines += [
+            f"  {row:>6}" + "".join(f"{value:10.0f}" for value in values)
+            for row, values in enumerate(confusion)
+            if values.any()
+        ]
     return "\n".join(lines)
 
 
-_COLUMNS = ("step", "iwae", "vae", "iwae_per_frame", "vae_per_frame", "data_ll", "relational_ll", "kl",
-            "count_accuracy", "ess")
+_COLUMNS = (
+    "step",
+    "iwae",
+    "vae",
+    "iwae_per_frame",
+    "vae_per_frame",
+    "data_ll",
+    "relational_ll",
+    "kl",
+    "count_accuracy",
+    "ess",
+)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -290,8 +352,12 @@ def main() -> None:
     for note in notes:
         print(f"note: {note}")
     if arguments.out:
-        content = {"results": rows, "settings": attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
-                   "notes": notes, "versions": versions()}
+        content = {
+            "results": rows,
+            "settings": attrs.asdict(attrs.evolve(arguments, out=str(arguments.out))),
+            "notes": notes,
+            "versions": versions(),
+        }
         with output_path(arguments.out, _KIND, (arguments.data,)) as temporary:
             temporary.write_text(to_json(content))
         print(f"wrote {arguments.out}")

@@ -20,8 +20,9 @@ from sqair import gaussian
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def gaussian_log_likelihood(image: npt.ArrayLike, canvas: npt.ArrayLike, std: npt.ArrayLike,
-                            colour: bool = False) -> np.ndarray:
+def gaussian_log_likelihood(
+    image: npt.ArrayLike, canvas: npt.ArrayLike, std: npt.ArrayLike, colour: bool = False
+) -> np.ndarray:
     """Log-density of every pixel: log N(image; canvas, std) = -((x - c)/std)^2 / 2 - log std - log(2 pi)/2.
 
     Args:
@@ -40,8 +41,9 @@ def gaussian_log_likelihood(image: npt.ArrayLike, canvas: npt.ArrayLike, std: np
     own = 3 if colour else 2  # axes of one frame
     require(np.all(std > 0), "std must be positive")
     shapes = f"image {image.shape} and canvas {canvas.shape}"
-    require(image.ndim >= own and image.shape[-own:] == canvas.shape[-own:],
-            f"{shapes} must share [H, W{', C' * colour}]")
+    require(
+        image.ndim >= own and image.shape[-own:] == canvas.shape[-own:], f"{shapes} must share [H, W{', C' * colour}]"
+    )
     try:
         found = gaussian.log_likelihood((image - canvas) ** 2, 1, std)
     except ValueError:
@@ -67,8 +69,9 @@ def masked_sum(pixels: npt.ArrayLike, mask: npt.ArrayLike) -> np.ndarray:
     return np.where(inside, values, 0.0).sum(axis=(-2, -1))
 
 
-def relational_log_likelihood(image: npt.ArrayLike, canvas: npt.ArrayLike, collisions: npt.ArrayLike,
-                              std: npt.ArrayLike, colour: bool = False) -> np.ndarray:
+def relational_log_likelihood(
+    image: npt.ArrayLike, canvas: npt.ArrayLike, collisions: npt.ArrayLike, std: npt.ArrayLike, colour: bool = False
+) -> np.ndarray:
     """The relational log-likelihood of the paper (section 3): the sum over the pixels of colliding balls only.
 
     It is not divided by their number, and a frame without a collision counts as 0.
@@ -263,8 +266,9 @@ def _same_counts(true_counts: npt.ArrayLike, inferred_counts: npt.ArrayLike) -> 
     return true, inferred
 
 
-def collapsed(inferred_counts: npt.ArrayLike, slots: int, true_counts: npt.ArrayLike | None = None,
-              fraction: float = 0.99) -> str:
+def collapsed(
+    inferred_counts: npt.ArrayLike, slots: int, true_counts: npt.ArrayLike | None = None, fraction: float = 0.99
+) -> str:
     """Whether a model has collapsed: no object, or all N slots, in (nearly) every frame.
 
     Right counts are no collapse: where the true counts are given, cut off at N, and are themselves 0 (or N)
@@ -368,8 +372,13 @@ class RolloutError(NamedTuple):
     matched: float
 
 
-def rollout_position_error(true_centres: npt.ArrayLike, predicted_centres: npt.ArrayLike, object_id: npt.ArrayLike,
-                           match_frame: int, image_size: npt.ArrayLike = CROP_SIZE) -> RolloutError:
+def rollout_position_error(
+    true_centres: npt.ArrayLike,
+    predicted_centres: npt.ArrayLike,
+    object_id: npt.ArrayLike,
+    match_frame: int,
+    image_size: npt.ArrayLike = CROP_SIZE,
+) -> RolloutError:
     """Mean distance between balls and the objects matched to them once, by horizon.
 
     At the match frame (the last one observed) balls whose centre is in the crop and present objects are paired by
@@ -427,8 +436,9 @@ def rollout_position_error(true_centres: npt.ArrayLike, predicted_centres: npt.A
     return RolloutError(error, divide(balls - pairs, balls), balls, float(divide(len(ball), inside[:, 0].sum())))
 
 
-def _match(true_centres: np.ndarray, inside: np.ndarray, predicted_centres: np.ndarray,
-           present: np.ndarray) -> tuple[np.ndarray, ...]:
+def _match(
+    true_centres: np.ndarray, inside: np.ndarray, predicted_centres: np.ndarray, present: np.ndarray
+) -> tuple[np.ndarray, ...]:
     """Pairs of least total distance within each sequence: indices (sequence, ball, slot), each [P]."""
     found = [(np.zeros(0, int),) * 3]
     for s in range(len(true_centres)):

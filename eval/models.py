@@ -12,7 +12,7 @@ from data_gen.errors import UserError
 from data_gen.files import read_json
 from eval.options import AddModel, read_models
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.models", read_models)
 
 import pathlib
@@ -30,8 +30,16 @@ from sqair.runs import safetensors as safetensors_folder
 from sqair.runs.loading import checkpoint_fingerprint, load_run
 
 DATA = bouncing_balls.BouncingBalls(n_frames=10, training=0, validation=0, test=32, seed=2026)
-RECORDED = ("iwae", "vae", "kl", "data_ll_inferred", "relational_ll_inferred", "data_ll_predicted",
-            "relational_ll_predicted", "count_accuracy")
+RECORDED = (
+    "iwae",
+    "vae",
+    "kl",
+    "data_ll_inferred",
+    "relational_ll_inferred",
+    "data_ll_predicted",
+    "relational_ll_predicted",
+    "count_accuracy",
+)
 SHOWN = ("data_ll_predicted", "relational_ll_predicted", "data_ll_inferred", "iwae", "count_accuracy", "ari")
 # Other kernels round differently: with oneDNN's and without, figures of the first model were 0.0001 apart at most.
 TOLERANCE = 0.005
@@ -83,8 +91,14 @@ def table_rows(paths: tuple[pathlib.Path, ...], source: str) -> list[dict[str, A
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a file of eval.tables ({error!r}); expected one of metrics/*.json") from None
         if figures.get("checkpoint_fingerprint") == wanted:
-            rows.append({"data_set": figures["data_set"], "n_sequences": figures["comparable"]["n_sequences"],
-                         "n_samples": figures["comparable"]["n_samples"], "figures": _means(figures, SHOWN)})
+            rows.append(
+                {
+                    "data_set": figures["data_set"],
+                    "n_sequences": figures["comparable"]["n_sequences"],
+                    "n_samples": figures["comparable"]["n_samples"],
+                    "figures": _means(figures, SHOWN),
+                }
+            )
     if paths and not rows:
         raise UserError(f"--metrics: no figures of {source} among them; make them with eval.predict and eval.tables")
     return rows

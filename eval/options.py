@@ -82,8 +82,9 @@ class Predict:
 
     def __attrs_post_init__(self):
         if self.n_generated >= self.n_frames:
-            raise UserError(f"--n_generated {self.n_generated}: at least one of the --n_frames {self.n_frames} has to "
-                            "be inferred")
+            raise UserError(
+                f"--n_generated {self.n_generated}: at least one of the --n_frames {self.n_frames} has to be inferred"
+            )
 
 
 @attrs.frozen(kw_only=True)
@@ -191,8 +192,10 @@ class Sequences:
         if self.generate_after is not None and self.predictions:
             raise UserError("--generate_after: with --predictions the file says what is predicted; leave it out")
         if self.generate_after is not None and self.generate_after >= self.n_frames - 1:
-            raise UserError(f"--generate_after {self.generate_after}: no frame of --n_frames {self.n_frames} is left "
-                            f"after it; choose at most {self.n_frames - 2}")
+            raise UserError(
+                f"--generate_after {self.generate_after}: no frame of --n_frames {self.n_frames} is left "
+                f"after it; choose at most {self.n_frames - 2}"
+            )
 
 
 @attrs.frozen(kw_only=True)
@@ -224,8 +227,7 @@ class Curves:
     """Learning curve of the original program (JSON) to draw beside runs of one fixed length."""
 
 
-FIGURES: dict[str, type[Sequences | Figure4 | Curves]] = {"sequences": Sequences, "figure4": Figure4,
-                                                               "curves": Curves}
+FIGURES: dict[str, type[Sequences | Figure4 | Curves]] = {"sequences": Sequences, "figure4": Figure4, "curves": Curves}
 
 
 def read_figure() -> Sequences | Figure4 | Curves:
@@ -234,8 +236,7 @@ def read_figure() -> Sequences | Figure4 | Curves:
     name = arguments.pop(0) if arguments[:1] and arguments[0] in FIGURES else "sequences"
     chosen = FIGURES[name]
     others = ", ".join(f"python -m eval.figures {other}" for other in FIGURES if other != name)
-    return parse(chosen, f"eval.figures {name}", arguments,
-                 description=f"{chosen.__doc__}\n\nOther figures: {others}.")
+    return parse(chosen, f"eval.figures {name}", arguments, description=f"{chosen.__doc__}\n\nOther figures: {others}.")
 
 
 @attrs.frozen(kw_only=True)
@@ -260,7 +261,7 @@ def _unique(settings: Any, attribute: attrs.Attribute, values: tuple) -> None:
         raise UserError(f"--{attribute.name}: {repeated[0]} is there twice; name each once")
 
 
-SQAIR = "sqair"     # what --models calls the model without a relation; the others by their relation
+SQAIR = "sqair"  # what --models calls the model without a relation; the others by their relation
 
 
 def _models(settings: Any, attribute: attrs.Attribute, values: tuple[str, ...]) -> None:
@@ -320,8 +321,9 @@ class Paper:
             if getattr(self, name) is not None and str(getattr(self, name)) in ("", "."):
                 raise UserError(f"--{name} is empty; leave it out or name something")
         if self.name and pathlib.PurePath(self.name).name != self.name:
-            raise UserError(f"--name {self.name}: expected the name of a folder, without /; --runs and --results take "
-                            "whole paths")
+            raise UserError(
+                f"--name {self.name}: expected the name of a folder, without /; --runs and --results take whole paths"
+            )
         if self.dry_run and self.report:
             raise UserError("--dry_run and --report: give one of them")
 
@@ -399,13 +401,17 @@ class CheckModels:
     """Computes what the cards of models record again, and tells where it is not the same."""
 
     folders: Annotated[Paths, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...")] = attrs.field(
-        validator=_not_empty)
+        validator=_not_empty
+    )
     """Folders of models."""
 
 
 def read_models() -> AddModel | CheckModels:
     """Parses the command line of eval.models."""
-    kinds = (Annotated[AddModel, tyro.conf.subcommand("add")]
-             | Annotated[CheckModels, tyro.conf.subcommand("check")])
-    return parse(kinds, "eval.models", description="Makes models to share of runs, and checks them.",
-                 config=(tyro.conf.HelptextFromCommentsOff,))
+    kinds = Annotated[AddModel, tyro.conf.subcommand("add")] | Annotated[CheckModels, tyro.conf.subcommand("check")]
+    return parse(
+        kinds,
+        "eval.models",
+        description="Makes models to share of runs, and checks them.",
+        config=(tyro.conf.HelptextFromCommentsOff,),
+    )

@@ -38,8 +38,9 @@ def nothing_sampled(frame: Frame) -> Sampled:
     return Sampled(frame, frame.propagated, frame.propagated, frame.discovered)
 
 
-def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise: Noise,
-          predict: tf.Tensor) -> tuple[State, Sampled]:
+def _step(
+    timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise: Noise, predict: tf.Tensor
+) -> tuple[State, Sampled]:
     """One frame; see `SQAIRTimestep`, which has the arguments but for `predict`, boolean: keep the prior's sample."""
     columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
     state = stop_discrete_gradients(state)
@@ -47,15 +48,25 @@ def _step(timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise
     prior, prior_state = propagate.prior(objects, state.prior, None)
     inferred, temporal = propagate(columns, objects, state.temporal, None, noise.propagation)
     sampled = propagate.generate(prior, objects, noise.propagation)
-    kept = inferred._replace(**{x: tf.where(predict, getattr(sampled, x), getattr(inferred, x))
-                                for x in ("what", "where", "presence")})
+    kept = inferred._replace(
+        **{x: tf.where(predict, getattr(sampled, x), getattr(inferred, x)) for x in ("what", "where", "presence")}
+    )
     conditioning = tf.reduce_sum(kept.presence * timestep.latent_encoder(kept.summary[..., :-1]), 1)
     expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / timestep.n_slots
     discovered = timestep.discover(code, columns, conditioning, noise.discovery, all_slots=True)
     found = discovered._replace(presence=tf.where(predict, 0.0, discovered.presence))
     new_state, selection = timestep.keep(state, kept, found, temporal, prior_state, state.memory)
-    frame = Frame(kept, found, prior, objects.presence[..., 0], conditioning, expected, selection,
-                  new_state.object_id, tf.zeros([code.shape[0], 0]))
+    frame = Frame(
+        kept,
+        found,
+        prior,
+        objects.presence[..., 0],
+        conditioning,
+        expected,
+        selection,
+        new_state.object_id,
+        tf.zeros([code.shape[0], 0]),
+    )
     return new_state, stop_discrete_gradients(Sampled(frame, inferred, sampled, discovered))
 
 
@@ -85,9 +96,12 @@ class OriginalSampling:
         q_presence = propagate.posterior_log_probs(inferred._replace(presence=sampled.presence), present).discrete
         q_sample = propagate.posterior_log_probs(inferred._replace(what=sampled.what, where=sampled.where), present)
         p_kept = propagate.prior_log_probs(frame.propagated._replace(presence=inferred.presence), frame.prior, present)
-        probs = probs._replace(q_discovery=probs.q_discovery._replace(discrete=before.q_discovery.discrete),
-                               p_discovery=probs.p_discovery._replace(discrete=before.p_discovery.discrete),
-                               q_propagation=q_sample._replace(discrete=q_presence), p_propagation=p_kept)
+        probs = probs._replace(
+            q_discovery=probs.q_discovery._replace(discrete=before.q_discovery.discrete),
+            p_discovery=probs.p_discovery._replace(discrete=before.p_discovery.discrete),
+            q_propagation=q_sample._replace(discrete=q_presence),
+            p_propagation=p_kept,
+        )
         return self.model.weigh(obs, frame, probs, inferred=obs.shape[0]), drawn
 
     def _infer(self, obs: tf.Tensor, noise: Noise) -> Sampled:

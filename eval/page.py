@@ -14,7 +14,7 @@ from data_gen.errors import UserError
 from data_gen.files import begins, check_output, output_path, read_json
 from eval.options import Page as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.page", lambda: parse(Arguments, "eval.page"))
 
 import base64
@@ -36,7 +36,7 @@ from PIL import Image
 from eval.drawing import this_command
 from eval.predictions import Predictions
 
-_TEMPLATE = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")      # a `string.Template`
+_TEMPLATE = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")  # a `string.Template`
 
 
 class Source(NamedTuple):
@@ -59,10 +59,14 @@ def _text(value: Any) -> str:
 def table(caption: str, header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     """An HTML table; the first cell of a row is its heading. Wide ones scroll by themselves, by keyboard too."""
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in header)
-    body = "".join(f'<tr><th scope="row">{_text(first)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in rest)
-                   + "</tr>" for first, *rest in rows)
-    return _scroll(f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-                   "</table>", caption)
+    body = "".join(
+        f'<tr><th scope="row">{_text(first)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    return _scroll(
+        f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        caption,
+    )
 
 
 def _scroll(content: str, label: str) -> str:
@@ -92,8 +96,9 @@ class _Tables(Treeprocessor):
         for parent in list(root.iter()):
             for i, table in enumerate(list(parent)):
                 if table.tag == "table":
-                    parent[i] = etree.Element("div", {"class": "scroll", "role": "region", "tabindex": "0",
-                                                      "aria-label": "table"})
+                    parent[i] = etree.Element(
+                        "div", {"class": "scroll", "role": "region", "tabindex": "0", "aria-label": "table"}
+                    )
                     parent[i].append(table)
 
     @staticmethod
@@ -120,7 +125,7 @@ class _Tables(Treeprocessor):
 def from_markdown(text: str) -> str:
     """HTML of the Markdown of eval.tables (see `_Tables`); HTML inside it stays text."""
     document = markdown.Markdown(extensions=["tables"])
-    document.treeprocessors.register(_Tables(document), "tables of the page", 5)      # behind all that adds to the tree
+    document.treeprocessors.register(_Tables(document), "tables of the page", 5)  # behind all that adds to the tree
     return document.convert(html.escape(text, quote=False))
 
 
@@ -131,8 +136,11 @@ def from_markdown(text: str) -> str:
 
 def _files(folder: pathlib.Path, ending: str) -> list[pathlib.Path]:
     """Files in and below a folder, nearer ones first; hidden ones are half-written or not meant."""
-    found = [path for path in folder.rglob(f"*{ending}")
-             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    found = [
+        path
+        for path in folder.rglob(f"*{ending}")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     return sorted(found, key=lambda path: (len(path.parts), str(path)))
 
 
@@ -157,12 +165,16 @@ def picture(path: pathlib.Path) -> str:
     # Frames are drawn for 160 dots an inch, a browser's inch has 96.
     width, height = (width, height) if kind == "gif" else (round(width * 0.6), round(height * 0.6))
     made = _folded("Command", f"<pre>{_text(command)}</pre>") if command else ""
-    shown = (f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" width="{width}" '
-             f'height="{height}" alt="{_text(description or title or path.stem)}"')
+    shown = (
+        f'<img src="data:image/{kind};base64,{base64.b64encode(data).decode()}" width="{width}" '
+        f'height="{height}" alt="{_text(description or title or path.stem)}"'
+    )
     # On a phone a wide picture keeps a legible size and scrolls sideways.
     shown = _scroll(shown + ' class="wide">', title or path.stem) if width > 720 else shown + ">"
-    return (f"<figure>{shown}<figcaption><strong>{_text(title or path.stem)}</strong> {_text(description)}{made}"
-            "</figcaption></figure>")
+    return (
+        f"<figure>{shown}<figcaption><strong>{_text(title or path.stem)}</strong> {_text(description)}{made}"
+        "</figcaption></figure>"
+    )
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -191,16 +203,17 @@ def sources(folder: pathlib.Path, runs: Iterable[pathlib.Path]) -> list[Source]:
         if not flags.is_file():
             raise UserError(f"{flags}: no such file; --runs takes run folders")
         versions = flags.with_name("versions.json")
-        found[flags.parent.resolve()] = Source(flags.parent.name, _json(flags),
-                                               _json(versions) if versions.is_file() else {})
+        found[flags.parent.resolve()] = Source(
+            flags.parent.name, _json(flags), _json(versions) if versions.is_file() else {}
+        )
     for path in _files(folder, ".h5"):
         try:
             with Predictions(path) as predictions:
                 about = predictions.about
         except UserError:
-            continue                    # a data set
+            continue  # a data set
         if runs and pathlib.Path(about.run).resolve() not in found:
-            continue                    # left by another comparison
+            continue  # left by another comparison
         found[path.resolve()] = Source(path.stem, about.flags, about.versions)
         found.setdefault(pathlib.Path(about.run).resolve(), found[path.resolve()])
     return list({id(source): source for source in found.values()}.values())
@@ -213,10 +226,18 @@ def _settings(found: list[Source]) -> str:
     parts = []
     differ = [name for name in names if name not in same]
     if differ:
-        parts.append(table("Settings that differ", ["run", *differ],
-                           [[source.name, *(source.flags.get(name) for name in differ)] for source in found]))
-    shared = table("Settings" + (" of all" if len(found) > 1 else ""), ["flag", "value"],
-                   [[name, found[0].flags[name]] for name in same])
+        parts.append(
+            table(
+                "Settings that differ",
+                ["run", *differ],
+                [[source.name, *(source.flags.get(name) for name in differ)] for source in found],
+            )
+        )
+    shared = table(
+        "Settings" + (" of all" if len(found) > 1 else ""),
+        ["flag", "value"],
+        [[name, found[0].flags[name]] for name in same],
+    )
     said = f"{len(same)} settings{' of all' * bool(differ)}"
     return "".join(parts) + _folded(said, shared)
 
@@ -262,17 +283,21 @@ def build(folder: pathlib.Path, title: str, command: str | None = None, runs: It
       UserError: there is nothing to show, or something is damaged.
     """
     tables = [from_markdown(path.read_text(encoding="utf-8")) for path in _files(folder, ".md")]
-    likelihoods = "".join(likelihood_table(path) for path in _files(folder, ".json")
-                          if path.name not in ("flags.json", "versions.json"))
+    likelihoods = "".join(
+        likelihood_table(path) for path in _files(folder, ".json") if path.name not in ("flags.json", "versions.json")
+    )
     tables.append(_folded("Likelihoods", likelihoods) if tables and likelihoods else likelihoods)
     pictures, leading = _files(folder, ".png"), []
     for names in (("figure3", "sequences"), ("figure4",)):
         leading += [path for path in pictures if path.stem.startswith(names)][:1]
     animations = "".join(picture(path) for path in _files(folder, ".gif"))
-    sections = {"Results": "".join([*map(picture, leading), *tables]),
-                "Animations": f"<details open><summary>Moving pictures (close to stop them)</summary>{animations}"
-                              "</details>" if animations else "",
-                "Figures": "".join(picture(path) for path in pictures if path not in leading)}
+    sections = {
+        "Results": "".join([*map(picture, leading), *tables]),
+        "Animations": f"<details open><summary>Moving pictures (close to stop them)</summary>{animations}</details>"
+        if animations
+        else "",
+        "Figures": "".join(picture(path) for path in pictures if path not in leading),
+    }
     if not any(sections.values()):
         raise UserError(f"{folder}: no table.md, likelihood.json, PNG or GIF in it; run the evaluation first")
     found = sources(folder, runs)
@@ -281,12 +306,16 @@ def build(folder: pathlib.Path, title: str, command: str | None = None, runs: It
     sections["Commands"] = _commands(command, found)
     shown = {name: content for name, content in sections.items() if content}
     return string.Template(_TEMPLATE).substitute(
-        title=_text(title), command=_text(this_command()),
+        title=_text(title),
+        command=_text(this_command()),
         time=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         links="".join(f'<li><a href="#{name.lower()}">{name}</a></li>' for name in shown),
-        sections="\n".join(f'<section id="{name.lower()}" aria-labelledby="{name.lower()}-title">'
-                           f'<h2 id="{name.lower()}-title">{name}</h2>\n{content}\n</section>'
-                           for name, content in shown.items()))
+        sections="\n".join(
+            f'<section id="{name.lower()}" aria-labelledby="{name.lower()}-title">'
+            f'<h2 id="{name.lower()}-title">{name}</h2>\n{content}\n</section>'
+            for name, content in shown.items()
+        ),
+    )
 
 
 def main() -> None:

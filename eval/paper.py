@@ -17,7 +17,7 @@ from data_gen.files import fingerprint
 from eval.options import SQAIR
 from eval.options import Paper as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.paper", lambda: parse(Arguments, "eval.paper"))
 
 import collections
@@ -59,14 +59,38 @@ class Scale(NamedTuple):
 
 SCALES = {
     "paper": Scale(),
-    "short": Scale({TRAIN_ON: dict(n_frames=10, training=20_000, validation=2000, test=2000),
-                    TEST_ON: dict(n_frames=10, test=2000)}, ["--recipe", "short"]),
-    "small": Scale({TRAIN_ON: dict(n_frames=10, training=1000, validation=64, test=128),
-                    TEST_ON: dict(n_frames=10, test=128)},
-                   ["--train_itr", "40", "--seq_len", "3", "--stage_itr", "0", "--max_seq_len", "3", "--log_itr", "20",
-                    "--report_loss_every", "10", "--save_itr", "20", "--fig_itr", "1000", "--no-eval_on_train",
-                    "--learning_rate", "3e-5"],
-                   ["--n_sequences", "32", "--canvases"]),
+    "short": Scale(
+        {
+            TRAIN_ON: dict(n_frames=10, training=20_000, validation=2000, test=2000),
+            TEST_ON: dict(n_frames=10, test=2000),
+        },
+        ["--recipe", "short"],
+    ),
+    "small": Scale(
+        {TRAIN_ON: dict(n_frames=10, training=1000, validation=64, test=128), TEST_ON: dict(n_frames=10, test=128)},
+        [
+            "--train_itr",
+            "40",
+            "--seq_len",
+            "3",
+            "--stage_itr",
+            "0",
+            "--max_seq_len",
+            "3",
+            "--log_itr",
+            "20",
+            "--report_loss_every",
+            "10",
+            "--save_itr",
+            "20",
+            "--fig_itr",
+            "1000",
+            "--no-eval_on_train",
+            "--learning_rate",
+            "3e-5",
+        ],
+        ["--n_sequences", "32", "--canvases"],
+    ),
 }
 
 
@@ -140,14 +164,17 @@ def data_reason(path: pathlib.Path, settings: bouncing_balls.BouncingBalls) -> s
         with h5py.File(path, "r") as file:
             found = json.loads(file.attrs.get("settings", "{}"))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a data file ({error}); remove it or choose another --data_dir"
-                        ) from None
+        raise UserError(
+            f"{path}: cannot be read as a data file ({error}); remove it or choose another --data_dir"
+        ) from None
     wanted = json.loads(json.dumps(attrs.asdict(settings)))
     differ = [name for name in wanted if found and found.get(name) != wanted[name]]
     if differ:
-        raise UserError(f"{path} was made with {differ[0]} {found.get(differ[0])}, asked is {wanted[differ[0]]}: "
-                        "choose another --data_dir, move the file away, or name it with --data_4 or --data_678 to use "
-                        "it")
+        raise UserError(
+            f"{path} was made with {differ[0]} {found.get(differ[0])}, asked is {wanted[differ[0]]}: "
+            "choose another --data_dir, move the file away, or name it with --data_4 or --data_678 to use "
+            "it"
+        )
     return ""
 
 
@@ -167,14 +194,15 @@ def training_reason(command: Command, data: pathlib.Path) -> str:
     if differ:
         raise UserError(f"{folder} holds a run with {differ}: {advice}")
     if not data.exists():
-        same_data = True        # as far as can be told: it is to be made
+        same_data = True  # as far as can be told: it is to be made
     elif began_with:
         same_data = fingerprint(data) == began_with
-    else:                       # a run from before fingerprints
+    else:  # a run from before fingerprints
         same_data = os.path.realpath(found.train.train_data) == os.path.realpath(data)
     if not same_data:
-        raise UserError(f"{folder} was trained on other data than {data} (its own were {found.train.train_data}): "
-                        f"{advice}")
+        raise UserError(
+            f"{folder} was trained on other data than {data} (its own were {found.train.train_data}): {advice}"
+        )
     return "" if (folder / run_folder.FINISHED).exists() else f"{folder} is not finished and goes on"
 
 
@@ -197,10 +225,12 @@ def prediction_reason(command: Command, training: Command, data: pathlib.Path) -
         return f"{command.result} was made from other data than {data}"
     trained = load_flags(folder / "flags.json")[0]
     slots = asked.n_slots or trained.model.n_steps_per_image
-    config = attrs.evolve(trained, model=attrs.evolve(trained.model, k_particles=asked.k_particles,
-                                                      n_steps_per_image=slots))
-    differ = (_differ(dict(about.flags), to_flags(config))
-              or _differ(dict(about.settings), predict.settings(asked), ("run", "data", "out")))
+    config = attrs.evolve(
+        trained, model=attrs.evolve(trained.model, k_particles=asked.k_particles, n_steps_per_image=slots)
+    )
+    differ = _differ(dict(about.flags), to_flags(config)) or _differ(
+        dict(about.settings), predict.settings(asked), ("run", "data", "out")
+    )
     return f"{command.result} was made with {differ}" if differ else ""
 
 
@@ -209,7 +239,8 @@ def _differ(found: dict[str, Any], asked: dict[str, Any], but: tuple[str, ...] =
     found, asked = (json.loads(json.dumps(values, default=list)) for values in (found, asked))
     names = [name for name in asked if name not in but and found.get(name) != asked[name]]
     return ", ".join(f"{name} {found.get(name)} (asked: {asked[name]})" for name in names[:3]) + (
-        f" and {len(names) - 3} more" if names[3:] else "")
+        f" and {len(names) - 3} more" if names[3:] else ""
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -230,13 +261,26 @@ def plan(arguments: Arguments) -> Plan:
         if not given[preset]:
             options = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
             words = ["-m", "data_gen.bouncing_balls", "--preset", preset, *options, "--out", str(path)]
-            data.append(Command(words, results / "logs" / f"{preset}.log",
-                                functools.partial(data_reason, path, settings), path))
+            data.append(
+                Command(words, results / "logs" / f"{preset}.log", functools.partial(data_reason, path, settings), path)
+            )
 
     def training(model: str, seed: int) -> Command:
         run_ = runs / f"{_preset(model)}_{seed}"
-        words = ["-m", "sqair.train", "--preset", _preset(model), *scale.training, "--run_dir", str(run_), "--seed",
-                 str(seed), "--train_data", str(paths[TRAIN_ON]), *(["--xla"] if arguments.xla else [])]
+        words = [
+            "-m",
+            "sqair.train",
+            "--preset",
+            _preset(model),
+            *scale.training,
+            "--run_dir",
+            str(run_),
+            "--seed",
+            str(seed),
+            "--train_data",
+            str(paths[TRAIN_ON]),
+            *(["--xla"] if arguments.xla else []),
+        ]
         command = Command(words, results / "logs" / f"train_{model}_{seed}.log", result=run_, run=str(run_))
         return command._replace(reason=functools.partial(training_reason, command, paths[TRAIN_ON]))
 
@@ -247,12 +291,28 @@ def plan(arguments: Arguments) -> Plan:
             if n_slots != slots and has_fixed_slots(_relation(model)):
                 continue
             out = results / "predictions" / f"{model}_{seed}_{data_set}_{n_slots}.h5"
-            words = ["-m", "eval.predict", "--run", trained.run, "--data", str(paths[data_set]), "--out", str(out),
-                     "--n_slots", str(n_slots), *_without(scale.prediction, few), *few]
-            name = metrics_name(model_name(_relation(model)), seed,
-                                data_set_name(paths[data_set], n_slots, slots))
-            command = Command(words, results / "logs" / f"predict_{out.stem}.log", result=out, run=trained.run,
-                              figures=results / "metrics" / name)
+            words = [
+                "-m",
+                "eval.predict",
+                "--run",
+                trained.run,
+                "--data",
+                str(paths[data_set]),
+                "--out",
+                str(out),
+                "--n_slots",
+                str(n_slots),
+                *_without(scale.prediction, few),
+                *few,
+            ]
+            name = metrics_name(model_name(_relation(model)), seed, data_set_name(paths[data_set], n_slots, slots))
+            command = Command(
+                words,
+                results / "logs" / f"predict_{out.stem}.log",
+                result=out,
+                run=trained.run,
+                figures=results / "metrics" / name,
+            )
             yield command._replace(reason=functools.partial(prediction_reason, command, trained, paths[data_set]))
 
     chains = []
@@ -268,16 +328,28 @@ def _without(options: list[str], replaced: list[str]) -> list[str]:
     if not replaced or replaced[0] not in options:
         return options
     at = options.index(replaced[0])
-    return options[:at] + options[at + 2:]
+    return options[:at] + options[at + 2 :]
 
 
 def _tables(arguments: Arguments, predictions: list[Command]) -> Command:
     """Makes the tables of what was asked for from those predictions that there are."""
     results = arguments.results_folder
-    names = [model_name(_relation(model)) for model in arguments.models]      # as eval.tables has them
-    return Command(["-m", "eval.tables", "--predictions", *(str(c.result) for c in predictions), "--out", str(results),
-                    "--expected_models", *names, "--expected_seeds", *map(str, arguments.seeds)],
-                   results / "logs" / "tables.log")
+    names = [model_name(_relation(model)) for model in arguments.models]  # as eval.tables has them
+    return Command(
+        [
+            "-m",
+            "eval.tables",
+            "--predictions",
+            *(str(c.result) for c in predictions),
+            "--out",
+            str(results),
+            "--expected_models",
+            *names,
+            "--expected_seeds",
+            *map(str, arguments.seeds),
+        ],
+        results / "logs" / "tables.log",
+    )
 
 
 def report_commands(arguments: Arguments, steps: Plan, runs: list[str], predictions: list[Command]) -> list[Command]:
@@ -291,20 +363,74 @@ def report_commands(arguments: Arguments, steps: Plan, runs: list[str], predicti
     if runs:
         of_last = [f"{_preset(arguments.models[-1])}_{seed}" for seed in arguments.seeds]
         shown = next((run_ for run_ in runs if pathlib.Path(run_).name in of_last), runs[-1])
-        commands.append(Command(
-            ["-m", "eval.figures", "--run", shown, "--data", *map(str, steps.files), "--n_sequences", "1",
-             "--generate_after", "8", "--out", str(results / "figure3.png"), str(results / "figure3.pdf"), "--gif"],
-            results / "logs" / "figure3.log"))
+        commands.append(
+            Command(
+                [
+                    "-m",
+                    "eval.figures",
+                    "--run",
+                    shown,
+                    "--data",
+                    *map(str, steps.files),
+                    "--n_sequences",
+                    "1",
+                    "--generate_after",
+                    "8",
+                    "--out",
+                    str(results / "figure3.png"),
+                    str(results / "figure3.pdf"),
+                    "--gif",
+                ],
+                results / "logs" / "figure3.log",
+            )
+        )
     if predictions:
-        commands.append(Command(
-            ["-m", "eval.figures", "figure4", "--metrics", *(str(c.figures) for c in predictions), "--out",
-             str(results / "figure4.png"), str(results / "figure4.pdf")], results / "logs" / "figure4.log"))
+        commands.append(
+            Command(
+                [
+                    "-m",
+                    "eval.figures",
+                    "figure4",
+                    "--metrics",
+                    *(str(c.figures) for c in predictions),
+                    "--out",
+                    str(results / "figure4.png"),
+                    str(results / "figure4.pdf"),
+                ],
+                results / "logs" / "figure4.log",
+            )
+        )
     if runs:
-        commands.append(Command(["-m", "eval.figures", "curves", "--runs", *runs, "--out", str(results / "curves.png"),
-                                 str(results / "curves.pdf")], results / "logs" / "curves.log"))
-        commands.append(Command(["-m", "eval.page", "--results", str(results), "--runs", *runs, "--command",
-                                 shlex.join(["python", "-m", "eval.paper", *sys.argv[1:]])],
-                                results / "logs" / "page.log"))
+        commands.append(
+            Command(
+                [
+                    "-m",
+                    "eval.figures",
+                    "curves",
+                    "--runs",
+                    *runs,
+                    "--out",
+                    str(results / "curves.png"),
+                    str(results / "curves.pdf"),
+                ],
+                results / "logs" / "curves.log",
+            )
+        )
+        commands.append(
+            Command(
+                [
+                    "-m",
+                    "eval.page",
+                    "--results",
+                    str(results),
+                    "--runs",
+                    *runs,
+                    "--command",
+                    shlex.join(["python", "-m", "eval.paper", *sys.argv[1:]]),
+                ],
+                results / "logs" / "page.log",
+            )
+        )
     return commands
 
 
@@ -351,9 +477,8 @@ class Processes:
     def _on_signal(self, number: int, _: Any) -> None:
         again, self.signal = bool(self.signal), self.signal or number
         if self._children:
-            print("stopping at once" if again else
-                  f"signal {number}: waiting for {len(self._children)} commands to save and stop; once more kills them",
-                  flush=True)
+            waiting = f"waiting for {len(self._children)} commands to save and stop; once more kills them"
+            print("stopping at once" if again else f"signal {number}: {waiting}", flush=True)
         for child in self._children:
             self._tell(child, signal.SIGKILL if again else signal.SIGTERM)
 
@@ -382,13 +507,18 @@ class Processes:
         with open(command.log, "a", encoding="utf-8") as log:
             log.write(f"$ {command}\n")
             log.flush()
-            process = subprocess.Popen([sys.executable, *command.arguments], stdout=log, stderr=subprocess.STDOUT,
-                                       stdin=subprocess.DEVNULL, start_new_session=True,
-                                       env=os.environ | {PARENT: str(os.getpid())})
+            process = subprocess.Popen(
+                [sys.executable, *command.arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | {PARENT: str(os.getpid())},
+            )
         child = _Child(command, process, time.monotonic())
         self._children.append(child)
         self.started += 1
-        if self.signal:             # it came meanwhile
+        if self.signal:  # it came meanwhile
             self._tell(child, signal.SIGTERM)
         return True
 
@@ -402,7 +532,7 @@ class Processes:
 
     def _ended(self, child: _Child) -> Command:
         self._children.remove(child)
-        self._tell(child, signal.SIGKILL)       # what it may have left of its group
+        self._tell(child, signal.SIGKILL)  # what it may have left of its group
         command, code, took = child.command, child.process.returncode, f"{time.monotonic() - child.started:.0f} s"
         if not code:
             print(f"done ({took}): {command.log.stem}", flush=True)
@@ -432,8 +562,9 @@ class Processes:
                 active[command.log] = chain
 
 
-def _chain(processes: Processes, arguments: Arguments, steps: Plan, training: Command,
-           predictions: list[Command]) -> Iterator[Command]:
+def _chain(
+    processes: Processes, arguments: Arguments, steps: Plan, training: Command, predictions: list[Command]
+) -> Iterator[Command]:
     """A run's training, then its predictions; then makes the tables of all finished runs."""
     before = processes.started
     yield training
@@ -496,8 +627,9 @@ def main() -> int:
     check(arguments, steps)
     if arguments.dry_run:
         every = [command for training, predictions in steps.runs for command in (training, *predictions)]
-        for command in steps.data + every + report_commands(arguments, steps, [c.run for c in steps.training],
-                                                            steps.prediction):
+        for command in (
+            steps.data + every + report_commands(arguments, steps, [c.run for c in steps.training], steps.prediction)
+        ):
             print(explain(command))
         return 0
     with Processes() as processes:
@@ -520,6 +652,9 @@ def main() -> int:
     if not runs:
         raise UserError(f"no run is finished yet, nothing can be shown; look at {results / 'logs'}")
     whole = f"{len(runs)} of {len(steps.runs)} runs"
-    print(f"{len(failed)} commands failed; the results ({whole}) are in {results}" if failed
-          else f"all done ({whole}); open {results}/index.html")
+    print(
+        f"{len(failed)} commands failed; the results ({whole}) are in {results}"
+        if failed
+        else f"all done ({whole}); open {results}/index.html"
+    )
     return 1 if failed else 0

@@ -17,7 +17,7 @@ from data_gen.console import parse, progress, run_module
 from data_gen.files import check_output, fingerprint
 from eval.options import Predict as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.predict", lambda: parse(Arguments, "eval.predict"))
 
 import math
@@ -41,7 +41,7 @@ from sqair.model import SQAIR, Forward, resample
 from sqair.runs.folder import versions
 from sqair.runs.loading import Run, checkpoint_fingerprint, load_run
 
-KEPT = 60       # frames at most of which all particles are kept until one is drawn
+KEPT = 60  # frames at most of which all particles are kept until one is drawn
 
 
 def load(path: str, which: str, k_particles: int, n_slots: int | None = None) -> Run:
@@ -109,8 +109,13 @@ def infer(model: SQAIR, obs: tf.Tensor, seed: np.ndarray, first_generated: int |
     return model(obs, model.draw_noise(seed, n_frames, batch), generate_after=last_inferred)
 
 
-def infer_parts(model: SQAIR, stream: Stream, seed: np.ndarray, first_generated: int | None = None,
-                advance: Callable[[int], Any] = lambda n: None) -> Iterator[tuple[int, Truth, Forward]]:
+def infer_parts(
+    model: SQAIR,
+    stream: Stream,
+    seed: np.ndarray,
+    first_generated: int | None = None,
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Iterator[tuple[int, Truth, Forward]]:
     """One pass as by `infer`, with its noise, of which some frames at a time are in memory.
 
     Args:
@@ -129,8 +134,12 @@ def infer_parts(model: SQAIR, stream: Stream, seed: np.ndarray, first_generated:
         n_frames, batch = obs.shape[:2]
         noise = model.draw_noise(seed, n_frames, batch, first)
         if not model.sequence.is_compiled:
-            print(f"compiling the model for {stream.batch_size} x {model.config.k_particles} particles, "
-                  f"{model.config.n_steps_per_image} slots ...", file=sys.stderr, flush=True)
+            print(
+                f"compiling the model for {stream.batch_size} x {model.config.k_particles} particles, "
+                f"{model.config.n_steps_per_image} slots ...",
+                file=sys.stderr,
+                flush=True,
+            )
         forward = model(obs, noise, generate_after=last_inferred, state=state, first=first)
         state = forward.state
         advance(stream.size * obs.shape[0])
@@ -151,8 +160,12 @@ def paste(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tenso
     size = model.config.glimpse_size
     shape = presence.shape.as_list()
     pasted = spatial_transformer.paste(
-        tf.reshape(glimpse, [-1, 1, glimpse.shape[-1]]), tf.reshape(where, [-1, 1, 4]), tf.reshape(presence, [-1, 1]),
-        (size, size, channels), (height, width))                                      # [L*N, H, C*W]
+        tf.reshape(glimpse, [-1, 1, glimpse.shape[-1]]),
+        tf.reshape(where, [-1, 1, 4]),
+        tf.reshape(presence, [-1, 1]),
+        (size, size, channels),
+        (height, width),
+    )  # [L*N, H, C*W]
     return tf.reduce_mean(tf.reshape(pasted, shape + [height, channels, width]), -2)
 
 
@@ -178,16 +191,25 @@ def draw_particle(model: SQAIR, forward: Forward, log_weights: tf.Tensor, unifor
     present = presence[..., None]
     where = drawn(forward.latents.where)
     return Drawn(
-        what=drawn(forward.latents.what) * present, where=where * present, presence=presence,
+        what=drawn(forward.latents.what) * present,
+        where=where * present,
+        presence=presence,
         object_id=drawn(forward.frame.object_id),
         canvas=spatial_transformer.rows_to_image(drawn(forward.canvas), model.config.image_size[2]),
         pasted=paste(model, drawn(forward.glimpse), where, presence),
-        attention=drawn(forward.frame.attention), log_weights=log_weights,
-        particle=drawn(tf.tile(tf.range(k), [batch])[None])[0])
+        attention=drawn(forward.frame.attention),
+        log_weights=log_weights,
+        particle=drawn(tf.tile(tf.range(k), [batch])[None])[0],
+    )
 
 
-def sample(model: SQAIR, stream: Stream, first_generated: int, rng: np.random.Generator,
-           advance: Callable[[int], Any] = lambda n: None) -> Iterator[tuple[int, Truth, Drawn]]:
+def sample(
+    model: SQAIR,
+    stream: Stream,
+    first_generated: int,
+    rng: np.random.Generator,
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Iterator[tuple[int, Truth, Drawn]]:
     """One particle of each sequence, drawn by its importance weight on the inferred frames, some frames at a time.
 
     Args:
@@ -204,7 +226,7 @@ def sample(model: SQAIR, stream: Stream, first_generated: int, rng: np.random.Ge
     uniform = tf.constant(rng.random(stream.batch_size, np.float32))
     for part in infer_parts(model, stream, seed, first_generated, advance):
         first, truth, forward = part
-        log_weights.append(tf.reduce_sum(forward.log_weights_per_frame[:max(first_generated - first, 0)], 0))
+        log_weights.append(tf.reduce_sum(forward.log_weights_per_frame[: max(first_generated - first, 0)], 0))
         if stream.n_frames <= KEPT:
             kept.append(part)
         elif first + truth.frames.shape[1] >= first_generated:
@@ -231,7 +253,7 @@ def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.nd
       Members of `eval.predictions`, without the samples' axis: data_ll [B, T]; relational_ll [B, T] if the data have
       collisions; object_ll [B, T, n] if they have groups and positions.
     """
-    pixels = metrics.gaussian_log_likelihood(truth.frames, canvas, std, truth.frames.ndim == 5)   # [B, T, H, W]
+    pixels = metrics.gaussian_log_likelihood(truth.frames, canvas, std, truth.frames.ndim == 5)  # [B, T, H, W]
     found = {"rollout/data_ll": pixels.sum((-2, -1))}
     if truth.collisions is not None:
         found["rollout/relational_ll"] = metrics.masked_sum(pixels, truth.collisions)
@@ -241,8 +263,14 @@ def likelihoods(truth: Truth, canvas: np.ndarray, std: float) -> dict[str, np.nd
     return found
 
 
-def rollout(model: SQAIR, stream: Stream, first_generated: int, rng: np.random.Generator, canvases: bool,
-            advance: Callable[[int], Any] = lambda n: None) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def rollout(
+    model: SQAIR,
+    stream: Stream,
+    first_generated: int,
+    rng: np.random.Generator,
+    canvases: bool,
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """One sample of a batch, some frames at a time: the first one's index, and members of the group `rollout` without
     the samples' axis, [B, ...]."""
     for first, truth, drawn in sample(model, stream, first_generated, rng, advance):
@@ -260,8 +288,9 @@ def rollout(model: SQAIR, stream: Stream, first_generated: int, rng: np.random.G
         yield first, found
 
 
-def inference(model: SQAIR, stream: Stream, rng: np.random.Generator, advance: Callable[[int], Any] = lambda n: None
-              ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def inference(
+    model: SQAIR, stream: Stream, rng: np.random.Generator, advance: Callable[[int], Any] = lambda n: None
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """All frames of a batch inferred, some at a time: the first one's index, and members of the groups `truth` and
     `inference`, [B, K, ...]; their log-weights, which are of all frames, come with the last ones."""
     log_weights: list[np.ndarray] = []
@@ -269,8 +298,9 @@ def inference(model: SQAIR, stream: Stream, rng: np.random.Generator, advance: C
         found = {"data_ll": forward.data_ll, "log_p": forward.log_p, "log_q": forward.log_q, "count": forward.num_steps}
         batch, k = forward.log_weights.shape
         log_weights.append(forward.log_weights.numpy())
-        members = true_members(truth) | {f"inference/{name}": value.numpy().reshape(-1, batch, k).transpose(1, 2, 0)
-                                         for name, value in found.items()}                # [T, P] -> [B, K, T]
+        members = true_members(truth) | {
+            f"inference/{name}": value.numpy().reshape(-1, batch, k).transpose(1, 2, 0) for name, value in found.items()
+        }  # [T, P] -> [B, K, T]
         if first + len(forward.data_ll) == stream.n_frames:
             members["inference/log_weights"] = sum(log_weights)
         yield first, members
@@ -287,9 +317,16 @@ def true_members(truth: Truth) -> dict[str, np.ndarray]:
     return {f"truth/{name}": value for name, value in found.items() if value is not None}
 
 
-def predict(model: SQAIR, source: Source, first_generated: int, n_samples: int, batch_size: int, seed: int,
-            canvases: bool, advance: Callable[[int], Any] = lambda n: None
-            ) -> Iterator[tuple[Mapping[str, int], dict[str, np.ndarray]]]:
+def predict(
+    model: SQAIR,
+    source: Source,
+    first_generated: int,
+    n_samples: int,
+    batch_size: int,
+    seed: int,
+    canvases: bool,
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Iterator[tuple[Mapping[str, int], dict[str, np.ndarray]]]:
     """Yields parts of the members of `eval.predictions`: where each begins along its axes S, M and T, and the arrays.
 
     A batch of sequences, a sample and `PART` frames are computed at a time. The noise depends on the seed, the number
@@ -297,13 +334,19 @@ def predict(model: SQAIR, source: Source, first_generated: int, n_samples: int, 
     """
     for number, stream in enumerate(source.streams(batch_size)):
         parts = [(0, inference(model, stream, generator(seed, number, 0), advance))]
-        parts += [(i, rollout(model, stream, first_generated, generator(seed, number, 1 + i), canvases, advance))
-                  for i in range(n_samples)]
+        parts += [
+            (i, rollout(model, stream, first_generated, generator(seed, number, 1 + i), canvases, advance))
+            for i in range(n_samples)
+        ]
         for i, frames in parts:
             for first, members in frames:
-                yield {"S": stream.first, "M": i, "T": first}, {
-                    name: value[:stream.size, None] if name.startswith("rollout/") else value[:stream.size]
-                    for name, value in members.items()}
+                yield (
+                    {"S": stream.first, "M": i, "T": first},
+                    {
+                        name: value[: stream.size, None] if name.startswith("rollout/") else value[: stream.size]
+                        for name, value in members.items()
+                    },
+                )
 
 
 def settings(arguments: Arguments) -> dict[str, Any]:
@@ -323,23 +366,43 @@ def write(arguments: Arguments) -> list[str]:
     check_output(arguments.out, PREDICTIONS, (arguments.data,))
     loaded = load(arguments.run, arguments.checkpoint, arguments.k_particles, arguments.n_slots)
     model, first_generated = loaded.model, arguments.n_frames - arguments.n_generated
-    with Source(arguments.data, arguments.split, model.config.image_size, arguments.n_frames,
-                arguments.n_sequences) as source, new_file(
-            arguments.out, PREDICTIONS, (arguments.data,)) as file:
+    with (
+        Source(
+            arguments.data, arguments.split, model.config.image_size, arguments.n_frames, arguments.n_sequences
+        ) as source,
+        new_file(arguments.out, PREDICTIONS, (arguments.data,)) as file,
+    ):
         for line in source.describe():
             print(line, file=sys.stderr)
         about = About(
-            run=loaded.folder, checkpoint=loaded.source, step=loaded.step, flags=to_flags(loaded.config),
-            trained_slots=loaded.trained.model.n_steps_per_image, data=os.fspath(arguments.data), split=arguments.split,
-            first_generated=first_generated, settings=settings(arguments),
-            notes=source.notes, versions=versions(), checkpoint_fingerprint=checkpoint_fingerprint(loaded.source),
-            data_fingerprint=fingerprint(arguments.data))
+            run=loaded.folder,
+            checkpoint=loaded.source,
+            step=loaded.step,
+            flags=to_flags(loaded.config),
+            trained_slots=loaded.trained.model.n_steps_per_image,
+            data=os.fspath(arguments.data),
+            split=arguments.split,
+            first_generated=first_generated,
+            settings=settings(arguments),
+            notes=source.notes,
+            versions=versions(),
+            checkpoint_fingerprint=checkpoint_fingerprint(loaded.source),
+            data_fingerprint=fingerprint(arguments.data),
+        )
         sizes = {"S": source.n_sequences, "M": arguments.n_samples, "T": arguments.n_frames}
         writer = Writer(file, about, sizes, {"S": arguments.batch_size, "M": 1, "T": PART})
         frames = arguments.n_frames + arguments.n_samples * frames_of_a_sample(arguments.n_frames, first_generated)
         with progress(source.n_sequences * frames, "predicting", "frames") as advance:
-            for place, members in predict(model, source, first_generated, arguments.n_samples, arguments.batch_size,
-                                          arguments.seed, arguments.canvases, advance):
+            for place, members in predict(
+                model,
+                source,
+                first_generated,
+                arguments.n_samples,
+                arguments.batch_size,
+                arguments.seed,
+                arguments.canvases,
+                advance,
+            ):
                 writer.write(members, place)
     return source.notes
 

@@ -49,32 +49,32 @@ class Member(NamedTuple):
 
 
 MEMBERS = {
-    "rollout/what": Member("SMTND", np.float32),             # latents; 0 where the slot is empty
-    "rollout/where": Member("SMTN4", np.float32),            # logits (sx, sy, tx, ty); 0 where the slot is empty
-    "rollout/box": Member("SMTN4", np.float32, False),       # of what it draws: top, left, height, width in pixels;
-    "rollout/centre": Member("SMTN2", np.float32, False),    # (row, column); NaN where the slot is empty or black
+    "rollout/what": Member("SMTND", np.float32),  # latents; 0 where the slot is empty
+    "rollout/where": Member("SMTN4", np.float32),  # logits (sx, sy, tx, ty); 0 where the slot is empty
+    "rollout/box": Member("SMTN4", np.float32, False),  # of what it draws: top, left, height, width in pixels;
+    "rollout/centre": Member("SMTN2", np.float32, False),  # (row, column); NaN where the slot is empty or black
     "rollout/presence": Member("SMTN", np.uint8, highest=1),
-    "rollout/object_id": Member("SMTN", np.int16),           # -1 where the slot is empty
-    "rollout/data_ll": Member("SMT", np.float32),            # log p(x|z), nats per frame
-    "rollout/relational_ll": Member("SMT", np.float32, False),   # its sum over the pixels of colliding objects
-    "rollout/object_ll": Member("SMTn", np.float32, False),      # its sum over the visible pixels of each true object
-    "rollout/segmentation": Member("SMTHW", np.uint8),       # slot + 1 that explains the pixel, 0 none
-    "rollout/log_weights": Member("SMK", np.float32),        # of the inferred frames alone, nats
-    "rollout/particle": Member("SM", np.int32),              # the one drawn by them
-    "rollout/canvas": Member("SMTHWC", np.uint8, False),     # mean of p(x|z), clipped, 255 is white
-    "rollout/attention": Member("SMTARR", np.float16, False),    # of the relation, see relational.Relations
-    "inference/log_weights": Member("SK", np.float32),       # summed over the frames, nats
+    "rollout/object_id": Member("SMTN", np.int16),  # -1 where the slot is empty
+    "rollout/data_ll": Member("SMT", np.float32),  # log p(x|z), nats per frame
+    "rollout/relational_ll": Member("SMT", np.float32, False),  # its sum over the pixels of colliding objects
+    "rollout/object_ll": Member("SMTn", np.float32, False),  # its sum over the visible pixels of each true object
+    "rollout/segmentation": Member("SMTHW", np.uint8),  # slot + 1 that explains the pixel, 0 none
+    "rollout/log_weights": Member("SMK", np.float32),  # of the inferred frames alone, nats
+    "rollout/particle": Member("SM", np.int32),  # the one drawn by them
+    "rollout/canvas": Member("SMTHWC", np.uint8, False),  # mean of p(x|z), clipped, 255 is white
+    "rollout/attention": Member("SMTARR", np.float16, False),  # of the relation, see relational.Relations
+    "inference/log_weights": Member("SK", np.float32),  # summed over the frames, nats
     "inference/data_ll": Member("SKT", np.float32),
-    "inference/log_p": Member("SKT", np.float32),            # of the latents, by the prior
-    "inference/log_q": Member("SKT", np.float32),            # of the latents, by the posterior; KL = log q - log p
-    "inference/count": Member("SKT", np.uint8),              # objects
-    "truth/frames": Member("STHWC", np.uint8),               # 255 is white
-    "truth/count": Member("ST", np.int16, highest=255),      # visible objects; -1 where unknown
-    "truth/groups": Member("STHW", np.uint8, False),         # 0 background, 1.. object
-    "truth/collisions": Member("STHW", np.bool_, False),     # visible pixels of colliding objects
-    "truth/centre": Member("STn2", np.float32, False),       # (row, column) in pixels; NaN: no such object
-    "truth/box": Member("STn4", np.float32, False),          # top, left, height, width in pixels; NaN: no such object
-    "truth/pixels": Member("STn", np.uint16, False),         # visible pixels of each object
+    "inference/log_p": Member("SKT", np.float32),  # of the latents, by the prior
+    "inference/log_q": Member("SKT", np.float32),  # of the latents, by the posterior; KL = log q - log p
+    "inference/count": Member("SKT", np.uint8),  # objects
+    "truth/frames": Member("STHWC", np.uint8),  # 255 is white
+    "truth/count": Member("ST", np.int16, highest=255),  # visible objects; -1 where unknown
+    "truth/groups": Member("STHW", np.uint8, False),  # 0 background, 1.. object
+    "truth/collisions": Member("STHW", np.bool_, False),  # visible pixels of colliding objects
+    "truth/centre": Member("STn2", np.float32, False),  # (row, column) in pixels; NaN: no such object
+    "truth/box": Member("STn4", np.float32, False),  # top, left, height, width in pixels; NaN: no such object
+    "truth/pixels": Member("STn", np.uint16, False),  # visible pixels of each object
 }
 
 _CHUNK_BYTES = 2**20
@@ -162,8 +162,12 @@ class Writer:
             axes = axes if len(axes) == array.ndim else axes.replace("C", "")
             if name not in self._file:
                 self._create(name, array, axes)
-            self._file[name][tuple(slice(place[axis], place[axis] + size) if axis in place else slice(None)
-                                   for axis, size in zip(axes, array.shape))] = array
+            self._file[name][
+                tuple(
+                    slice(place[axis], place[axis] + size) if axis in place else slice(None)
+                    for axis, size in zip(axes, array.shape)
+                )
+            ] = array
         self._file.check()
 
     def _create(self, name: str, array: np.ndarray, axes: str) -> None:
@@ -171,10 +175,19 @@ class Writer:
         # Chunks that divide what is written at once are compressed once, when they are full.
         chunk = [min(self._at_once.get(axis, size), size) for axis, size in zip(axes, shape)]
         batch, row = self._at_once["S"], math.prod(chunk[1:]) * array.itemsize
-        chunk[0] = min(self._sizes["S"],
-                       max(d for d in range(1, batch + 1) if batch % d == 0 and (d == 1 or d * row <= _CHUNK_BYTES)))
-        self._file.create_dataset(name, shape, array.dtype, chunks=tuple(chunk), compression="gzip",
-                                  compression_opts=1, shuffle=array.itemsize > 1)
+        chunk[0] = min(
+            self._sizes["S"],
+            max(d for d in range(1, batch + 1) if batch % d == 0 and (d == 1 or d * row <= _CHUNK_BYTES)),
+        )
+        self._file.create_dataset(
+            name,
+            shape,
+            array.dtype,
+            chunks=tuple(chunk),
+            compression="gzip",
+            compression_opts=1,
+            shuffle=array.itemsize > 1,
+        )
 
 
 class Stored:
@@ -189,11 +202,14 @@ class Stored:
         try:
             values = self._data[where]
         except (OSError, RuntimeError) as error:
-            raise unreadable(self._where, error, f"cannot be read ({error})", "make it again with eval.predict"
-                             ) from None
+            raise unreadable(
+                self._where, error, f"cannot be read ({error})", "make it again with eval.predict"
+            ) from None
         if np.size(values) and np.max(values) > self._member.highest:
-            raise UserError(f"{self._where} has values up to {np.max(values)}, at most {self._member.highest} are "
-                            "possible; make it again with eval.predict")
+            raise UserError(
+                f"{self._where} has values up to {np.max(values)}, at most {self._member.highest} are "
+                "possible; make it again with eval.predict"
+            )
         return values
 
 
@@ -242,8 +258,10 @@ class Predictions:
     def __getitem__(self, name: str) -> Stored:
         """A member, to be sliced: `predictions["rollout/data_ll"][:]`."""
         if name not in self._file:
-            raise UserError(f"{self.path}: no member {name}; make the file again with eval.predict"
-                            + (" --canvases" if name == "rollout/canvas" else ""))
+            raise UserError(
+                f"{self.path}: no member {name}; make the file again with eval.predict"
+                + (" --canvases" if name == "rollout/canvas" else "")
+            )
         return Stored(self.path, name, self._file[name])
 
     def _about(self) -> About:
@@ -271,18 +289,23 @@ class Predictions:
             return
         data = self._file[name]
         if not isinstance(data, h5py.Dataset) or data.dtype != member.dtype:
-            raise UserError(f"{self.path}: {name} is not a data set of {np.dtype(member.dtype)}; make it again with "
-                            "eval.predict")
+            raise UserError(
+                f"{self.path}: {name} is not a data set of {np.dtype(member.dtype)}; make it again with eval.predict"
+            )
         check_storage(data, f"{self.path}: {name}")
         by_sequence = not _BY_SEQUENCE.isdisjoint(member.axes)
         n_bytes = data.nbytes // max(len(data), 1) if by_sequence and data.ndim else data.nbytes
         if not data.size or n_bytes > _MAX_BYTES[by_sequence]:
-            raise UserError(f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' per sequence' * by_sequence}, "
-                            f"expected something and at most {_MAX_BYTES[by_sequence] // 2**20}; predict fewer "
-                            "sequences or samples")
+            raise UserError(
+                f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' per sequence' * by_sequence}, "
+                f"expected something and at most {_MAX_BYTES[by_sequence] // 2**20}; predict fewer "
+                "sequences or samples"
+            )
         shape = data.shape
         axes = member.axes if len(shape) == len(member.axes) else member.axes.replace("C", "")
         expected = tuple(int(a) if a.isdigit() else self.sizes.setdefault(a, size) for a, size in zip(axes, shape))
         if len(shape) != len(axes) or shape != expected:
-            raise UserError(f"{self.path}: {name} has shape {shape}, expected {', '.join(member.axes)} = {expected}; "
-                            "make it again with eval.predict")
+            raise UserError(
+                f"{self.path}: {name} has shape {shape}, expected {', '.join(member.axes)} = {expected}; "
+                "make it again with eval.predict"
+            )

@@ -13,7 +13,7 @@ from sqair.config import model_titles
 
 # Tracking costs as much as all the rest together; more sequences would not change its third digit.
 TRACKED_SEQUENCES = 1000
-_BLOCK = 200    # sequences whose pictures are in memory
+_BLOCK = 200  # sequences whose pictures are in memory
 
 
 class Metric(NamedTuple):
@@ -42,14 +42,15 @@ METRICS: dict[str, Metric] = {
     "motp": Metric("MOTP (1 - IoU)", 3, "of the matches; lower is better"),
     "id_switches": Metric("ID switches", 2, "in 1,000 appearances of a ball"),
     "ari": Metric("foreground ARI", 3, "inferred frames, background left out"),
-    "position_error_inferred": Metric("position error, inferred", 2,
-                                      "pixels, last inferred frame, where objects are matched to balls"),
+    "position_error_inferred": Metric(
+        "position error, inferred", 2, "pixels, last inferred frame, where objects are matched to balls"
+    ),
     "position_error": Metric("position error", 2, "pixels, last frame, of objects still followed"),
     "lost": Metric("lost", 3, "share of the balls whose object has vanished in the last frame"),
 }
 HORIZON_METRICS = ("data_ll", "relational_ll", "position_error", "lost")
 PAPER_METRICS = ("data_ll_predicted", "relational_ll_predicted")
-_ONE_FIGURE = ("iwae", "vae", "kl")     # not one per sample
+_ONE_FIGURE = ("iwae", "vae", "kl")  # not one per sample
 _COUNTS = ("n_sequences", "n_frames", "n_generated", "n_samples", "k_particles")
 BOXES = {
     "drawn": "the pixels of what the object draws that are above half of its greatest; their centre of mass",
@@ -82,8 +83,9 @@ def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
     confusion, known = None, (true_counts >= 0).all()
     if known:
         true_counts = np.broadcast_to(true_counts[:, None], counts.shape)
-        found["count_accuracy"] = np.array([metrics.count_accuracy(true_counts[:, m], counts[:, m])
-                                            for m in range(sizes["M"])])
+        found["count_accuracy"] = np.array(
+            [metrics.count_accuracy(true_counts[:, m], counts[:, m]) for m in range(sizes["M"])]
+        )
         most = int(max(true_counts.max(), about.slots))
         confusion = metrics.confusion_matrix(true_counts, counts, most).tolist()
     found |= {name: value for name, value in pictures.items() if name == "ari"}
@@ -94,15 +96,34 @@ def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
     if first < sizes["T"]:
         found |= {name: horizon[name][:, -1] for name in ("position_error", "lost") if name in horizon}
     return {
-        "file": predictions.path, "run": about.run, "checkpoint": about.checkpoint, "step": about.step,
-        "model": about.model, "seed": about.seed, "data_set": about.data_set, "slots": about.slots,
-        "trained_slots": about.trained_slots, "balls": _balls(predictions), "data_check": _data_check(predictions),
-        "checkpoint_fingerprint": about.checkpoint_fingerprint, "data_fingerprint": about.data_fingerprint,
-        "comparable": {"n_sequences": sizes["S"], "n_frames": sizes["T"], "n_generated": sizes["T"] - first,
-                       "n_samples": sizes["M"], "k_particles": sizes["K"], "split": about.split},
-        "boxes": boxes, "flags": about.flags, "notes": about.notes, "versions": about.versions,
+        "file": predictions.path,
+        "run": about.run,
+        "checkpoint": about.checkpoint,
+        "step": about.step,
+        "model": about.model,
+        "seed": about.seed,
+        "data_set": about.data_set,
+        "slots": about.slots,
+        "trained_slots": about.trained_slots,
+        "balls": _balls(predictions),
+        "data_check": _data_check(predictions),
+        "checkpoint_fingerprint": about.checkpoint_fingerprint,
+        "data_fingerprint": about.data_fingerprint,
+        "comparable": {
+            "n_sequences": sizes["S"],
+            "n_frames": sizes["T"],
+            "n_generated": sizes["T"] - first,
+            "n_samples": sizes["M"],
+            "k_particles": sizes["K"],
+            "split": about.split,
+        },
+        "boxes": boxes,
+        "flags": about.flags,
+        "notes": about.notes,
+        "versions": about.versions,
         "collapse": metrics.collapsed(counts, about.slots, true_counts if known else None),
-        "confusion": confusion, "bounds": pictures["bounds"],
+        "confusion": confusion,
+        "bounds": pictures["bounds"],
         "metrics": {name: _listed(np.atleast_1d(found[name])) for name in METRICS if name in found},
         "by_horizon": {name: _listed(horizon[name]) for name in HORIZON_METRICS if name in horizon},
     }
@@ -117,8 +138,11 @@ def _listed(values: np.ndarray) -> Any:
 
 def _by_frame(predictions: Predictions, collides: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Log-likelihoods, means over the sequences, [M, T]; and the frames that tell something about them, [T]."""
-    return {name: (predictions[f"rollout/{name}"][:].mean(0, dtype=float), collides | (name == "data_ll"))
-            for name in ("data_ll", "relational_ll") if f"rollout/{name}" in predictions}
+    return {
+        name: (predictions[f"rollout/{name}"][:].mean(0, dtype=float), collides | (name == "data_ll"))
+        for name in ("data_ll", "relational_ll")
+        if f"rollout/{name}" in predictions
+    }
 
 
 def _likelihoods(predictions: Predictions, collides: np.ndarray) -> dict[str, np.ndarray]:
@@ -133,20 +157,24 @@ def _likelihoods(predictions: Predictions, collides: np.ndarray) -> dict[str, np
 
 def _bounds(predictions: Predictions) -> dict[str, float]:
     n_frames = predictions.sizes["T"]
-    log_weights = predictions["inference/log_weights"][:].astype(float)     # [S, K]
+    log_weights = predictions["inference/log_weights"][:].astype(float)  # [S, K]
     weights = np.exp(log_weights - log_weights.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     kl = predictions["inference/log_q"][:].astype(float) - predictions["inference/log_p"][:]
-    return {"iwae": metrics.iwae_bound(log_weights, n_frames).mean(),
-            "vae": metrics.vae_bound(log_weights, n_frames).mean(),
-            "kl": (weights * kl.mean(-1)).sum(-1).mean()}
+    return {
+        "iwae": metrics.iwae_bound(log_weights, n_frames).mean(),
+        "vae": metrics.vae_bound(log_weights, n_frames).mean(),
+        "kl": (weights * kl.mean(-1)).sum(-1).mean(),
+    }
 
 
 def check_drawn(predictions: Predictions, member: str) -> None:
     """Raises: UserError: the file has no such member, box or centre, of what objects draw."""
     if f"rollout/{member}" not in predictions:
-        raise UserError(f"{predictions.path}: it does not tell what objects draw; make it again with eval.predict, or "
-                        "take their windows: --boxes window")
+        raise UserError(
+            f"{predictions.path}: it does not tell what objects draw; make it again with eval.predict, or "
+            "take their windows: --boxes window"
+        )
 
 
 def _objects(predictions: Predictions, boxes: str, where: tuple, member: str) -> np.ndarray:
@@ -164,17 +192,23 @@ def _tracking(predictions: Predictions, boxes: str) -> dict[str, np.ndarray]:
     size, first = (predictions.sizes["H"], predictions.sizes["W"]), predictions.about.first_generated
     frames = (slice(TRACKED_SEQUENCES), slice(first))
     true_boxes = predictions["truth/box"][frames]
-    truth, ignored = tracking.ground_truth(predictions["truth/centre"][frames], predictions["truth/pixels"][frames],
-                                           size)
+    truth, ignored = tracking.ground_truth(
+        predictions["truth/centre"][frames], predictions["truth/pixels"][frames], size
+    )
     samples = (frames[0], slice(None), frames[1])
     found, object_id = _objects(predictions, boxes, samples, "box"), predictions["rollout/object_id"][samples]
     try:
-        scores = [tracking.track(true_boxes, truth, found[:, m], object_id[:, m], ignored, image_size=size)
-                  for m in range(found.shape[1])]
+        scores = [
+            tracking.track(true_boxes, truth, found[:, m], object_id[:, m], ignored, image_size=size)
+            for m in range(found.shape[1])
+        ]
     except ValueError as error:
         raise UserError(f"{predictions.path}: {error}; make it again with eval.predict") from None
-    return {"mota": np.array([score.mota for score in scores]), "motp": np.array([score.motp for score in scores]),
-            "id_switches": np.array([1000 * score.id_switches / max(score.objects, 1) for score in scores])}
+    return {
+        "mota": np.array([score.mota for score in scores]),
+        "motp": np.array([score.motp for score in scores]),
+        "id_switches": np.array([1000 * score.id_switches / max(score.objects, 1) for score in scores]),
+    }
 
 
 def _pictures(predictions: Predictions) -> dict[str, Any]:
@@ -184,7 +218,7 @@ def _pictures(predictions: Predictions) -> dict[str, Any]:
     has_groups, has_collisions = "truth/groups" in predictions, "truth/collisions" in predictions
     std, channels = predictions.about.flags["output_std"], sizes.get("C", 1)
     total, frames = np.zeros(sizes["M"]), np.zeros(sizes["M"])
-    colliding = np.zeros(sizes["T"])            # pixels
+    colliding = np.zeros(sizes["T"])  # pixels
     image = np.zeros((1, sizes["H"], sizes["W"]))
     bound = metrics.upper_bounds(image, image, std)
     for start in range(0, sizes["S"], _BLOCK):
@@ -211,15 +245,19 @@ def _pictures(predictions: Predictions) -> dict[str, Any]:
 def _by_horizon(predictions: Predictions, collides: np.ndarray, boxes: str) -> dict[str, np.ndarray]:
     """[M, L + 1] each; horizon 0 is the last inferred frame."""
     match = predictions.about.first_generated - 1
-    found = {name: np.where(telling, values, np.nan)[:, match:]
-             for name, (values, telling) in _by_frame(predictions, collides).items()}
+    found = {
+        name: np.where(telling, values, np.nan)[:, match:]
+        for name, (values, telling) in _by_frame(predictions, collides).items()
+    }
     if "truth/centre" in predictions:
         size = (predictions.sizes["H"], predictions.sizes["W"])
         true_centres = predictions["truth/centre"][:]
         centres = _objects(predictions, boxes, (), "centre")
         object_id = predictions["rollout/object_id"][:]
-        errors = [metrics.rollout_position_error(true_centres, centres[:, m], object_id[:, m], match, size)
-                  for m in range(centres.shape[1])]
+        errors = [
+            metrics.rollout_position_error(true_centres, centres[:, m], object_id[:, m], match, size)
+            for m in range(centres.shape[1])
+        ]
         found["position_error"] = np.stack([error.error for error in errors])
         found["lost"] = np.stack([error.lost for error in errors])
     return found
@@ -273,5 +311,9 @@ def check_figures(figures: Any) -> None:
         check(name, are_numbers(values, 1 if name in _ONE_FIGURE else same["n_samples"]))
     check("by_horizon", {"data_ll"} <= set(horizon) <= set(HORIZON_METRICS))
     for name, samples in horizon.items():
-        check(name, isinstance(samples, list) and len(samples) == same["n_samples"]
-              and all(are_numbers(values, same["n_generated"] + 1) for values in samples))
+        check(
+            name,
+            isinstance(samples, list)
+            and len(samples) == same["n_samples"]
+            and all(are_numbers(values, same["n_generated"] + 1) for values in samples),
+        )

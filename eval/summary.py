@@ -77,8 +77,9 @@ class Difference(NamedTuple):
     note: str
 
 
-def bootstrap_difference(first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95, resamples: int = 9999,
-                         seed: int = 0) -> Difference:
+def bootstrap_difference(
+    first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> Difference:
     """Percentile bootstrap interval of the difference of means, with seeds as the unit.
 
     Samples are averaged within their seed first: they are not independent trainings. Seeds of the two models are

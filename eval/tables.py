@@ -13,7 +13,7 @@ from data_gen.errors import UserError
 from data_gen.files import Kind, begins, check_output, fingerprint, output_path, read_json
 from eval.options import Tables as Arguments
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("eval.tables", lambda: parse(Arguments, "eval.tables"))
 
 import csv
@@ -68,17 +68,30 @@ def tables(data_set: DataSet) -> list[Table]:
             row = [titles[model], data_set.seeds(model)]
             for metric in shown:
                 digits, theirs = METRICS[metric].digits, paper.get(model, {}).get(metric)
-                row += [_cell(data_set.summary(model, metric), digits, len(runs)),
-                        "–" if theirs is None else f"{theirs:g}"]
+                row += [
+                    _cell(data_set.summary(model, metric), digits, len(runs)),
+                    "–" if theirs is None else f"{theirs:g}",
+                ]
             rows.append(row)
-        rows.append(["perfect canvas", "–"] + [cell for metric in shown for cell in (
-            f"{bounds[metric]:.{METRICS[metric].digits}f}" if metric in bounds else "–", "–")])
+        rows.append(
+            ["perfect canvas", "–"]
+            + [
+                cell
+                for metric in shown
+                for cell in (f"{bounds[metric]:.{METRICS[metric].digits}f}" if metric in bounds else "–", "–")
+            ]
+        )
         found.append(Table("Predicted last frame, nats", header, rows))
 
     names = [titles[model] for model in models]
-    rows = [[METRICS[metric].label, *(_cell(data_set.summary(m, metric), METRICS[metric].digits, len(data_set.runs[m]))
-                                      for m in models)]
-            for metric in METRICS if data_set.has(metric)]
+    rows = [
+        [
+            METRICS[metric].label,
+            *(_cell(data_set.summary(m, metric), METRICS[metric].digits, len(data_set.runs[m])) for m in models),
+        ]
+        for metric in METRICS
+        if data_set.has(metric)
+    ]
     found.append(Table("All metrics (log-likelihoods, bounds and KL: nats per frame)", ["metric", *names], rows))
 
     last = data_set.any["comparable"]["n_generated"]
@@ -86,47 +99,67 @@ def tables(data_set: DataSet) -> list[Table]:
     for metric, h in itertools.product(HORIZON_METRICS, range(last + 1) if last else ()):
         metric_of = METRICS.get(metric) or METRICS[f"{metric}_predicted"]
         if data_set.has(metric, "by_horizon"):
-            rows.append([metric_of.label, str(h) if h else LAST_INFERRED,
-                         *(_cell(data_set.summary(m, metric, h), metric_of.digits, len(data_set.runs[m]))
-                           for m in models)])
+            rows.append(
+                [
+                    metric_of.label,
+                    str(h) if h else LAST_INFERRED,
+                    *(_cell(data_set.summary(m, metric, h), metric_of.digits, len(data_set.runs[m])) for m in models),
+                ]
+            )
     if rows:
         found.append(Table("By horizon", ["metric", "frames ahead", *names], rows))
 
     rows = []
     for later, earlier, metric, difference in data_set.differences():
         digits = METRICS[metric].digits
-        interval = ("–" if math.isnan(difference.low) else
-                    f"{difference.low:.{digits}f} to {difference.high:.{digits}f}")
-        rows.append([f"{titles[later]} − {titles[earlier]}", METRICS[metric].label,
-                     f"{difference.difference:.{digits}f}", interval, difference.note or "–"])
+        interval = "–" if math.isnan(difference.low) else f"{difference.low:.{digits}f} to {difference.high:.{digits}f}"
+        rows.append(
+            [
+                f"{titles[later]} − {titles[earlier]}",
+                METRICS[metric].label,
+                f"{difference.difference:.{digits}f}",
+                interval,
+                difference.note or "–",
+            ]
+        )
     if rows:
-        found.append(Table("Differences of means, with 95 % bootstrap intervals over seeds",
-                           ["models", "metric", "difference", "interval", "note"], rows))
+        found.append(
+            Table(
+                "Differences of means, with 95 % bootstrap intervals over seeds",
+                ["models", "metric", "difference", "interval", "note"],
+                rows,
+            )
+        )
     return found
 
 
 def _settings(data_set: DataSet) -> str:
     same = data_set.any["comparable"]
-    return (f"{same['split']} split, {same['n_sequences']:,} sequences of {same['n_frames']} frames, the last "
-            f"{same['n_generated']} predicted; {same['n_samples']} samples per sequence, {same['k_particles']} "
-            f"particles, {data_set.any['slots']} slots")
+    return (
+        f"{same['split']} split, {same['n_sequences']:,} sequences of {same['n_frames']} frames, the last "
+        f"{same['n_generated']} predicted; {same['n_samples']} samples per sequence, {same['k_particles']} "
+        f"particles, {data_set.any['slots']} slots"
+    )
 
 
 def _trouble(data_set: DataSet) -> list[str]:
-    return ([f"failed, not in the means: {run_title(model, seed)}: {why}" for model, seed, why in data_set.failed]
-            + [f"collapsed, in the means: {run_title(model, seed)}: {how}" for model, seed, how in data_set.collapsed])
+    return [f"failed, not in the means: {run_title(model, seed)}: {why}" for model, seed, why in data_set.failed] + [
+        f"collapsed, in the means: {run_title(model, seed)}: {how}" for model, seed, how in data_set.collapsed
+    ]
 
 
 def _foot(data_sets: Sequence[DataSet]) -> list[str]:
     everything = [run for data_set in data_sets for run in itertools.chain(*data_set.runs.values())]
     used = {metric for run in everything for metric in run["metrics"]}
     geometry = dict.fromkeys(run["boxes"] for run in everything if "mota" in run["metrics"])
-    return ["Mean ± standard deviation over all seeds and samples together; table.csv has the two apart. "
-            "\"Paper\": figure 4 and section 3 of the R-SQAIR paper. \"Perfect canvas\": what a canvas equal to the "
-            "image would reach on these data. \"–\": not defined on these data, as a relational log-likelihood is "
-            "where nothing collides.",
-            *(f"Box and centre of an object (--boxes {boxes}): {BOXES[boxes]}." for boxes in geometry),
-            *(f"{METRICS[metric].label}: {METRICS[metric].meaning}." for metric in METRICS if metric in used)]
+    return [
+        "Mean ± standard deviation over all seeds and samples together; table.csv has the two apart. "
+        '"Paper": figure 4 and section 3 of the R-SQAIR paper. "Perfect canvas": what a canvas equal to the '
+        'image would reach on these data. "–": not defined on these data, as a relational log-likelihood is '
+        "where nothing collides.",
+        *(f"Box and centre of an object (--boxes {boxes}): {BOXES[boxes]}." for boxes in geometry),
+        *(f"{METRICS[metric].label}: {METRICS[metric].meaning}." for metric in METRICS if metric in used),
+    ]
 
 
 def markdown(data_sets: Sequence[DataSet]) -> str:
@@ -135,8 +168,12 @@ def markdown(data_sets: Sequence[DataSet]) -> str:
     for data_set in data_sets:
         lines += [f"## {data_set.name}", "", _settings(data_set) + ".", ""]
         for table in tables(data_set):
-            lines += [f"### {table.title}", "", "| " + " | ".join(table.header) + " |",
-                      "|" + "---|" * len(table.header)]
+            lines += [
+                f"### {table.title}",
+                "",
+                "| " + " | ".join(table.header) + " |",
+                "|" + "---|" * len(table.header),
+            ]
             lines += ["| " + " | ".join(row) + " |" for row in table.rows] + [""]
         lines += ["### Failed and collapsed runs", ""]
         lines += [f"- {line}" for line in _trouble(data_set)] or ["None."]
@@ -144,14 +181,26 @@ def markdown(data_sets: Sequence[DataSet]) -> str:
     return "\n".join(lines + ["## Notes", ""] + [f"- {line}" for line in _foot(data_sets)]) + "\n"
 
 
-_LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
-          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$",
-          "−": r"$-$", "–": "--"}
+_LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+}
 
 
 def _latex(text: str) -> str:
     text = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", text)      # a minus, not a hyphen
+    return re.sub(r"(?<![\w$-])-(?=\d)", "$-$", text)  # a minus, not a hyphen
 
 
 def latex(data_sets: Sequence[DataSet]) -> str:
@@ -159,14 +208,19 @@ def latex(data_sets: Sequence[DataSet]) -> str:
     lines = ["% Made by eval.tables; needs \\usepackage{booktabs}."]
     for data_set in data_sets:
         for table in tables(data_set):
-            if table.title.startswith("Differences"):       # the notes are sentences; the interval says enough
+            if table.title.startswith("Differences"):  # the notes are sentences; the interval says enough
                 table = table._replace(header=table.header[:-1], rows=[row[:-1] for row in table.rows])
             text_columns = 2 if table.header[1] in ("metric", "frames ahead") else 1
             columns = "l" * text_columns + "r" * (len(table.header) - text_columns)
-            lines += [r"\begin{table}", r"\centering",
-                      rf"\caption{{{_latex(f'{data_set.name}. {table.title}. {_settings(data_set)}.')}}}",
-                      rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-                      " & ".join(map(_latex, table.header)) + r" \\", r"\midrule"]
+            lines += [
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{_latex(f'{data_set.name}. {table.title}. {_settings(data_set)}.')}}}",
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                " & ".join(map(_latex, table.header)) + r" \\",
+                r"\midrule",
+            ]
             lines += [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
             lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
         lines += [f"% {data_set.name}, {line}" for line in _trouble(data_set)]
@@ -186,9 +240,18 @@ def csv_rows(data_sets: Sequence[DataSet]) -> list[list[Any]]:
             summary = data_set.summary(model, metric, horizon)
             if summary is not None:
                 at_end = horizon is None
-                rows.append([data_set.name, model, metric, "" if at_end else horizon, *summary, len(runs),
-                             data_set.paper.get(model, {}).get(metric, "") if at_end else "",
-                             data_set.any["bounds"].get(metric, "") if at_end else ""])
+                rows.append(
+                    [
+                        data_set.name,
+                        model,
+                        metric,
+                        "" if at_end else horizon,
+                        *summary,
+                        len(runs),
+                        data_set.paper.get(model, {}).get(metric, "") if at_end else "",
+                        data_set.any["bounds"].get(metric, "") if at_end else "",
+                    ]
+                )
     return rows
 
 
@@ -221,8 +284,12 @@ def find(patterns: Sequence[str]) -> list[str]:
 
 
 # What an older result begins with, which a new one may replace.
-_BEGINNINGS = {"table.md": "# Comparison", "table.tex": "% Made by eval.tables", "table.csv": ",".join(_CSV[:3]),
-               "differences.csv": "data_set,model,minus"}
+_BEGINNINGS = {
+    "table.md": "# Comparison",
+    "table.tex": "% Made by eval.tables",
+    "table.csv": ",".join(_CSV[:3]),
+    "differences.csv": "data_set,model,minus",
+}
 
 
 def _kind(path: pathlib.Path) -> Kind:

@@ -34,8 +34,9 @@ class Tracking(NamedTuple):
     frames: int
 
 
-def ground_truth(centres: npt.ArrayLike, pixels: npt.ArrayLike,
-                 image_size: npt.ArrayLike = CROP_SIZE) -> tuple[np.ndarray, np.ndarray]:
+def ground_truth(
+    centres: npt.ArrayLike, pixels: npt.ArrayLike, image_size: npt.ArrayLike = CROP_SIZE
+) -> tuple[np.ndarray, np.ndarray]:
     """Which balls count as ground truth in a frame, and which are ignored.
 
     A ball counts when its centre lies in the crop and a pixel of it is visible (not all behind the curtain). A ball
@@ -60,9 +61,15 @@ def ground_truth(centres: npt.ArrayLike, pixels: npt.ArrayLike,
     return visible & inside, visible & ~inside
 
 
-def track(true_boxes: npt.ArrayLike, truth: npt.ArrayLike, boxes: npt.ArrayLike, object_id: npt.ArrayLike,
-          ignored: npt.ArrayLike | None = None, min_iou: float = 0.5,
-          image_size: npt.ArrayLike = CROP_SIZE) -> Tracking:
+def track(
+    true_boxes: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    boxes: npt.ArrayLike,
+    object_id: npt.ArrayLike,
+    ignored: npt.ArrayLike | None = None,
+    min_iou: float = 0.5,
+    image_size: npt.ArrayLike = CROP_SIZE,
+) -> Tracking:
     """Scores objects against balls over a set of sequences.
 
     Boxes are cut off at the frame's edge first, since nothing seen decides how far they reach beyond. A ball and an
@@ -128,8 +135,9 @@ def _summary(accumulator: Any) -> Tracking:
     return Tracking(**{field: Tracking.__annotations__[field](figures[name]) for field, name in _NAMES.items()})
 
 
-def _check(true_boxes: np.ndarray, truth: np.ndarray, boxes: np.ndarray, object_id: np.ndarray,
-           ignored: np.ndarray) -> None:
+def _check(
+    true_boxes: np.ndarray, truth: np.ndarray, boxes: np.ndarray, object_id: np.ndarray, ignored: np.ndarray
+) -> None:
     for name, array, axes in (("true_boxes", true_boxes, "[S, T, n, 4]"), ("boxes", boxes, "[S, T, N, 4]")):
         if array.ndim != 4 or array.shape[-1] != 4:
             raise ValueError(f"{name} must be {axes}, got {array.shape}")

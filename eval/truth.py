@@ -14,7 +14,7 @@ from data_gen import hdf5, pipeline
 from data_gen.errors import UserError
 from eval import geometry
 
-PART = hdf5.CHUNK_FRAMES     # frames that are read, and inferred, at once: those of a sequence of the paper
+PART = hdf5.CHUNK_FRAMES  # frames that are read, and inferred, at once: those of a sequence of the paper
 _OPTIONAL = ("groups", "collisions", "positions", "radii", "n", "nums", "coords")
 
 
@@ -32,7 +32,7 @@ class Truth(NamedTuple):
     """
 
     frames: np.ndarray
-    count: np.ndarray       # type: ignore[assignment]  # hides tuple.count
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count
     groups: np.ndarray | None
     collisions: np.ndarray | None
     centre: np.ndarray | None
@@ -43,8 +43,14 @@ class Truth(NamedTuple):
 class Source:
     """A split of a data file as a model of a given frame size sees it; a context manager."""
 
-    def __init__(self, path: str | os.PathLike, split: str, image_size: tuple[int, int, int], n_frames: int,
-                 n_sequences: int | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        split: str,
+        image_size: tuple[int, int, int],
+        n_frames: int,
+        n_sequences: int | None = None,
+    ):
         """Opens the split.
 
         Args:
@@ -62,11 +68,17 @@ class Source:
         try:
             self._data.read(slice(0, 1), 1, ["features"], first=n_frames - 1)
             stored = self._data.image_shape
-            if stored[2] != channels or height > stored[0] or width > stored[1] or (
-                    height != width and stored != image_size):
-                raise UserError(f"{path}: {split} has frames of {stored[0]} x {stored[1]} x {stored[2]}, from which "
-                                f"the model's {height} x {width} x {channels} cannot be cut; use data like those the "
-                                "model was trained on")
+            if (
+                stored[2] != channels
+                or height > stored[0]
+                or width > stored[1]
+                or (height != width and stored != image_size)
+            ):
+                raise UserError(
+                    f"{path}: {split} has frames of {stored[0]} x {stored[1]} x {stored[2]}, from which "
+                    f"the model's {height} x {width} x {channels} cannot be cut; use data like those the "
+                    "model was trained on"
+                )
             if n_sequences is not None and not 1 <= n_sequences <= self._data.n_sequences:
                 raise UserError(f"{path}: {split} has {self._data.n_sequences} sequences, {n_sequences} were asked for")
         except BaseException:
@@ -127,10 +139,15 @@ class Source:
         centre = box = pixels = None
         if self._data.objects:
             centre, box, pixels = OBJECTS[self._data.objects](self._data, members, self._crop, groups)
-        return Truth(frames, count, groups, seen(members["collisions"]) if "collisions" in members else None,
-                     None if centre is None else centre.astype(np.float32),
-                     None if box is None else box.astype(np.float32),
-                     None if pixels is None else pixels.astype(np.uint16))
+        return Truth(
+            frames,
+            count,
+            groups,
+            seen(members["collisions"]) if "collisions" in members else None,
+            None if centre is None else centre.astype(np.float32),
+            None if box is None else box.astype(np.float32),
+            None if pixels is None else pixels.astype(np.uint16),
+        )
 
     def disc_sizes(self, wanted: np.ndarray) -> dict[str, np.ndarray]:
         """What a file of discs does not tell of `n` [B] and `radii` [B, n], read off the pixels of all frames.
@@ -142,7 +159,7 @@ class Source:
             return {}
         for first in range(0, self.n_frames, PART):
             groups = data.read(wanted, min(PART, self.n_frames - first), ["groups"], first)["groups"][..., 0]
-            most = np.maximum(most, groups.max((0, 2, 3)))                           # of [T, B, H, W], not cropped
+            most = np.maximum(most, groups.max((0, 2, 3)))  # of [T, B, H, W], not cropped
             area = np.maximum(area, geometry.visible_pixels(groups, data.members["positions"].shape[2]).max(0))
         found: dict[str, np.ndarray] = {"n": most, "radii": np.sqrt(area / np.pi) * data.box / data.image_shape[1]}
         return {name: value for name, value in found.items() if name not in data.members}
@@ -181,21 +198,26 @@ class Stream:
 # Where objects are, by what the file's attribute `objects` says (docs/data.md)
 # ---------------------------------------------------------------------------------------------------------------
 
-_Places = tuple[np.ndarray, np.ndarray, np.ndarray]     # centres [B, T, n, 2], boxes [B, T, n, 4], pixels [B, T, n]
+_Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # centres [B, T, n, 2], boxes [B, T, n, 4], pixels [B, T, n]
 
 
-def _discs(data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice],
-           groups: np.ndarray | None) -> _Places:
+def _discs(
+    data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice], groups: np.ndarray | None
+) -> _Places:
     """Of discs, such as balls: `positions` are their centres in units of the box, whose side is the frame's width."""
-    assert groups is not None       # a file of discs has them (hdf5.py)
+    assert groups is not None  # a file of discs has them (hdf5.py)
     unit = data.image_shape[1] / data.box
     centres = geometry.pixel_centres(members["positions"], members["n"], unit, [part.start for part in crop])
-    return (centres, geometry.boxes_from_discs(centres, members["radii"], unit),
-            geometry.visible_pixels(groups, centres.shape[2]))
+    return (
+        centres,
+        geometry.boxes_from_discs(centres, members["radii"], unit),
+        geometry.visible_pixels(groups, centres.shape[2]),
+    )
 
 
-def _boxes(data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice],
-           groups: np.ndarray | None) -> _Places:
+def _boxes(
+    data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice], groups: np.ndarray | None
+) -> _Places:
     """Of objects whose boxes `coords` tells, such as digits: each is drawn from the pixel nearest to its corner on."""
     coords = members["coords"].swapaxes(0, 1).astype(float)
     start = [part.start for part in crop]
@@ -205,4 +227,4 @@ def _boxes(data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slic
     return box[..., :2] + box[..., 2:] / 2, box, pixels
 
 
-OBJECTS = {"discs": _discs, "boxes": _boxes}        # the kinds of `hdf5.OBJECTS`
+OBJECTS = {"discs": _discs, "boxes": _boxes}  # the kinds of `hdf5.OBJECTS`

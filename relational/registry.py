@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-MEMORY, INPUT = "memory", "input"       # rows of attention that are not an object's, see `RelationKind.attention_rows`
+MEMORY, INPUT = "memory", "input"  # rows of attention that are not an object's, see `RelationKind.attention_rows`
 
 
 @attrs.frozen(kw_only=True)

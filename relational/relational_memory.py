@@ -327,12 +327,13 @@ class SlotRelationalMemory(RelationalMemory):
         step = self.step(states, presence, prev_state)
         return step.output, step.memory
 
-    def multiply_adds(self, n_objects: int) -> int:     # type: ignore[override]  # any number of slots here
+    def multiply_adds(self, n_objects: int) -> int:  # type: ignore[override]  # any number of slots here
         """Multiplication-additions of the matrix products of one step of one particle with N objects."""
         return self._multiply_adds(n_objects, n_objects, gate_rows=n_objects)
 
-    def step(self, states: tf.Tensor, presence: tf.Tensor,  # type: ignore[override]
-             memory: tf.Tensor) -> MemoryStep:
+    def step(  # type: ignore[override]  # the presence of any number of slots too
+        self, states: tf.Tensor, presence: tf.Tensor, memory: tf.Tensor
+    ) -> MemoryStep:
         """Writes the objects' states into their memory rows.
 
         Args:

@@ -22,7 +22,7 @@ RelationInput = Literal["prior", "rnn", "where"]
 
 
 def _at_least(minimum: int) -> Callable[[Any, Any, Any], Any]:
-    return attrs.validators.and_(attrs.validators.ge(minimum), attrs.validators.le(2 ** 31))
+    return attrs.validators.and_(attrs.validators.ge(minimum), attrs.validators.le(2**31))
 
 
 def _choice(*choices: Collection[str]) -> Any:
@@ -32,6 +32,7 @@ def _choice(*choices: Collection[str]) -> Any:
 
 def _one_of(*choices: Collection[str]) -> Callable[[Any, attrs.Attribute, str], None]:
     """A validator: the value is in one of the collections at the time; registries may grow."""
+
     def check(instance: Any, attribute: attrs.Attribute, value: str) -> None:
         known = [name for names in choices for name in names]
         if value not in known:
@@ -68,7 +69,7 @@ class ModelConfig:
     """Width of the networks in units of 32."""
     glimpse_size: int = attrs.field(default=20, validator=[_at_least(2), attrs.validators.le(1024)])
     """Height and width of a glimpse, in pixels."""
-    k_particles: int = attrs.field(default=5, validator=[_at_least(1), attrs.validators.le(10 ** 6)])
+    k_particles: int = attrs.field(default=5, validator=[_at_least(1), attrs.validators.le(10**6)])
     """K, the number of importance particles."""
     masked_glimpse: bool = True
     """Mask glimpses in propagation by the temporal state."""
@@ -109,7 +110,8 @@ class ModelConfig:
     mean_image: bool = True
     """Learn a mean image, from the training set's mean on. (ours: the original does so when the data has one)"""
     relation: Annotated[str, _choice([NO_RELATION], RELATIONS)] = attrs.field(
-        default=NO_RELATION, validator=_one_of([NO_RELATION], RELATIONS))
+        default=NO_RELATION, validator=_one_of([NO_RELATION], RELATIONS)
+    )
     """Relational module of propagation: none (SQAIR), interaction network (in), relational memory core (rmc), or
     the latter with one row per object (rmc_slots). (ours)"""
     relation_inputs: tuple[RelationInput, ...] = ("prior", "rnn", "where")
@@ -123,10 +125,14 @@ class ModelConfig:
         except ValueError:
             raise ValueError(f"scale_prior must be one number or two with a comma, got {self.scale_prior!r}") from None
         shape = self.image_shape
-        if len(shape) not in (2, 3) or not all(2 <= x <= 4096 for x in shape[:2]) or not all(
-                1 <= x <= 16 for x in shape[2:]):
-            raise ValueError(f"image_shape must be height and width of 2 to 4096 pixels and optionally 1 to 16 "
-                             f"channels, got {shape}")
+        if (
+            len(shape) not in (2, 3)
+            or not all(2 <= x <= 4096 for x in shape[:2])
+            or not all(1 <= x <= 16 for x in shape[2:])
+        ):
+            raise ValueError(
+                f"image_shape must be height and width of 2 to 4096 pixels and optionally 1 to 16 channels, got {shape}"
+            )
         if self.relation != NO_RELATION and not self.relation_inputs:
             raise ValueError("relation_inputs must name at least one of prior, rnn, where")
 
@@ -139,7 +145,7 @@ class ModelConfig:
     def least_weights(self) -> int:
         """A lower bound on the number of weights, by a factor of 1 to 3 where one of the sizes is large."""
         height, width, channels = self.image_size
-        inputs = channels * (height * width + 2 * self.glimpse_size ** 2) + 8 * (self.n_hidden + self.n_what)
+        inputs = channels * (height * width + 2 * self.glimpse_size**2) + 8 * (self.n_hidden + self.n_what)
         return inputs * self.n_hidden
 
     @property
@@ -207,7 +213,7 @@ class TrainConfig:
     """Stop when the validation bound has not improved for this many epochs; 0: never. (paper, section 3)"""
     keep_checkpoints: int = attrs.field(default=3, validator=_at_least(1))
     """Newest checkpoints that are kept, besides the best one. (ours)"""
-    seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2 ** 31)])
+    seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2**31)])
     """Fixes weights, order of the data and noise. (ours)"""
     xla: bool = False
     """Compile frames by XLA: after a slow start about as quick as batches in one piece, on two cores slower than two
@@ -245,8 +251,10 @@ def preset_of(relation: str) -> str:
 
 def model_titles() -> dict[str, str]:
     """Name -> title of all models, in the order in which tables and figures show them."""
-    return {model_name(NO_RELATION): "SQAIR",
-            **{model_name(kind): f"R-SQAIR ({relation.title})" for kind, relation in RELATIONS.items()}}
+    return {
+        model_name(NO_RELATION): "SQAIR",
+        **{model_name(kind): f"R-SQAIR ({relation.title})" for kind, relation in RELATIONS.items()},
+    }
 
 
 def relation_kinds() -> list[str]:
@@ -263,7 +271,8 @@ def _presets() -> dict[str, Config]:
     # Paper, section 3: defaults of SQAIR but n_what 5, 4 slots; length 3, one more every 10,000 steps, up to 10.
     balls = Config(
         ModelConfig(n_what=5, n_steps_per_image=4),
-        TrainConfig(batch_size=32, seq_len=3, stage_itr=10_000, max_seq_len=10))
+        TrainConfig(batch_size=32, seq_len=3, stage_itr=10_000, max_seq_len=10),
+    )
 
     def related(relation: str) -> Config:
         return attrs.evolve(balls, model=attrs.evolve(balls.model, relation=relation))
@@ -274,8 +283,11 @@ def _presets() -> dict[str, Config]:
         # What the SQAIR release's training script runs on moving MNIST: the flags' defaults, length 3 and one more
         # every 100,000 steps. Its README speaks of 1,000,000 steps; the script leaves --train_itr at 2,000,000, which
         # the schedule is made for and the published model's flags say too. It does not stop early.
-        "sqair_mnist": Config(train=TrainConfig(train_data="data/moving_mnist.h5", crop=0, seq_len=3,
-                                                stage_itr=100_000, train_itr=2_000_000, patience=0)),
+        "sqair_mnist": Config(
+            train=TrainConfig(
+                train_data="data/moving_mnist.h5", crop=0, seq_len=3, stage_itr=100_000, train_itr=2_000_000, patience=0
+            )
+        ),
         # AIR: one frame, discovery alone.
         "air_balls": attrs.evolve(balls, train=attrs.evolve(balls.train, seq_len=1, stage_itr=0, max_seq_len=1)),
     }
@@ -286,9 +298,25 @@ PRESETS = _presets()
 # Ways to train, apart from what is trained: values of `TrainConfig` for `--recipe` (docs/learning.md).
 RECIPES: dict[str, dict[str, Any]] = {
     # Made for half an hour of two cores. The published VIMCO estimator is what allows four times the original's rate.
-    "short": dict(target="vimco_textbook", clip_norm=500.0, learning_rate=4e-5, final_learning_rate=1e-6, decay_itr=700,
-                  schedule="", train_itr=4000, seq_len=3, stage_itr=250, max_seq_len=10, patience=0, save_itr=250,
-                  log_itr=250, report_loss_every=50, fig_itr=1000, eval_on_train=False, eval_size_fraction=0.32),
+    "short": dict(
+        target="vimco_textbook",
+        clip_norm=500.0,
+        learning_rate=4e-5,
+        final_learning_rate=1e-6,
+        decay_itr=700,
+        schedule="",
+        train_itr=4000,
+        seq_len=3,
+        stage_itr=250,
+        max_seq_len=10,
+        patience=0,
+        save_itr=250,
+        log_itr=250,
+        report_loss_every=50,
+        fig_itr=1000,
+        eval_on_train=False,
+        eval_size_fraction=0.32,
+    ),
 }
 
 
@@ -401,8 +429,16 @@ def load_flags(path: str | os.PathLike) -> tuple[Config, list[str]]:
 
 # Flags that may differ when a run goes on: they change what is reported and kept, not what is computed
 # (`distribute` and `shards`: but for rounding).
-CHANGEABLE = ("train_data", "save_itr", "report_loss_every", "fig_itr", "keep_checkpoints", "eval_on_train",
-              "distribute", "shards")
+CHANGEABLE = (
+    "train_data",
+    "save_itr",
+    "report_loss_every",
+    "fig_itr",
+    "keep_checkpoints",
+    "eval_on_train",
+    "distribute",
+    "shards",
+)
 
 
 def sequence_length(train: TrainConfig, step: int) -> int:

@@ -147,22 +147,33 @@ class DiscoveryCore(snt.Module):
         super().__init__(name=name)
         hidden, n_what = config.n_hidden, config.n_what
         self.glimpse_encoder = glimpse_encoder
-        self.rnn = CELLS[config.transition](dict(frame=hidden, conditioning=hidden, slot=n_what + 5), hidden,
-                                            name="rnn")
+        self.rnn = CELLS[config.transition](
+            dict(frame=hidden, conditioning=hidden, slot=n_what + 5), hidden, name="rnn"
+        )
         self.initial_state = initial_state(hidden, "initial_state")
         self.where_head = WhereHead(hidden, hidden, config.transform_var_bias, name="where_head")
-        self.steps_predictor = MLP(dict(hidden=hidden, what=n_what), [hidden // 2], 1,
-                                   b_init=constant(config.disc_step_bias), name="steps_predictor")
+        self.steps_predictor = MLP(
+            dict(hidden=hidden, what=n_what),
+            [hidden // 2],
+            1,
+            b_init=constant(config.disc_step_bias),
+            name="steps_predictor",
+        )
 
     def first_slot(self, n_particles: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The first slot's inputs: summary of a slot before it, [P, D+5]: zeros, presence one; RNN state [P, R]."""
         summary = tf.zeros([n_particles, self.rnn.inputs.inputs["slot"] - 1])
-        return (tf.concat([summary, tf.ones([n_particles, 1])], -1),
-                tf.repeat(self.initial_state, n_particles, 0))
+        return (tf.concat([summary, tf.ones([n_particles, 1])], -1), tf.repeat(self.initial_state, n_particles, 0))
 
-    def __call__(self, precomputed: tf.Tensor, columns: Columns, previous: tf.Tensor, state: tf.Tensor,
-                 noise: PhaseNoise,
-                 image: tf.Tensor | None = None) -> tuple[Slots, tf.Tensor]:
+    def __call__(
+        self,
+        precomputed: tf.Tensor,
+        columns: Columns,
+        previous: tf.Tensor,
+        state: tf.Tensor,
+        noise: PhaseNoise,
+        image: tf.Tensor | None = None,
+    ) -> tuple[Slots, tf.Tensor]:
         """Infers one slot.
 
         Args:
@@ -217,8 +228,14 @@ class PropagationCore(snt.Module):
 
     WHERE_UPDATE_SCALE = 1.0  # a constant stored as a variable in the original
 
-    def __init__(self, config: ModelConfig, glimpse_encoder: GlimpseEncoder, rnn_relation: Mapping[str, int],
-                 where_relation: Mapping[str, int], name: str | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        glimpse_encoder: GlimpseEncoder,
+        rnn_relation: Mapping[str, int],
+        where_relation: Mapping[str, int],
+        name: str | None = None,
+    ):
         """Creates the core.
 
         Args:
@@ -234,18 +251,29 @@ class PropagationCore(snt.Module):
         self.glimpse_encoder = glimpse_encoder
         self.rnn_gamma, self.where_gamma = bool(rnn_relation), bool(where_relation)
         self.rnn = CELLS[config.transition](
-            dict(glimpse=n_what, slot=slot, object=slot, temporal=hidden, **rnn_relation), hidden, name="rnn")
+            dict(glimpse=n_what, slot=slot, object=slot, temporal=hidden, **rnn_relation), hidden, name="rnn"
+        )
         self.initial_state = initial_state(hidden, "initial_state")
         self.where_bias = MLP(hidden, [128], 4, name="where_bias")
-        self.where_head = WhereHead(dict(hidden=hidden, where=4, temporal=hidden, **where_relation), hidden,
-                                    config.transform_var_bias, name="where_head")
+        self.where_head = WhereHead(
+            dict(hidden=hidden, where=4, temporal=hidden, **where_relation),
+            hidden,
+            config.transform_var_bias,
+            name="where_head",
+        )
         self.where_posterior = AffineDiagNormal(name="where_posterior")
         self.temporal = CELLS[config.time_transition](
-            dict(hidden=hidden, where=4, what_loc=n_what, what_scale=n_what), hidden, name="temporal")
+            dict(hidden=hidden, where=4, what_loc=n_what, what_scale=n_what), hidden, name="temporal"
+        )
         self.temporal_head = GaussianHead(hidden, n_what, name="temporal_what")
         self.gates = Linear(hidden, 3 * n_what, b_init=constant(1.0), name="gates")
-        self.steps_predictor = MLP(dict(hidden=hidden, temporal=hidden, what=n_what), [hidden // 2], 1,
-                                   b_init=constant(config.prop_step_bias), name="steps_predictor")
+        self.steps_predictor = MLP(
+            dict(hidden=hidden, temporal=hidden, what=n_what),
+            [hidden // 2],
+            1,
+            b_init=constant(config.prop_step_bias),
+            name="steps_predictor",
+        )
 
     def prepare(self, columns: Columns, objects: Latents, temporal: tf.Tensor, gamma: tf.Tensor | None) -> Prepared:
         """Computes for all objects at once what does not depend on the previous slot.
@@ -260,20 +288,34 @@ class PropagationCore(snt.Module):
         peek = objects.where + 0.1 * self.where_bias(temporal)
         glimpse, _ = self.glimpse_encoder(columns, peek, mask)
         return Prepared(
-            rnn=self.rnn.inputs(glimpse=glimpse, object=objects.summary, temporal=temporal,
-                                **({"gamma": gamma} if self.rnn_gamma else {})),
-            where_head=self.where_head.mlp.precompute(where=objects.where, temporal=temporal,
-                                                 **({"gamma": gamma} if self.where_gamma else {})),
+            rnn=self.rnn.inputs(
+                glimpse=glimpse,
+                object=objects.summary,
+                temporal=temporal,
+                **({"gamma": gamma} if self.rnn_gamma else {}),
+            ),
+            where_head=self.where_head.mlp.precompute(
+                where=objects.where, temporal=temporal, **({"gamma": gamma} if self.where_gamma else {})
+            ),
             steps_predictor=self.steps_predictor.precompute(temporal=temporal),
             temporal_recurrent=self.temporal.recurrent(temporal),
-            mask=mask)
+            mask=mask,
+        )
 
     def first_slot(self, n_particles: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The first slot's inputs: summary of a slot before it, [P, D+5]: zeros; RNN state [P, R]."""
         return tf.zeros([n_particles, self.n_what + 5]), tf.repeat(self.initial_state, n_particles, 0)
 
-    def __call__(self, prepared: Prepared, columns: Columns, objects: Latents, temporal: tf.Tensor,
-                 previous: tf.Tensor, state: tf.Tensor, noise: PhaseNoise) -> tuple[Slots, tf.Tensor, tf.Tensor]:
+    def __call__(
+        self,
+        prepared: Prepared,
+        columns: Columns,
+        objects: Latents,
+        temporal: tf.Tensor,
+        previous: tf.Tensor,
+        state: tf.Tensor,
+        noise: PhaseNoise,
+    ) -> tuple[Slots, tf.Tensor, tf.Tensor]:
         """Infers one slot.
 
         Args:
@@ -297,15 +339,18 @@ class PropagationCore(snt.Module):
         glimpse_loc, glimpse_scale = self.glimpse_encoder(columns, where, prepared.mask)
         temporal_new = self.temporal(
             self.temporal.inputs(hidden=hidden, where=where, what_loc=glimpse_loc, what_scale=glimpse_scale),
-            temporal, prepared.temporal_recurrent)
+            temporal,
+            prepared.temporal_recurrent,
+        )
         temporal_loc, temporal_scale = self.temporal_head(temporal_new)
         forget, keep_out, temporal_out = tf.split(0.9999 * tf.sigmoid(self.gates(temporal_new)), 3, -1)
         what_loc = forget * objects.what + (1.0 - keep_out) * glimpse_loc + (1.0 - temporal_out) * temporal_loc
         what_scale = (1.0 - keep_out) * glimpse_scale + (1.0 - temporal_out) * temporal_scale
         what = what_loc + what_scale * noise.what
 
-        logit = masked_logit(self.steps_predictor(hidden=hidden, what=what, precomputed=prepared.steps_predictor),
-                             objects.presence)
+        logit = masked_logit(
+            self.steps_predictor(hidden=hidden, what=what, precomputed=prepared.steps_predictor), objects.presence
+        )
         presence = sample_presence(logit, objects.presence, noise.presence)
         slot = Slots(what, what_loc, what_scale, where, where_loc, where_scale, presence, logit)
         return slot, temporal_new, hidden

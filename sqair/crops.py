@@ -34,13 +34,12 @@ def image_to_columns(image: tf.Tensor, channels: int) -> Columns:
     rows = image_to_rows(image, channels)
     *leading, height, width = rows.shape
     rows = tf.reshape(rows, [-1, height, channels, width // channels])
-    columns = tf.transpose(tf.pad(rows, [[0, 0], [2, 2], [0, 0], [2, 2]]), [0, 3, 2, 1])        # [L, W+4, C, H+4]
+    columns = tf.transpose(tf.pad(rows, [[0, 0], [2, 2], [0, 0], [2, 2]]), [0, 3, 2, 1])  # [L, W+4, C, H+4]
     columns = tf.reshape(columns, [*leading, columns.shape[1], channels * (height + 4)])
     return Columns(columns[..., :-1, :], columns[..., 1:, :] - columns[..., :-1, :])
 
 
-def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image: tf.Tensor | None = None
-         ) -> tf.Tensor:
+def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image: tf.Tensor | None = None) -> tf.Tensor:
     """Glimpses of the windows `where`.
 
     Along an axis of n pixels, pixel u of a glimpse, in linspace(-1, 1, h), reads position ((s u + t) + 1) (n - 1) / 2.
@@ -68,13 +67,14 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image
     else:
         windows, arange, leading = tf.size(image), tf.range, [-1]
     first_column = image[:, None] * (width + 3)
-    first_row = (arange(windows, dtype=np.int32)[:, None, None] * channels
-                 + np.arange(channels, dtype=np.int32)[:, None]) * (height + 4)
+    first_row = (
+        arange(windows, dtype=np.int32)[:, None, None] * channels + np.arange(channels, dtype=np.int32)[:, None]
+    ) * (height + 4)
     grid, sizes = unit_grid(h, where.dtype), np.array([[width], [height]], np.int32)
     unit = tf.constant(0.5 * (sizes - 1), where.dtype)
 
     @tf.custom_gradient
-    def resample(scale, shift):     # [M, 2] of all M windows: x, y
+    def resample(scale, shift):  # [M, 2] of all M windows: x, y
         position = (tf.expand_dims(scale, -1) * grid + tf.expand_dims(shift, -1) + 1.0) * unit
         # The pixel below, counting the two zeros before the first. Positions further out read zeros too; a position
         # that is NaN leaves a remainder of NaN.
@@ -84,7 +84,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image
         column, row = column + first_column, tf.expand_dims(row, 1) + first_row
         x_rest, y_rest = tf.expand_dims(x_rest, 2), tf.reshape(y_rest, [windows, 1, h, 1])
 
-        def at_rows(strips):        # [M, w, C*(H+4)] -> the rows below y and the steps to the next, [M, C, h, w]
+        def at_rows(strips):  # [M, w, C*(H+4)] -> the rows below y and the steps to the next, [M, C, h, w]
             strips = tf.reshape(tf.transpose(strips, [0, 2, 1]), [-1, w])
             below = tf.gather(strips, row)
             return below, tf.gather(strips, row + 1) - below
@@ -96,8 +96,9 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image
         dx = dx_below + y_rest * dx_step
 
         def derive(upstream):
-            by_position = unit * tf.stack([tf.reduce_sum(upstream * dx, [1, 2]), tf.reduce_sum(upstream * dy, [1, 3])],
-                                          1)
+            by_position = unit * tf.stack(
+                [tf.reduce_sum(upstream * dx, [1, 2]), tf.reduce_sum(upstream * dy, [1, 3])], 1
+            )
             return tf.reduce_sum(by_position * grid, -1), tf.reduce_sum(by_position, -1)
 
         return below + y_rest * dy, derive

@@ -13,5 +13,5 @@ def prepare_gpus(tf32: bool = False) -> None:
     """
     tf.config.experimental.enable_tensor_float_32_execution(tf32)
     for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):     # in use already: its user has decided
+        with contextlib.suppress(RuntimeError):  # in use already: its user has decided
             tf.config.experimental.set_memory_growth(gpu, True)

@@ -48,7 +48,7 @@ def number_of_steps(probs: tf.Tensor) -> tf.Tensor:
     running, terms = tf.ones_like(probs[..., 0]), []
     for k in range(probs.shape[-1]):
         terms.append(running * (1.0 - probs[..., k]))
-        running *= probs[..., k]       # not cumprod, whose gradient divides by zero probabilities
+        running *= probs[..., k]  # not cumprod, whose gradient divides by zero probabilities
     joint = tf.stack(terms + [running], -1)
     return tf.cast(joint / tf.reduce_sum(joint, -1, keepdims=True), tf.float32)
 
@@ -72,8 +72,14 @@ class RecurrentNormal(snt.Module):
     once.
     """
 
-    def __init__(self, size: int, conditioning_size: int, readout_bias: Sequence[float], n_hidden: int = 128,
-                 name: str | None = None):
+    def __init__(
+        self,
+        size: int,
+        conditioning_size: int,
+        readout_bias: Sequence[float],
+        n_hidden: int = 128,
+        name: str | None = None,
+    ):
         """Creates the variables.
 
         Args:
@@ -95,8 +101,11 @@ class RecurrentNormal(snt.Module):
     def __call__(self, where: tf.Tensor, conditioning: tf.Tensor) -> tfp.distributions.Normal:
         """Args: where [..., N, 4]; conditioning [..., c]. Returns: Normal over [..., N, 4]."""
         batch = tf.shape(where)[:-2]
-        state = tf.nn.elu(self.conditioning(state=tf.broadcast_to(self.initial_state[0], tf.concat([batch, [4]], 0)),
-                                            conditioning=conditioning))
+        state = tf.nn.elu(
+            self.conditioning(
+                state=tf.broadcast_to(self.initial_state[0], tf.concat([batch, [4]], 0)), conditioning=conditioning
+            )
+        )
         first = tf.broadcast_to(self.initial_sample, tf.concat([batch, [1, 4]], 0))
         previous = tf.concat([first, where[..., :-1, :]], -2)
         hidden = tf.tanh(self.in_to_hidden(previous) + self.hidden_to_hidden(state)[..., None, :])
@@ -164,8 +173,9 @@ class Discover(snt.Module):
         codes = self.frame_encoder(tf.reshape(obs, [*obs.shape[:2], -1]))
         return self.core.rnn.inputs(frame=codes)
 
-    def __call__(self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise: PhaseNoise,
-                 all_slots: bool = False) -> Slots:
+    def __call__(
+        self, frame: tf.Tensor, columns: Columns, conditioning: tf.Tensor, noise: PhaseNoise, all_slots: bool = False
+    ) -> Slots:
         """Infers the slots of one frame.
 
         A slot after an absent one is absent, and what is stored for it is not used. So the slots after the first are
@@ -193,27 +203,46 @@ class Discover(snt.Module):
         if all_slots:
             rest = self._later_slots(columns, *inputs)
         else:
-            rest = tf.cond(tf.reduce_any(slot.presence > 0),
-                           lambda: self._later_slots_where(slot.presence[:, 0] > 0, columns, *inputs),
-                           lambda: self.absent(n_particles, len(later)))
+            rest = tf.cond(
+                tf.reduce_any(slot.presence > 0),
+                lambda: self._later_slots_where(slot.presence[:, 0] > 0, columns, *inputs),
+                lambda: self.absent(n_particles, len(later)),
+            )
         return tf.nest.map_structure(lambda x, xs: tf.concat([x[:, None], xs], 1), slot, rest)
 
-    def _later_slots_where(self, wanted: tf.Tensor, columns: Columns, precomputed: tf.Tensor, previous: tf.Tensor,
-                           state: tf.Tensor, noise: list) -> Slots:
+    def _later_slots_where(
+        self,
+        wanted: tf.Tensor,
+        columns: Columns,
+        precomputed: tf.Tensor,
+        previous: tf.Tensor,
+        state: tf.Tensor,
+        noise: list,
+    ) -> Slots:
         """`_later_slots` of the particles where `wanted` [P] holds; absent slots for the others."""
         # TensorFlow differentiates a conditional with respect to all of its inputs; these are data and need none.
         columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
         n_particles, n_images = precomputed.shape[0], columns.values.shape[0]
         rows = tf.where(wanted)
         image = tf.cast(rows[:, 0], tf.int32) // (n_particles // n_images)
-        precomputed, previous, state, noise = tf.nest.map_structure(lambda x: take(x, rows),
-                                                                    (precomputed, previous, state, noise))
-        return tf.nest.map_structure(lambda x, y: tf.tensor_scatter_nd_update(x, rows, y),
-                                     self.absent(n_particles, len(noise)),
-                                     self._later_slots(columns, precomputed, previous, state, noise, image))
+        precomputed, previous, state, noise = tf.nest.map_structure(
+            lambda x: take(x, rows), (precomputed, previous, state, noise)
+        )
+        return tf.nest.map_structure(
+            lambda x, y: tf.tensor_scatter_nd_update(x, rows, y),
+            self.absent(n_particles, len(noise)),
+            self._later_slots(columns, precomputed, previous, state, noise, image),
+        )
 
-    def _later_slots(self, columns: Columns, precomputed: tf.Tensor, previous: tf.Tensor, state: tf.Tensor, noise: list,
-                     image: tf.Tensor | None = None) -> Slots:
+    def _later_slots(
+        self,
+        columns: Columns,
+        precomputed: tf.Tensor,
+        previous: tf.Tensor,
+        state: tf.Tensor,
+        noise: list,
+        image: tf.Tensor | None = None,
+    ) -> Slots:
         """The slots after the first, [P, N-1, d], of any set of particles; the arguments are those of the core."""
         slots = []
         for slot_noise in noise:
@@ -234,10 +263,12 @@ class Discover(snt.Module):
         return LogProbs(
             what=tf.reduce_sum(tfd.Normal(slots.what_loc, slots.what_scale).log_prob(slots.what), -1) * presence,
             where=tf.reduce_sum(tfd.Normal(slots.where_loc, slots.where_scale).log_prob(slots.where), -1) * presence,
-            discrete=log_number_of_steps(probs, tf.reduce_sum(presence, -1)))
+            discrete=log_number_of_steps(probs, tf.reduce_sum(presence, -1)),
+        )
 
-    def prior_log_probs(self, slots: Slots, conditioning: tf.Tensor, expected: tf.Tensor,
-                        later_frame: tf.Tensor) -> LogProbs:
+    def prior_log_probs(
+        self, slots: Slots, conditioning: tf.Tensor, expected: tf.Tensor, later_frame: tf.Tensor
+    ) -> LogProbs:
         """log p of what was found.
 
         Args:
@@ -261,4 +292,5 @@ class Discover(snt.Module):
         return LogProbs(
             what=tf.reduce_sum(tfd.Normal(0.0, 1.0).log_prob(slots.what), -1) * presence,
             where=tf.reduce_sum(where_prior.log_prob(slots.where), -1) * presence,
-            discrete=steps)
+            discrete=steps,
+        )

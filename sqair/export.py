@@ -1,13 +1,13 @@
 """Writes runs in other programs' formats.
 
-    python -m sqair.export original RUN OUT
-    python -m sqair.export safetensors RUN OUT
+python -m sqair.export original RUN OUT
+python -m sqair.export safetensors RUN OUT
 """
 
 from data_gen.console import run_module
 from sqair.options import Original, read_export
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("sqair.export", read_export)
 
 import json
@@ -46,24 +46,35 @@ def _flags_beside(folder: pathlib.Path, flags: dict) -> bool:
     old = original.original_flags(config)
     differ = [name for name in flags if old[name] != flags[name]]
     if differ:
-        raise UserError(f"{path} belongs to another run ({differ[0]} {old[differ[0]]}, here {flags[differ[0]]}): "
-                        "choose another folder")
+        raise UserError(
+            f"{path} belongs to another run ({differ[0]} {old[differ[0]]}, here {flags[differ[0]]}): "
+            "choose another folder"
+        )
     return True
 
 
 def _check_original_can_build(source: str, model: ModelConfig) -> None:
     """Raises: UserError: the original program fails on a flag of the model."""
-    for flag, value, fails in (("n_what", model.n_what, model.n_what == 1),
-                               ("n_steps_per_image", model.n_steps_per_image, model.n_steps_per_image == 1),
-                               ("image_shape", " x ".join(map(str, model.image_shape)), model.image_size[2] > 1)):
+    for flag, value, fails in (
+        ("n_what", model.n_what, model.n_what == 1),
+        ("n_steps_per_image", model.n_steps_per_image, model.n_steps_per_image == 1),
+        ("image_shape", " x ".join(map(str, model.image_shape)), model.image_size[2] > 1),
+    ):
         if fails:
-            raise UserError(f"{source}: {flag} {value}: the original program cannot build such a model, which needs at "
-                            "least two latents of appearance (n_what) and two slots (n_steps_per_image), and grey "
-                            "frames (image_shape); there is nothing to export to")
+            raise UserError(
+                f"{source}: {flag} {value}: the original program cannot build such a model, which needs at "
+                "least two latents of appearance (n_what) and two slots (n_steps_per_image), and grey "
+                "frames (image_shape); there is nothing to export to"
+            )
 
 
-def export(run_: Run, out: str | os.PathLike, without_relation: bool = False, overwrite: bool = False,
-           train_itr: int | None = None) -> list[str]:
+def export(
+    run_: Run,
+    out: str | os.PathLike,
+    without_relation: bool = False,
+    overwrite: bool = False,
+    train_itr: int | None = None,
+) -> list[str]:
     """Writes a run as the original program does: model.ckpt-<step>.*, checkpoint, flags.json.
 
     Args:
@@ -80,14 +91,17 @@ def export(run_: Run, out: str | os.PathLike, without_relation: bool = False, ov
       UserError: the original has no place for the run, or the folder for the files.
     """
     if train_itr is not None:
-        run_ = run_._replace(config=attrs.evolve(run_.config, train=attrs.evolve(run_.config.train,
-                                                                                 train_itr=train_itr)))
+        run_ = run_._replace(
+            config=attrs.evolve(run_.config, train=attrs.evolve(run_.config.train, train_itr=train_itr))
+        )
     out, train = pathlib.Path(out), run_.config.train
     _check_original_can_build(run_.source, run_.config.model)
     unnamed = original.unnamed_variables(run_.model)
     if unnamed and not without_relation:
-        raise UserError(f"{run_.source}: relation {run_.config.model.relation} has {len(unnamed)} variables that the "
-                        f"original has no place for ({unnamed[0]}, ...); --without_relation leaves them out")
+        raise UserError(
+            f"{run_.source}: relation {run_.config.model.relation} has {len(unnamed)} variables that the "
+            f"original has no place for ({unnamed[0]}, ...); --without_relation leaves them out"
+        )
     name = f"model.ckpt-{run_.step}"
     _check_folder(out)
     if (out / safetensors_folder.WEIGHTS).exists():
@@ -102,8 +116,10 @@ def export(run_: Run, out: str | os.PathLike, without_relation: bool = False, ov
         optimizer = Optimizer(train.opt, run_.model.trainable_variables)
         notes.append(f"the run has no slots of its optimiser: {train.opt} starts anew")
     if run_.step >= train.train_itr:
-        notes.append(f"warning: the run has come to its train_itr {train.train_itr}, at which the original stops at "
-                     "once: it takes its flags from flags.json, not from the command line; --train_itr N writes more")
+        notes.append(
+            f"warning: the run has come to its train_itr {train.train_itr}, at which the original stops at "
+            "once: it takes its flags from flags.json, not from the command line; --train_itr N writes more"
+        )
     if run_.config.model.k_particles == 1:
         notes.append("warning: with k_particles 1 the original's target is not a number: it cannot train on this")
     if unnamed:
@@ -126,8 +142,9 @@ def export(run_: Run, out: str | os.PathLike, without_relation: bool = False, ov
     return [f"{out / name}: {len(values)} values of {run_.source} (step {run_.step})"] + [f"  {x}" for x in notes]
 
 
-def save_safetensors(run_: Run, out: str | os.PathLike, overwrite: bool = False,
-                     figures: Mapping[str, Any] | None = None) -> list[str]:
+def save_safetensors(
+    run_: Run, out: str | os.PathLike, overwrite: bool = False, figures: Mapping[str, Any] | None = None
+) -> list[str]:
     """Writes a run as a folder to share: model.safetensors, config.json, and a model card, card.json and README.md.
 
     Args:
@@ -151,12 +168,20 @@ def save_safetensors(run_: Run, out: str | os.PathLike, overwrite: bool = False,
             raise UserError(f"{out / name}: is there already and is not {kind.name}: choose another folder")
     if (out / safetensors_folder.WEIGHTS).exists() and not overwrite:
         raise UserError(f"{out / safetensors_folder.WEIGHTS} exists already; --overwrite replaces it")
-    data = pathlib.PurePath(run_.trained.train.train_data).name     # the folders exist on the maker's machine only
+    data = pathlib.PurePath(run_.trained.train.train_data).name  # the folders exist on the maker's machine only
     config = attrs.evolve(run_.config, train=attrs.evolve(run_.config.train, train_data=data))
-    told = {"run": pathlib.Path(run_.folder).resolve().name, "checkpoint": pathlib.Path(run_.source).name,
-            "step": run_.step, "all_steps": run_.all_steps, "recipe": recipe_of(config), "seed": config.train.seed,
-            "data": data, "data_sha256": train_data_fingerprint(run_.folder) or None,
-            **facts(run_.folder, run_.step), **(figures or {})}
+    told = {
+        "run": pathlib.Path(run_.folder).resolve().name,
+        "checkpoint": pathlib.Path(run_.source).name,
+        "step": run_.step,
+        "all_steps": run_.all_steps,
+        "recipe": recipe_of(config),
+        "seed": config.train.seed,
+        "data": data,
+        "data_sha256": train_data_fingerprint(run_.folder) or None,
+        **facts(run_.folder, run_.step),
+        **(figures or {}),
+    }
     with appearing(out, safetensors_folder.FILES) as stage:
         safetensors_folder.save(stage, config, run_.model, told)
     return [f"{out}: {len(run_.model.trainable_variables)} tensors of {run_.source} (step {run_.step})"]
@@ -165,8 +190,13 @@ def save_safetensors(run_: Run, out: str | os.PathLike, overwrite: bool = False,
 def main() -> int:
     command = read_export()
     if isinstance(command, Original):
-        lines = export(load_run(command.run, command.which), command.out, command.without_relation, command.overwrite,
-                       command.train_itr)
+        lines = export(
+            load_run(command.run, command.which),
+            command.out,
+            command.without_relation,
+            command.overwrite,
+            command.train_itr,
+        )
     else:
         lines = save_safetensors(load_run(command.run, command.which), command.out, command.overwrite)
     for line in lines:

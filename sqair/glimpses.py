@@ -13,12 +13,11 @@ from sqair.neural import MLP, GaussianHead, constant
 class GlimpseEncoder(snt.Module):
     """q(what | glimpse), shared by discovery and propagation (docs/spec/sqair.md, "Shared modules")::
 
-        glimpse = crop(frame, where) * mask,   mask = sigmoid(MLP(temporal state)), the same in every channel; or none
-        what ~ N(loc, scale),                  loc, scale = Gaussian head(MLP(glimpse))
+    glimpse = crop(frame, where) * mask,   mask = sigmoid(MLP(temporal state)), the same in every channel; or none
+    what ~ N(loc, scale),                  loc, scale = Gaussian head(MLP(glimpse))
     """
 
-    def __init__(self, glimpse_shape: Sequence[int], n_what: int, n_hidden: int, masked: bool,
-                 name: str | None = None):
+    def __init__(self, glimpse_shape: Sequence[int], n_what: int, n_hidden: int, masked: bool, name: str | None = None):
         """Args: glimpse_shape: (h, w, C). n_what: D. n_hidden: R. masked: whether there is a mask MLP."""
         super().__init__(name=name)
         self.glimpse_shape = tuple(glimpse_shape)
@@ -35,8 +34,9 @@ class GlimpseEncoder(snt.Module):
         channels = self.glimpse_shape[2]
         return mask if channels == 1 else tf.repeat(mask, channels, axis=-1)
 
-    def __call__(self, columns: crops.Columns, where: tf.Tensor, mask: tf.Tensor | None = None,
-                 image: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def __call__(
+        self, columns: crops.Columns, where: tf.Tensor, mask: tf.Tensor | None = None, image: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Args: columns [B, ...] of images; where [..., P, 4]; mask [..., P, h*w*C] or None; image: see `crop`.
 
         Returns: loc, scale [..., P, D].
@@ -66,11 +66,19 @@ class Decoder(snt.Module):
     output_std.
     """
 
-    UNROLLED = 10   # frames at most of which each has its own part of the graph
+    UNROLLED = 10  # frames at most of which each has its own part of the graph
 
-    def __init__(self, image_shape: Sequence[int], glimpse_shape: Sequence[int], n_what: int, n_hidden: int,
-                 output_scale: float, output_std: float, mean_image: bool,
-                 name: str | None = None):
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        glimpse_shape: Sequence[int],
+        n_what: int,
+        n_hidden: int,
+        output_scale: float,
+        output_std: float,
+        mean_image: bool,
+        name: str | None = None,
+    ):
         """Args: image_shape (H, W, C); glimpse_shape (h, w, C); D; R; starting scale; deviation; mean image or not."""
         super().__init__(name=name)
         self.image_shape, self.glimpse_shape = tuple(image_shape), tuple(glimpse_shape)

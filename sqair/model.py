@@ -91,19 +91,35 @@ class SQAIR(snt.Module):
         self.config = config
         height, width, channels = config.image_size
         self.sequence = SequentialAIR(config, xla, all_slots, name="sequence")
-        self.decoder = Decoder((height, width, channels), (config.glimpse_size, config.glimpse_size, channels),
-                               config.n_what, config.n_hidden, config.output_scale, config.output_std,
-                               config.mean_image, name="decoder")
+        self.decoder = Decoder(
+            (height, width, channels),
+            (config.glimpse_size, config.glimpse_size, channels),
+            config.n_what,
+            config.n_hidden,
+            config.output_scale,
+            config.output_std,
+            config.mean_image,
+            name="decoder",
+        )
 
-    def draw_noise(self, seed: tf.Tensor | Sequence[int], n_frames: int, batch_size: int,
-                   first: int = 0) -> noise_lib.Noise:
+    def draw_noise(
+        self, seed: tf.Tensor | Sequence[int], n_frames: int, batch_size: int, first: int = 0
+    ) -> noise_lib.Noise:
         """The noise of one forward pass, see `sqair.noise.draw`."""
         config = self.config
-        return noise_lib.draw(seed, n_frames, config.n_steps_per_image, batch_size * config.k_particles, config.n_what,
-                              first)
+        return noise_lib.draw(
+            seed, n_frames, config.n_steps_per_image, batch_size * config.k_particles, config.n_what, first
+        )
 
-    def __call__(self, obs: tf.Tensor, noise: noise_lib.Noise, generate_after: int | None = None,
-                 propagate_first: bool = False, state: State | None = None, first: int = 0) -> Forward:
+    def __call__(
+        self,
+        obs: tf.Tensor,
+        noise: noise_lib.Noise,
+        generate_after: int | None = None,
+        propagate_first: bool = False,
+        state: State | None = None,
+        first: int = 0,
+    ) -> Forward:
         """One forward pass.
 
         Args:
@@ -125,8 +141,10 @@ class SQAIR(snt.Module):
         height, width, channels = self.config.image_size
         expected = (height, width) if channels == 1 else (height, width, channels)
         if tuple(obs.shape[2:]) not in {expected, (height, width, channels)}:
-            raise ValueError(f"observations have frames of shape {tuple(obs.shape[2:])}, the model was made for "
-                             f"{expected}: set --image_shape to match the data, or crop the data.")
+            raise ValueError(
+                f"observations have frames of shape {tuple(obs.shape[2:])}, the model was made for "
+                f"{expected}: set --image_shape to match the data, or crop the data."
+            )
         if generate_after is None and self.config.sample_from_prior and self.config.generate_after > 0:
             generate_after = self.config.generate_after
         frame, state = self.sequence(obs, noise, generate_after, propagate_first, state, first)
@@ -142,10 +160,12 @@ class SQAIR(snt.Module):
             q_discovery=discover.posterior_log_probs(discovered),
             p_discovery=discover.prior_log_probs(discovered, frame.conditioning, frame.expected, later),
             q_propagation=propagate.posterior_log_probs(propagated, present),
-            p_propagation=propagate.prior_log_probs(propagated, frame.prior, present))
+            p_propagation=propagate.prior_log_probs(propagated, frame.prior, present),
+        )
 
-    def weigh(self, obs: tf.Tensor, frame: Frame, probs: FrameLogProbs, inferred: int,
-              state: State | None = None) -> Forward:
+    def weigh(
+        self, obs: tf.Tensor, frame: Frame, probs: FrameLogProbs, inferred: int, state: State | None = None
+    ) -> Forward:
         """Decodes the frames and weighs the particles.
 
         Args:
@@ -171,7 +191,7 @@ class SQAIR(snt.Module):
             log_p, log_q, discrete = log_p * counted, log_q * counted, discrete * counted
 
         decoded = self.decoder(latents.what, latents.where, latents.presence[..., 0])
-        rows = spatial_transformer.image_to_rows(obs, channels)                       # [T, B, H, C*W]
+        rows = spatial_transformer.image_to_rows(obs, channels)  # [T, B, H, C*W]
         canvas = tf.reshape(decoded.canvas, [n_frames, batch, k] + rows.shape[2:].as_list())
         squares = tf.reduce_sum(tf.math.squared_difference(rows[:, :, None], canvas), [-2, -1])
         squares = tf.reshape(squares, [n_frames, batch * k])
@@ -180,12 +200,20 @@ class SQAIR(snt.Module):
 
         log_weights_per_frame = data_ll - (log_q - log_p)
         return Forward(
-            frame=frame, latents=latents,
-            canvas=decoded.canvas, glimpse=decoded.glimpse,
+            frame=frame,
+            latents=latents,
+            canvas=decoded.canvas,
+            glimpse=decoded.glimpse,
             **probs._asdict(),
-            data_ll=data_ll, log_q=log_q, log_p=log_p, log_weights_per_frame=log_weights_per_frame,
-            discrete_log_prob=discrete, mse=squares / pixels,
-            log_weights=tf.reshape(tf.reduce_sum(log_weights_per_frame, 0), [batch, k]), state=state)
+            data_ll=data_ll,
+            log_q=log_q,
+            log_p=log_p,
+            log_weights_per_frame=log_weights_per_frame,
+            discrete_log_prob=discrete,
+            mse=squares / pixels,
+            log_weights=tf.reshape(tf.reduce_sum(log_weights_per_frame, 0), [batch, k]),
+            state=state,
+        )
 
     def loss(self, forward: Forward, target: str = "vimco", l2: float = 0.0) -> tf.Tensor:
         """The quantity to minimise: the target divided by T, plus weight decay.
@@ -243,17 +271,26 @@ def report(forward: Forward, counts: tf.Tensor) -> Report:
     mean = forward.weighted_mean
     k = forward.log_weights.shape[1]
     iwae, vae = tf.reduce_mean(objectives.iwae(forward.log_weights)), tf.reduce_mean(forward.log_weights)
-    truth = tf.repeat(tf.cast(counts, tf.float32), k, 1)                               # [T, P]
+    truth = tf.repeat(tf.cast(counts, tf.float32), k, 1)  # [T, P]
     correct = tf.where(truth < 0, float("nan"), tf.cast(tf.equal(truth, forward.num_steps), tf.float32))
     return Report(
-        iwae=iwae, vae=vae, iwae_per_frame=iwae / n_frames, vae_per_frame=vae / n_frames,
-        data_ll=mean(forward.data_ll), kl=mean(forward.log_q - forward.log_p),
-        log_p=mean(forward.log_p), log_q=mean(forward.log_q),
-        mse=mean(forward.mse), raw_mse=tf.reduce_mean(forward.mse), num_steps=mean(forward.num_steps),
+        iwae=iwae,
+        vae=vae,
+        iwae_per_frame=iwae / n_frames,
+        vae_per_frame=vae / n_frames,
+        data_ll=mean(forward.data_ll),
+        kl=mean(forward.log_q - forward.log_p),
+        log_p=mean(forward.log_p),
+        log_q=mean(forward.log_q),
+        mse=mean(forward.mse),
+        raw_mse=tf.reduce_mean(forward.mse),
+        num_steps=mean(forward.num_steps),
         num_disc_steps=mean(tf.reduce_sum(forward.frame.discovered.presence[..., 0], -1)),
         num_prop_steps=mean(tf.reduce_sum(forward.frame.propagated.presence[..., 0], -1)),
-        num_step_accuracy=mean(correct), raw_num_step_accuracy=tf.reduce_mean(correct),
-        ess=tf.reduce_mean(objectives.effective_sample_size(forward.importance_weights)))
+        num_step_accuracy=mean(correct),
+        raw_num_step_accuracy=tf.reduce_mean(correct),
+        ess=tf.reduce_mean(objectives.effective_sample_size(forward.importance_weights)),
+    )
 
 
 def resample(forward: Forward, x: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
@@ -277,7 +314,7 @@ def parameter_table(model: SQAIR) -> str:
     modules: dict = {}
     for variable in model.trainable_variables:
         parts = variable.name.split(":")[0].split("/")[1:]
-        key = "/".join(parts[:4 if parts[0] == "sequence" else 2][:len(parts) - 1]) or parts[0]
+        key = "/".join(parts[: 4 if parts[0] == "sequence" else 2][: len(parts) - 1]) or parts[0]
         modules[key] = modules.get(key, 0) + int(np.prod(variable.shape))
     width = max(len(key) for key in modules)
     lines = [f"{key:{width}}  {count:12,}" for key, count in modules.items()]

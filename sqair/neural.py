@@ -50,8 +50,15 @@ class Linear(snt.Module):
     W starts as a truncated normal of standard deviation 1/sqrt(fan_in), fan_in counted over all inputs; b as zeros.
     """
 
-    def __init__(self, inputs: InputSizes, output_size: int, b_init: Initializer = zeros, with_bias: bool = True,
-                 w_init: Initializer | None = None, name: str | None = None):
+    def __init__(
+        self,
+        inputs: InputSizes,
+        output_size: int,
+        b_init: Initializer = zeros,
+        with_bias: bool = True,
+        w_init: Initializer | None = None,
+        name: str | None = None,
+    ):
         """Creates the variables.
 
         Args:
@@ -67,12 +74,15 @@ class Linear(snt.Module):
         self.output_size = output_size
         std = 1.0 / math.sqrt(sum(self.inputs.values()))
         w_init = w_init or (lambda shape: tf.random.truncated_normal(shape, stddev=std))
-        self.w = {key: tf.Variable(w_init([size, output_size]), name="w" if isinstance(inputs, int) else f"w_{key}")
-                  for key, size in self.inputs.items()}
+        self.w = {
+            key: tf.Variable(w_init([size, output_size]), name="w" if isinstance(inputs, int) else f"w_{key}")
+            for key, size in self.inputs.items()
+        }
         self.b = tf.Variable(b_init([output_size]), name="b") if with_bias else None
 
-    def __call__(self, x: tf.Tensor | None = None, precomputed: tf.Tensor | None = None,
-                 **parts: tf.Tensor) -> tf.Tensor:
+    def __call__(
+        self, x: tf.Tensor | None = None, precomputed: tf.Tensor | None = None, **parts: tf.Tensor
+    ) -> tf.Tensor:
         """Applies the layer to some of its inputs.
 
         Args:
@@ -95,8 +105,14 @@ class Linear(snt.Module):
 class MLP(snt.Module):
     """Linear layers with an ELU after every one of them, then optionally one more linear layer without."""
 
-    def __init__(self, inputs: InputSizes, hidden_sizes: Sequence[int], output_size: int | None = None,
-                 b_init: Initializer = zeros, name: str | None = None):
+    def __init__(
+        self,
+        inputs: InputSizes,
+        hidden_sizes: Sequence[int],
+        output_size: int | None = None,
+        b_init: Initializer = zeros,
+        name: str | None = None,
+    ):
         """Creates the layers.
 
         Args:
@@ -111,15 +127,22 @@ class MLP(snt.Module):
         self.n_hidden = len(hidden_sizes)
         self.layers = []
         for i, width in enumerate(widths):
-            self.layers.append(Linear(inputs if i == 0 else widths[i - 1], width,
-                                      b_init=b_init if i >= self.n_hidden else zeros, name=f"linear_{i}"))
+            self.layers.append(
+                Linear(
+                    inputs if i == 0 else widths[i - 1],
+                    width,
+                    b_init=b_init if i >= self.n_hidden else zeros,
+                    name=f"linear_{i}",
+                )
+            )
 
     def precompute(self, **parts: tf.Tensor) -> tf.Tensor:
         """The first layer's share of inputs that do not change, bias included; pass it to the call as `precomputed`."""
         return self.layers[0](**parts)
 
-    def __call__(self, x: tf.Tensor | None = None, precomputed: tf.Tensor | None = None,
-                 **parts: tf.Tensor) -> tf.Tensor:
+    def __call__(
+        self, x: tf.Tensor | None = None, precomputed: tf.Tensor | None = None, **parts: tf.Tensor
+    ) -> tf.Tensor:
         """Applies all layers; for the arguments see `Linear`. Returns: [..., output_size]."""
         y = self.layers[0](x, precomputed=precomputed, **parts)
         for i, layer in enumerate(self.layers):
@@ -163,8 +186,7 @@ class GRU(snt.Module):
         self.size = size
         fan_in = inputs if isinstance(inputs, int) else sum(inputs.values())
         square = uniform(glorot_limit(size, size))
-        self.inputs = Linear(inputs, 3 * size, b_init=square, w_init=uniform(glorot_limit(fan_in, size)),
-                             name="inputs")
+        self.inputs = Linear(inputs, 3 * size, b_init=square, w_init=uniform(glorot_limit(fan_in, size)), name="inputs")
         self.recurrent = Linear(size, 2 * size, with_bias=False, w_init=square, name="recurrent")
         self.candidate = Linear(size, size, with_bias=False, w_init=square, name="candidate")
 

@@ -30,11 +30,12 @@ class Noise(NamedTuple):
     discovery: PhaseNoise
 
 
-_PER_COUNT = 4      # numbers that Philox makes of each count: its normals come in pairs of pairs
+_PER_COUNT = 4  # numbers that Philox makes of each count: its normals come in pairs of pairs
 
 
-def draw(seed: tf.Tensor | Sequence[int], n_frames: int, n_slots: int, n_particles: int, n_what: int,
-         first: int = 0) -> Noise:
+def draw(
+    seed: tf.Tensor | Sequence[int], n_frames: int, n_slots: int, n_particles: int, n_what: int, first: int = 0
+) -> Noise:
     """Draws the noise of one forward pass with stateless Philox, the same on every device, eagerly and in graphs.
 
     Call it outside of functions compiled by XLA, which rounds the normals differently.
@@ -52,8 +53,9 @@ def draw(seed: tf.Tensor | Sequence[int], n_frames: int, n_slots: int, n_particl
     normal = _part(tf.raw_ops.StatelessRandomNormalV2, shape + [2 * (4 + n_what)], seed, first)
     uniform = _part(tf.raw_ops.StatelessRandomUniformV2, shape + [2], tf.bitwise.invert(seed), first)
     prop_where, prop_what, disc_where, disc_what = tf.split(normal, [4, n_what, 4, n_what], -1)
-    return Noise(PhaseNoise(prop_where, prop_what, uniform[..., :1]),
-                 PhaseNoise(disc_where, disc_what, uniform[..., 1:]))
+    return Noise(
+        PhaseNoise(prop_where, prop_what, uniform[..., :1]), PhaseNoise(disc_where, disc_what, uniform[..., 1:])
+    )
 
 
 def _part(draw_numbers, shape: Sequence[int], seed: tf.Tensor, first: int) -> tf.Tensor:
@@ -65,6 +67,10 @@ def _part(draw_numbers, shape: Sequence[int], seed: tf.Tensor, first: int) -> tf
     if not first:
         return draw_numbers(shape=shape, key=key, counter=counter, alg=algorithm)
     counts, surplus = divmod(first * math.prod(shape[1:]), _PER_COUNT)
-    numbers = draw_numbers(shape=[surplus + math.prod(shape)], key=key,
-                           counter=counter + tf.constant([counts, 0], tf.uint64), alg=algorithm)
+    numbers = draw_numbers(
+        shape=[surplus + math.prod(shape)],
+        key=key,
+        counter=counter + tf.constant([counts, 0], tf.uint64),
+        alg=algorithm,
+    )
     return tf.reshape(numbers[surplus:], shape)

@@ -31,7 +31,7 @@ def vimco_control_variate(log_weights: tf.Tensor) -> tf.Tensor:
     if k < 2:
         raise ValueError(f"VIMCO needs at least 2 particles to hold one out, got k_particles={k}; use --target iwae.")
     others = (tf.reduce_sum(log_weights, -1, keepdims=True) - log_weights) / (k - 1)
-    held_out = log_weights[..., None, :] + tf.linalg.diag(others - log_weights)       # [..., K, K]
+    held_out = log_weights[..., None, :] + tf.linalg.diag(others - log_weights)  # [..., K, K]
     return tf.reduce_logsumexp(held_out, -1) - math.log(k)
 
 

@@ -39,17 +39,27 @@ def parse(arguments: list[str]) -> Train:
     preset, recipe = take_preset(arguments, PRESETS), take(arguments, "recipe")
     source, run_dir, train_data = (take(list(arguments), name) for name in ("continue_from", "run_dir", "train_data"))
     if preset and source:
-        raise UserError("--preset and --continue_from: options that are not given are those of the run that is gone on "
-                        "with; leave --preset out")
+        raise UserError(
+            "--preset and --continue_from: options that are not given are those of the run that is gone on "
+            "with; leave --preset out"
+        )
     config = _continued(source, run_dir, train_data) if source else PRESETS[preset] if preset else Config()
     if recipe is not None:
         config = with_recipe(config, recipe)
-    description = (f"{Train.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
-                   f"{', '.join(PRESETS)}.\n\nRecipes (--recipe NAME, likewise): {', '.join(RECIPES)}; without one, "
-                   "training as in the paper.")
-    return console.parse(Train, "sqair.train", arguments, may_be_empty=("schedule",),
-                              default=Train(run_dir=tyro.MISSING, config=config), description=description,
-                              config=(tyro.conf.HelptextFromCommentsOff,))
+    description = (
+        f"{Train.__doc__}\n\nPresets (--preset NAME, before or among the other options): "
+        f"{', '.join(PRESETS)}.\n\nRecipes (--recipe NAME, likewise): {', '.join(RECIPES)}; without one, "
+        "training as in the paper."
+    )
+    return console.parse(
+        Train,
+        "sqair.train",
+        arguments,
+        may_be_empty=("schedule",),
+        default=Train(run_dir=tyro.MISSING, config=config),
+        description=description,
+        config=(tyro.conf.HelptextFromCommentsOff,),
+    )
 
 
 def _continued(source: str, run_dir: str | None, train_data: str | None) -> Config:
@@ -64,8 +74,10 @@ def _continued(source: str, run_dir: str | None, train_data: str | None) -> Conf
             raise
         return load_flags(own)[0]
     if is_original and not train_data:
-        raise UserError(f"--continue_from {source}: a run of the original program does not name data that can be read "
-                        "here; add --train_data FILE")
+        raise UserError(
+            f"--continue_from {source}: a run of the original program does not name data that can be read "
+            "here; add --train_data FILE"
+        )
     return config
 
 
@@ -122,12 +134,17 @@ def begin() -> None:
     config = arguments.config
     for split in ("training", "validation"):
         hdf5.open_split(config.train.train_data, split).close()
-    print(f"{arguments.run_dir}: relation {config.model.relation}, data {config.train.train_data}; loading TensorFlow",
-          flush=True)
+    print(
+        f"{arguments.run_dir}: relation {config.model.relation}, data {config.train.train_data}; loading TensorFlow",
+        flush=True,
+    )
 
 
 def read_export() -> Original | Safetensors:
     """Parses the command line of sqair.runs.loading."""
-    return console.parse(Original | Safetensors, "sqair.export",
-                              description="Writes runs in other programs' formats.",
-                              config=(tyro.conf.HelptextFromCommentsOff,))
+    return console.parse(
+        Original | Safetensors,
+        "sqair.export",
+        description="Writes runs in other programs' formats.",
+        config=(tyro.conf.HelptextFromCommentsOff,),
+    )

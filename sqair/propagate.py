@@ -53,8 +53,9 @@ class PropagationPrior(snt.Module):
         super().__init__(name=name)
         self.kind, self.n_what = config.prop_prior_type, config.n_what
         self.presence_bias = config.prop_prior_step_bias
-        self.rnn = CELLS[config.prior_transition](dict(objects=config.n_what + 4, **relation), config.n_hidden,
-                                                  name="rnn")
+        self.rnn = CELLS[config.prior_transition](
+            dict(objects=config.n_what + 4, **relation), config.n_hidden, name="rnn"
+        )
         self.initial_state = initial_state(config.n_hidden, "initial_state")
         self.readout = Linear(config.n_hidden, 2 * (4 + config.n_what) + 1, name="readout")
 
@@ -63,8 +64,9 @@ class PropagationPrior(snt.Module):
         logit = masked_logit(logit, objects.presence)
         return logit if self.kind == "rnn" else objects.presence_logit + self.STEP * logit
 
-    def __call__(self, objects: Latents, state: tf.Tensor,
-                 gamma: tf.Tensor | None) -> tuple[PriorStatistics, tf.Tensor]:
+    def __call__(
+        self, objects: Latents, state: tf.Tensor, gamma: tf.Tensor | None
+    ) -> tuple[PriorStatistics, tf.Tensor]:
         """Args: objects at t-1; state [P, N, R]; gamma [P, N or 1, G]. Returns: `PriorStatistics` and the new state."""
         relation = {"gamma": gamma} if "gamma" in self.rnn.inputs.inputs else {}
         state = self.rnn(self.rnn.inputs(objects=tf.concat([objects.what, objects.where], -1), **relation), state)
@@ -89,8 +91,9 @@ class Propagate(snt.Module):
     and log p likewise, by `PropagationPrior`.
     """
 
-    def __init__(self, config: ModelConfig, glimpse_encoder: GlimpseEncoder, gamma_size: int = 0,
-                 name: str | None = None):
+    def __init__(
+        self, config: ModelConfig, glimpse_encoder: GlimpseEncoder, gamma_size: int = 0, name: str | None = None
+    ):
         """Args: config; glimpse_encoder: discovery's; gamma_size: G, 0 without a relation; name: of the module."""
         super().__init__(name=name)
         self.n_slots = config.n_steps_per_image
@@ -107,8 +110,9 @@ class Propagate(snt.Module):
         shape = [n_particles, self.n_slots, self.temporal_initial_state.shape[-1]]
         return tf.broadcast_to(self.temporal_initial_state, shape), tf.broadcast_to(self.prior.initial_state, shape)
 
-    def __call__(self, columns: Columns, objects: Latents, temporal: tf.Tensor, gamma: tf.Tensor | None,
-                 noise: PhaseNoise) -> tuple[Slots, tf.Tensor]:
+    def __call__(
+        self, columns: Columns, objects: Latents, temporal: tf.Tensor, gamma: tf.Tensor | None, noise: PhaseNoise
+    ) -> tuple[Slots, tf.Tensor]:
         """Infers this frame's latents of the objects of the previous one.
 
         Args:
@@ -123,7 +127,8 @@ class Propagate(snt.Module):
         """
         # Slots on the first axis: the tensors of one slot are then contiguous, and sliced without a copy.
         objects, temporal, gamma = tf.nest.map_structure(
-            lambda x: None if x is None else tf.transpose(x, [1, 0, 2]), (objects, temporal, gamma))
+            lambda x: None if x is None else tf.transpose(x, [1, 0, 2]), (objects, temporal, gamma)
+        )
         prepared = self.core.prepare(columns, objects, temporal, gamma)
         previous, state = self.core.first_slot(temporal.shape[1])
         noise = noise._replace(where=self.core.where_posterior.correlate(noise.where))
@@ -142,9 +147,16 @@ class Propagate(snt.Module):
         """
         where_noise, what_noise, uniform = (tf.transpose(x, [1, 0, 2]) for x in noise)
         presence = sample_presence(prior.presence_logit, objects.presence, uniform)
-        return Slots(prior.what_loc + prior.what_scale * what_noise, prior.what_loc, prior.what_scale,
-                     prior.where_loc + prior.where_scale * where_noise, prior.where_loc, prior.where_scale,
-                     presence, prior.presence_logit)
+        return Slots(
+            prior.what_loc + prior.what_scale * what_noise,
+            prior.what_loc,
+            prior.what_scale,
+            prior.where_loc + prior.where_scale * where_noise,
+            prior.where_loc,
+            prior.where_scale,
+            presence,
+            prior.presence_logit,
+        )
 
     def posterior_log_probs(self, slots: Slots, presence_prev: tf.Tensor) -> LogProbs:
         """log q [..., P] of propagated latents; presence_prev [..., P, N] says which objects there were."""
@@ -154,7 +166,8 @@ class Propagate(snt.Module):
         return LogProbs(
             what=tf.reduce_sum(tfd.Normal(slots.what_loc, slots.what_scale).log_prob(slots.what), -1) * both,
             where=self.core.where_posterior.log_prob(slots.where, slots.where_loc, slots.where_scale) * both,
-            discrete=tf.reduce_sum(bernoulli.log_prob(presence) * presence_prev, -1))
+            discrete=tf.reduce_sum(bernoulli.log_prob(presence) * presence_prev, -1),
+        )
 
     def prior_log_probs(self, slots: Slots, prior: PriorStatistics, presence_prev: tf.Tensor) -> LogProbs:
         """log p [..., P] of propagated latents."""
@@ -164,4 +177,5 @@ class Propagate(snt.Module):
         return LogProbs(
             what=tf.reduce_sum(tfd.Normal(prior.what_loc, prior.what_scale).log_prob(slots.what), -1) * both,
             where=tf.reduce_sum(tfd.Normal(prior.where_loc, prior.where_scale).log_prob(slots.where), -1) * both,
-            discrete=tf.reduce_sum(bernoulli.log_prob(presence) * presence_prev, -1))
+            discrete=tf.reduce_sum(bernoulli.log_prob(presence) * presence_prev, -1),
+        )

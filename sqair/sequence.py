@@ -31,16 +31,24 @@ class SequentialAIR(snt.Module):
         self.n_particles = config.k_particles
         self.all_slots = all_slots or xla
         self.timestep = SQAIRTimestep(config, name="timestep")
-        self._step = tf.function(lambda *args, **kinds: self.timestep(*args, **kinds), jit_compile=xla or None,
-                                 autograph=False)
+        self._step = tf.function(
+            lambda *args, **kinds: self.timestep(*args, **kinds), jit_compile=xla or None, autograph=False
+        )
 
     @property
     def is_compiled(self) -> bool:
         """Whether a frame has been computed before."""
         return self._step.experimental_get_tracing_count() > 0
 
-    def __call__(self, obs: tf.Tensor, noise: Noise, generate_after: int | None = None,
-                 propagate_first: bool = False, state: State | None = None, first: int = 0) -> tuple[Frame, State]:
+    def __call__(
+        self,
+        obs: tf.Tensor,
+        noise: Noise,
+        generate_after: int | None = None,
+        propagate_first: bool = False,
+        state: State | None = None,
+        first: int = 0,
+    ) -> tuple[Frame, State]:
         """Infers all frames.
 
         Args:
@@ -55,13 +63,16 @@ class SequentialAIR(snt.Module):
           `Frame`, every field with a leading axis T, and the `State` after the last frame.
         """
         n_frames = obs.shape[0]
-        codes = tf.repeat(self.timestep.discover.encode_frames(obs), self.n_particles, 1)     # [T, P, R]
-        columns = crops.image_to_columns(obs, self.channels)                # [T, B, ...]
+        codes = tf.repeat(self.timestep.discover.encode_frames(obs), self.n_particles, 1)  # [T, P, R]
+        columns = crops.image_to_columns(obs, self.channels)  # [T, B, ...]
 
-        def kinds(t: int) -> dict[str, bool]:       # options of the timestep at frame t
+        def kinds(t: int) -> dict[str, bool]:  # options of the timestep at frame t
             t += first
-            return dict(propagate=t > 0 or propagate_first, generate=generate_after is not None and t > generate_after,
-                        all_slots=self.all_slots or propagate_first)
+            return dict(
+                propagate=t > 0 or propagate_first,
+                generate=generate_after is not None and t > generate_after,
+                all_slots=self.all_slots or propagate_first,
+            )
 
         if state is None:
             state = self.timestep.initial_state(codes.shape[1])
@@ -104,7 +115,9 @@ class SequentialAIR(snt.Module):
         if n_frames == 1:
             return state, tf.nest.map_structure(lambda x: x[None], frame)
         arrays = tf.nest.map_structure(
-            lambda x: tf.TensorArray(x.dtype, n_frames, element_shape=x.shape).write(0, x), frame)
-        _, state, arrays = tf.while_loop(lambda t, *_: t < n_frames, body, (tf.constant(1), state, arrays),
-                                         maximum_iterations=n_frames - 1)
+            lambda x: tf.TensorArray(x.dtype, n_frames, element_shape=x.shape).write(0, x), frame
+        )
+        _, state, arrays = tf.while_loop(
+            lambda t, *_: t < n_frames, body, (tf.constant(1), state, arrays), maximum_iterations=n_frames - 1
+        )
         return state, tf.nest.map_structure(lambda array: array.stack(), arrays)

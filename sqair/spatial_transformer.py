@@ -79,8 +79,9 @@ def rows_to_image(rows: tf.Tensor, channels: int) -> tf.Tensor:
     return tf.transpose(image, list(range(rank - 2)) + [rank - 1, rank - 2])
 
 
-def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
-          image_shape: Sequence[int]) -> tf.Tensor:
+def paste(
+    glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int], image_shape: Sequence[int]
+) -> tf.Tensor:
     """The sum over slots of presence times the glimpse, resampled into its window of the image.
 
     Args:
@@ -97,22 +98,26 @@ def paste(glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tensor, glimpse_sha
     height, width = image_shape
     slots = where.shape[1]
     sx, sy, tx, ty = to_coords(where)
-    down = hat_weights(paste_positions(sy, ty, height, h), h)          # [L, N, h, H]
-    across = hat_weights(paste_positions(sx, tx, width, w), w)         # [L, N, w, W]
+    down = hat_weights(paste_positions(sy, ty, height, h), h)  # [L, N, h, H]
+    across = hat_weights(paste_positions(sx, tx, width, w), w)  # [L, N, w, W]
     glimpse *= presence[..., None]
     if channels > 1:
         glimpse = image_to_rows(tf.reshape(glimpse, [-1, h, w, channels]), channels)
     strips = tf.matmul(tf.reshape(glimpse, [-1, h * channels, w]), tf.reshape(across, [-1, w, width]))
-    return tf.matmul(tf.reshape(down, [-1, slots * h, height]), tf.reshape(strips, [-1, slots * h, channels * width]),
-                     transpose_a=True)
+    return tf.matmul(
+        tf.reshape(down, [-1, slots * h, height]),
+        tf.reshape(strips, [-1, slots * h, channels * width]),
+        transpose_a=True,
+    )
 
 
-def coverage(where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int],
-             image_shape: Sequence[int]) -> tf.Tensor:
+def coverage(
+    where: tf.Tensor, presence: tf.Tensor, glimpse_shape: Sequence[int], image_shape: Sequence[int]
+) -> tf.Tensor:
     """`paste` of all-one glimpses, [L, H, W]: an outer product, since the weights of each axis are summed up."""
     h, w, _ = glimpse_shape
     height, width = image_shape
     sx, sy, tx, ty = to_coords(where)
-    down = sum_of_hat_weights(paste_positions(sy, ty, height, h), h)          # [L, N, H]
-    across = sum_of_hat_weights(paste_positions(sx, tx, width, w), w)         # [L, N, W]
+    down = sum_of_hat_weights(paste_positions(sy, ty, height, h), h)  # [L, N, H]
+    across = sum_of_hat_weights(paste_positions(sx, tx, width, w), w)  # [L, N, W]
     return tf.matmul(down * presence[..., None], across, transpose_a=True)

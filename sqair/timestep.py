@@ -50,7 +50,7 @@ class Frame(NamedTuple):
     attention: tf.Tensor
 
 
-DISCRETE = ("presence", "presence_prev", "selection", "object_id", "last_id")    # discrete: they have no derivative
+DISCRETE = ("presence", "presence_prev", "selection", "object_id", "last_id")  # discrete: they have no derivative
 
 
 def stop_discrete_gradients(record: Any) -> Any:
@@ -58,6 +58,7 @@ def stop_discrete_gradients(record: Any) -> Any:
 
     TensorFlow differentiates a compiled function from all of its outputs to all of its inputs unless they are stopped.
     """
+
     def stopped(name: str, x: Any) -> Any:
         if name in DISCRETE:
             return tf.stop_gradient(x)
@@ -86,8 +87,12 @@ def configured_relation(config) -> Relation | None:
     """The relation that a `ModelConfig` asks for, with all its variables; None for SQAIR."""
     if config.relation == NO_RELATION:
         return None
-    return make_relation(config.relation, n_slots=config.n_steps_per_image, state_size=config.n_what + 6,
-                         embedding=config.relation_embedding)
+    return make_relation(
+        config.relation,
+        n_slots=config.n_steps_per_image,
+        state_size=config.n_what + 6,
+        embedding=config.relation_embedding,
+    )
 
 
 class SQAIRTimestep(snt.Module):
@@ -108,8 +113,13 @@ class SQAIRTimestep(snt.Module):
         height, width, channels = config.image_size
         self.relation = configured_relation(config)
         gamma_size = self.relation.gamma_size if self.relation else 0
-        glimpse_encoder = GlimpseEncoder((config.glimpse_size, config.glimpse_size, channels), config.n_what,
-                                         config.n_hidden, config.masked_glimpse, name="glimpse_encoder")
+        glimpse_encoder = GlimpseEncoder(
+            (config.glimpse_size, config.glimpse_size, channels),
+            config.n_what,
+            config.n_hidden,
+            config.masked_glimpse,
+            name="glimpse_encoder",
+        )
         self.discover = Discover(config, glimpse_encoder, name="discover")
         self.propagate = Propagate(config, glimpse_encoder, gamma_size, name="propagate")
         self.latent_encoder = MLP(config.n_what + 4, [config.n_hidden] * 2, name="latent_encoder")
@@ -136,12 +146,21 @@ class SQAIRTimestep(snt.Module):
         # A walk's logit enters `expected` at the first frame too.
         logit = self.propagate.prior.presence_logit(zero.presence_logit, zero)
         prior = PriorStatistics(zero.what, one.what, zero.where, one.where, logit)
-        slots = Slots(zero.what, zero.what, one.what, zero.where, zero.where, one.where, zero.presence,
-                      zero.presence_logit - 88.0)
+        slots = Slots(
+            zero.what, zero.what, one.what, zero.where, zero.where, one.where, zero.presence, zero.presence_logit - 88.0
+        )
         return slots, prior
 
-    def __call__(self, state: State, frame_code: tf.Tensor, columns: Columns, noise: Noise, propagate: bool = True,
-                 generate: bool = False, all_slots: bool = False) -> tuple[State, Frame]:
+    def __call__(
+        self,
+        state: State,
+        frame_code: tf.Tensor,
+        columns: Columns,
+        noise: Noise,
+        propagate: bool = True,
+        generate: bool = False,
+        all_slots: bool = False,
+    ) -> tuple[State, Frame]:
         """Processes one frame.
 
         Args:
@@ -156,7 +175,7 @@ class SQAIRTimestep(snt.Module):
         Returns:
           The new `State` and the `Frame`.
         """
-        columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))       # they are data
+        columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))  # they are data
         state = stop_discrete_gradients(state)
         n_particles = frame_code.shape[0]
         objects, temporal, prior_state = state.objects, state.temporal, state.prior
@@ -174,18 +193,34 @@ class SQAIRTimestep(snt.Module):
         expected = tf.reduce_sum(tf.sigmoid(prior.presence_logit) - 0.5, 1) / self.n_slots
         if generate and not all_slots:
             discovered = self.discover.absent(n_particles, self.n_slots)
-        else:       # at a first frame nearly all particles discover objects: all slots at once are quicker
+        else:  # at a first frame nearly all particles discover objects: all slots at once are quicker
             discovered = self.discover(frame_code, columns, conditioning, noise.discovery, all_slots or not propagate)
         if generate:
             discovered = discovered._replace(presence=tf.zeros_like(discovered.presence))
 
         state, selection = self.keep(state, propagated, discovered, temporal, prior_state, memory)
-        record = Frame(propagated, discovered, prior, objects.presence[..., 0], conditioning, expected, selection,
-                       state.object_id, attention)
+        record = Frame(
+            propagated,
+            discovered,
+            prior,
+            objects.presence[..., 0],
+            conditioning,
+            expected,
+            selection,
+            state.object_id,
+            attention,
+        )
         return state, record
 
-    def keep(self, state: State, propagated: Slots, discovered: Slots, temporal: tf.Tensor, prior_state: tf.Tensor,
-             memory: tf.Tensor) -> tuple[State, tf.Tensor]:
+    def keep(
+        self,
+        state: State,
+        propagated: Slots,
+        discovered: Slots,
+        temporal: tf.Tensor,
+        prior_state: tf.Tensor,
+        memory: tf.Tensor,
+    ) -> tuple[State, tf.Tensor]:
         """Keeps N of the propagated and discovered slots, present ones first, and gives them their ids.
 
         Args:
@@ -202,8 +237,8 @@ class SQAIRTimestep(snt.Module):
         chosen = Latents(*tf.split(pick(selection, latents), [self.n_what, 4, 1, 1], -1))
 
         # Kept objects bring their recurrent states along, new ones start from the trainable initial states.
-        kept = selection[..., :self.n_slots]
-        new = tf.reduce_sum(selection[..., self.n_slots:], -1, keepdims=True)
+        kept = selection[..., : self.n_slots]
+        new = tf.reduce_sum(selection[..., self.n_slots :], -1, keepdims=True)
         fresh_temporal, fresh_prior = self.propagate.initial_states(selection.shape[0])
         temporal = pick(kept, temporal) + new * fresh_temporal
         prior_state = pick(kept, prior_state) + new * fresh_prior

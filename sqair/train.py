@@ -10,7 +10,7 @@ The same command started again in the same folder goes on where the run was.
 from data_gen.console import run_module
 from sqair.options import asked_flags, begin, parse
 
-if __name__ == "__main__":      # --help and wrong options are answered before the imports below, which take seconds
+if __name__ == "__main__":  # --help and wrong options are answered before the imports below, which take seconds
     run_module("sqair.train", begin)
 
 import contextlib
@@ -35,15 +35,21 @@ def main() -> int:
     replicas, trainer = Distribution(arguments.config.train.distribute), None
     try:
         with RunLock(arguments.run_dir) if replicas.is_chief else contextlib.nullcontext() as note:
-            trainer = Trainer(arguments.config, arguments.run_dir, arguments.init_from, replicas,
-                              arguments.continue_from, asked_flags(sys.argv[1:]))
+            trainer = Trainer(
+                arguments.config,
+                arguments.run_dir,
+                arguments.init_from,
+                replicas,
+                arguments.continue_from,
+                asked_flags(sys.argv[1:]),
+            )
             if note:
                 trainer.say(note)
             code = trainer.run()
     except tf.errors.OpError as error:
         state = f"step {trainer.saved_step}" if trainer else "the last checkpoint"
         raise replicas.lost_worker(error, state) from None
-    if trainer.left_compiling:      # Python would take away what that thread works with
+    if trainer.left_compiling:  # Python would take away what that thread works with
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -21,8 +21,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 def run_command(module, *arguments, file_limit=None):
     """Runs `python -m module`; `file_limit` bytes is the largest file it can write, which acts as a full disc."""
     limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))) if file_limit else None
-    return subprocess.run([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT, capture_output=True,
-                          text=True, preexec_fn=limit, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        timeout=120,
+    )
 
 
 def run_here(module, *arguments, file_limit=None):
@@ -30,8 +36,11 @@ def run_here(module, *arguments, file_limit=None):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     command, code = importlib.import_module(module), None
-    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as output, \
-            contextlib.redirect_stderr(io.StringIO()) as errors:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        contextlib.redirect_stdout(io.StringIO()) as output,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
         patched.setattr(sys, "argv", [command.__file__, *map(str, arguments)])
         if file_limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, limits[1]))
@@ -48,8 +57,12 @@ def run_here(module, *arguments, file_limit=None):
 
 def interrupt(signal_name, folder, module, *arguments):
     """Starts `python -m module`, sends a signal once it has begun to write into `folder`; returns the exit code."""
-    process = subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for _ in range(600):
             if any(path.name.endswith(".part") and path.stat().st_size > 100_000 for path in folder.iterdir()):

@@ -13,8 +13,9 @@ from sqair.runs import original
 from sqair.runs.saving import RunCheckpoints, TrainingState
 from sqair.training.optimizers import Optimizer
 
-TINY = ModelConfig(n_steps_per_image=3, n_what=2, n_units=1, glimpse_size=6, k_particles=3, mean_image=False,
-                   prop_prior_step_bias=1.0)
+TINY = ModelConfig(
+    n_steps_per_image=3, n_what=2, n_units=1, glimpse_size=6, k_particles=3, mean_image=False, prop_prior_step_bias=1.0
+)
 
 
 def tiny_model(seed=0, **changes):
@@ -44,14 +45,22 @@ def save_original(folder, steps):
     folder.mkdir(parents=True)
     for step in steps:
         model = tiny_model(step)
-        values = {name: original.gather_original(columns, [c.variable.numpy() for c in columns]).astype(np.float32)
-                  for name, columns in original.original_names(model).items()}
+        values = {
+            name: original.gather_original(columns, [c.variable.numpy() for c in columns]).astype(np.float32)
+            for name, columns in original.original_names(model).items()
+        }
         values |= original.original_constants(model) | {"global_step": np.int64(step)}
-        tf.raw_ops.SaveV2(prefix=str(folder / f"model.ckpt-{step}"), tensor_names=list(values),
-                          shape_and_slices=[""] * len(values), tensors=[tf.constant(v) for v in values.values()])
-    flags = {name: value for name, value in to_flags(Config(model.config)).items()
-             if name in ("n_steps_per_image", "n_what", "n_units", "glimpse_size", "k_particles",
-                         "prop_prior_step_bias")}
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / f"model.ckpt-{step}"),
+            tensor_names=list(values),
+            shape_and_slices=[""] * len(values),
+            tensors=[tf.constant(v) for v in values.values()],
+        )
+    flags = {
+        name: value
+        for name, value in to_flags(Config(model.config)).items()
+        if name in ("n_steps_per_image", "n_what", "n_units", "glimpse_size", "k_particles", "prop_prior_step_bias")
+    }
     (folder / "flags.json").write_text(json.dumps(flags))
     return folder
 

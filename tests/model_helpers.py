@@ -31,7 +31,7 @@ def make_busy(module, seed: int = 1) -> None:
         elif not shape:
             continue
         elif "scale:" in variable.name and len(shape) == 1 and "cholesky" not in variable.name:
-            value = 1 + 0.3 * value             # layer norms
+            value = 1 + 0.3 * value  # layer norms
         else:
             value *= 0.3
         variable.assign(value)
@@ -77,7 +77,11 @@ def loss_and_gradients(model: SQAIR, obs, noise, **options):
 def make_slots(presence, n_what=3):
     """`Slots` [P, N, d] with given presence [P, N] and random values elsewhere."""
     p, n = np.shape(presence)
-    values = {field: tf.constant(draw(p, n, size, seed=i)) for i, (field, size) in enumerate(
-        [("what", n_what), ("what_loc", n_what), ("where", 4), ("where_loc", 4), ("presence_logit", 1)])}
+    values = {
+        field: tf.constant(draw(p, n, size, seed=i))
+        for i, (field, size) in enumerate(
+            [("what", n_what), ("what_loc", n_what), ("where", 4), ("where_loc", 4), ("presence_logit", 1)]
+        )
+    }
     scales = {"what_scale": tf.exp(draw(p, n, n_what, seed=9)), "where_scale": tf.exp(draw(p, n, 4, seed=8))}
     return Slots(presence=tf.constant(np.float32(presence)[..., None]), **values, **scales)

@@ -9,10 +9,41 @@ from eval import paper
 
 TINY = paper.Scale(
     {paper.TRAIN_ON: dict(n_frames=10, training=16, validation=8, test=8), paper.TEST_ON: dict(n_frames=10, test=8)},
-    ["--n_units", "1", "--n_what", "2", "--glimpse_size", "6", "--k_particles", "2", "--batch_size", "8", "--shards",
-     "1", "--train_itr", "2", "--seq_len", "2", "--stage_itr", "0", "--max_seq_len", "2", "--log_itr", "2",
-     "--report_loss_every", "1", "--save_itr", "1", "--fig_itr", "100", "--no-eval_on_train", "--patience", "0"],
-    ["--n_frames", "3", "--n_samples", "2", "--canvases"])
+    [
+        "--n_units",
+        "1",
+        "--n_what",
+        "2",
+        "--glimpse_size",
+        "6",
+        "--k_particles",
+        "2",
+        "--batch_size",
+        "8",
+        "--shards",
+        "1",
+        "--train_itr",
+        "2",
+        "--seq_len",
+        "2",
+        "--stage_itr",
+        "0",
+        "--max_seq_len",
+        "2",
+        "--log_itr",
+        "2",
+        "--report_loss_every",
+        "1",
+        "--save_itr",
+        "1",
+        "--fig_itr",
+        "100",
+        "--no-eval_on_train",
+        "--patience",
+        "0",
+    ],
+    ["--n_frames", "3", "--n_samples", "2", "--canvases"],
+)
 
 
 def arguments(folder, **changes):

@@ -113,6 +113,7 @@ def test_every_test_that_holds_a_promise_exists():
     rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
     named = re.findall(r"`(?:([\w/]+\.py)(?:::)?)?(test_\w+)?`", rows)
     for file, name in named:
-        assert any(f"def {name}" in content for path, content in tests.items() if path.endswith(f"/{file}" * bool(file))
-                   ), f"{file} {name}"
+        assert any(
+            f"def {name}" in content for path, content in tests.items() if path.endswith(f"/{file}" * bool(file))
+        ), f"{file} {name}"
     assert len(named) > 30

@@ -51,7 +51,7 @@ def test_the_new_data_tell_where_their_objects_are(page):
         frames, groups = predictions["truth/frames"][:], predictions["truth/groups"][:]
     assert boxes.shape == (8, 3, 2, 4) and (boxes[..., 2:] == page["SQUARE"]).all()
     top, left = (boxes[0, 2, 1, :2] + 0.5).astype(int)
-    assert (groups[0, 2, top:top + 5, left:left + 5] == 2).all() and frames[0, 2, top, left] == 255
+    assert (groups[0, 2, top : top + 5, left : left + 5] == 2).all() and frames[0, 2, top, left] == 255
 
 
 def test_model_and_metric_appear_in_a_table_and_a_figure(page):

@@ -26,7 +26,7 @@ def build(folder):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip(folder, "wheel", "--no-build-isolation", "--wheel-dir", folder, source)
-    wheel, = folder.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
     return wheel
 
 
@@ -49,8 +49,9 @@ def installed(wheel, tmp_path_factory):
 
     def execute(*words):
         environment = os.environ | {"PYTHONPATH": str(target), "PATH": f"{target / 'bin'}:{os.environ['PATH']}"}
-        return subprocess.run(list(map(str, words)), cwd=elsewhere, env=environment, capture_output=True, text=True,
-                              timeout=300)
+        return subprocess.run(
+            list(map(str, words)), cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+        )
 
     execute.folder, execute.target = elsewhere, target
     return execute
@@ -60,16 +61,24 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_has_all_modules(wheel):
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if name.endswith((".py", "py.typed", ".html"))}
-    assert packed == {str(path.relative_to(ROOT)) for package in PACKAGES for pattern in ("*.py", "py.typed", "*.html")
-                      for path in (ROOT / package).rglob(pattern)}
+    assert packed == {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for pattern in ("*.py", "py.typed", "*.html")
+        for path in (ROOT / package).rglob(pattern)
+    }
 
 
 @pytest.mark.slow
 def test_every_command_of_a_module_has_a_console_command_that_works(installed):
     entries = metadata.distributions(path=[str(installed.target)])
     commands = {entry.name for distribution in entries for entry in distribution.entry_points}
-    modules = {path.stem for package in PACKAGES for path in (ROOT / package).glob("*.py")
-               if '__name__ == "__main__"' in path.read_text()}
+    modules = {
+        path.stem
+        for package in PACKAGES
+        for path in (ROOT / package).glob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    }
     assert commands == {f"sqair-{module.replace('_', '-')}" for module in modules}
     for command in sorted(commands):
         assert (installed.target / "bin" / command).exists()
@@ -82,6 +91,7 @@ def test_every_command_of_a_module_has_a_console_command_that_works(installed):
 
 def test_console_commands_are_those_modules():
     from eval import console
+
     for name in re.findall(r'"eval\.console:(\w+)"', (ROOT / "pyproject.toml").read_text()):
         module = getattr(console, name).args[0]
         assert module.rsplit(".", 1)[1] == name and (ROOT / f"{module.replace('.', '/')}.py").is_file()
@@ -89,11 +99,13 @@ def test_console_commands_are_those_modules():
 
 @pytest.mark.slow
 def test_readme_from_python_works_in_any_folder(installed):
-    block, = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     save_run(installed.folder / "runs" / "rsqair_in_0", relation="in")
     (installed.folder / "data").mkdir()
-    bouncing_balls.write(attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=10, training=0, validation=0,
-                                      test=32), installed.folder / "data" / "balls4mass64.h5")
+    bouncing_balls.write(
+        attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=10, training=0, validation=0, test=32),
+        installed.folder / "data" / "balls4mass64.h5",
+    )
     where = f"import {', '.join(PACKAGES)}\nprint(*(m.__file__ for m in ({', '.join(PACKAGES)})))\n"
     shapes = "print(forward.latents.where.shape, forward.log_weights.shape, predicted.canvas.shape[:2])\n"
     result = installed(sys.executable, "-c", block + where + shapes)

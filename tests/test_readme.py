@@ -22,8 +22,11 @@ from tests.checkout_helpers import make_checkout, write_script
 from tests.data_helpers import ROOT
 
 # But those that a comment before says are tested elsewhere.
-BLOCKS = [block for name in ("README.md", "docs/cluster.md") for block in re.findall(
-    r"(?<!-->\n)^```bash\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)]
+BLOCKS = [
+    block
+    for name in ("README.md", "docs/cluster.md")
+    for block in re.findall(r"(?<!-->\n)^```bash\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
+]
 IS_JOB = "#SBATCH"
 
 # Each notes its name and arguments, and what of its environment counts.
@@ -59,7 +62,7 @@ def parse_as(name, words):
         return sqair_options.parse(words)
     if name == "eval.figures":
         kind = FIGURES[words[0] if words[0] in FIGURES else "sequences"]
-        return parse(kind, name, words[words[0] in FIGURES:])
+        return parse(kind, name, words[words[0] in FIGURES :])
     if name == "data_gen.bouncing_balls":
         options = {"default": module.CommandLine(out=tyro.MISSING, settings=module.PRESETS["balls4mass64"])}
     return parse(getattr(module, "Arguments", None) or module.CommandLine, name, words, **options)
@@ -83,7 +86,7 @@ def run_block(tmp_path, monkeypatch):
         result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=100)
         assert result.returncode == 0 and "not found" not in result.stderr, result.stderr
         lines = [json.loads(line) for line in (tmp_path / "noted").read_text().splitlines()]
-        return checkout, [line for line in lines if line[1][:1] != ["-c"]]     # the set-up asks for the version
+        return checkout, [line for line in lines if line[1][:1] != ["-c"]]  # the set-up asks for the version
 
     return run
 
@@ -109,7 +112,7 @@ def test_it_is_a_script_of_commands_that_there_are(block, run_block):
 
 
 def test_the_array_job_trains_every_model_and_seed_where_the_paper_looks_for_it(run_block):
-    block, = (block for block in BLOCKS if "--array" in block)
+    (block,) = (block for block in BLOCKS if "--array" in block)
     _, noted = run_block(block)
     asked = [sqair_options.parse(words[2:]) for _, words, _, _ in noted]
     planned = [sqair_options.parse(command.arguments[2:]) for command in paper.plan(paper.Arguments()).training]
@@ -117,7 +120,7 @@ def test_the_array_job_trains_every_model_and_seed_where_the_paper_looks_for_it(
 
 
 def test_the_job_of_two_machines_tells_each_worker_the_others(run_block):
-    block, = (block for block in BLOCKS if "srun" in block)
+    (block,) = (block for block in BLOCKS if "srun" in block)
     _, noted = run_block(block)
     configs = [json.loads(config) for _, _, config, _ in noted]
     assert [config["task"] for config in configs] == [{"type": "worker", "index": i} for i in (0, 1)]

@@ -47,18 +47,37 @@ def test_training_speaks_before_tensorflow_whose_errors_alone_are_passed_on(tmp_
     (tmp_path / "tensorflow.py").write_text(FAKE_TENSORFLOW)
     settings = bouncing_balls.BouncingBalls(n_frames=3, training=4, validation=4, test=0)
     bouncing_balls.write(settings, tmp_path / "data.h5")
-    result = subprocess.run([sys.executable, "-m", "sqair.train", "--preset", "rsqair_in", "--train_data",
-                             str(tmp_path / "data.h5"), "--run_dir", str(tmp_path / "run")], cwd=ROOT, text=True,
-                            capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sqair.train",
+            "--preset",
+            "rsqair_in",
+            "--train_data",
+            str(tmp_path / "data.h5"),
+            "--run_dir",
+            str(tmp_path / "run"),
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert result.returncode == -signal.SIGABRT
     assert result.stdout.startswith(f"{tmp_path}/run: relation in, data ")
     assert [line for line in result.stderr.splitlines() if ".cc:" in line or "absl" in line] == [
-        "F0000 00:00:1.1   1 cpu_feature_guard.cc:97] The TensorFlow library was compiled to use AVX"]
+        "F0000 00:00:1.1   1 cpu_feature_guard.cc:97] The TensorFlow library was compiled to use AVX"
+    ]
 
 
 def test_training_names_missing_data_before_tensorflow_is_imported(tmp_path):
     (tmp_path / "tensorflow.py").write_text(FAKE_TENSORFLOW)
-    result = subprocess.run([sys.executable, "-m", "sqair.train", "--train_data", "nowhere.h5", "--run_dir",
-                             str(tmp_path / "run")], cwd=ROOT, text=True, capture_output=True,
-                            env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    result = subprocess.run(
+        [sys.executable, "-m", "sqair.train", "--train_data", "nowhere.h5", "--run_dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert (result.returncode, result.stdout) == (1, "") and "nowhere.h5: no such file" in result.stderr

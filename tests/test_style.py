@@ -9,7 +9,7 @@ from tests.checkout_helpers import PACKAGES
 from tests.data_helpers import ROOT
 
 
-@pytest.mark.parametrize("tool, words", [("ruff", ("check",)), ("mypy", ())])
+@pytest.mark.parametrize("tool, words", [("ruff", ("check",)), ("ruff", ("format", "--check")), ("mypy", ())])
 def test_it_finds_nothing(tool, words):
     pytest.importorskip(tool)
     result = subprocess.run([sys.executable, "-m", tool, *words], cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -22,8 +22,9 @@ STEPS = 12
 def make_data(tmp_path_factory, n_frames=4):
     """A file of a few real sequences."""
     path = tmp_path_factory.mktemp("data") / "balls.h5"
-    settings = attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=n_frames, training=40, validation=16,
-                            test=16)
+    settings = attrs.evolve(
+        bouncing_balls.PRESETS["balls4mass64"], n_frames=n_frames, training=40, validation=16, test=16
+    )
     bouncing_balls.write(settings, path)
     return path
 
@@ -32,8 +33,22 @@ def config(data, model=(), **training):
     """A tiny run: lengths 2 (8 steps) and 3, a checkpoint every 4 steps, an evaluation every 6; batches in one piece,
     which takes half as long to trace."""
     tiny = dict(n_what=2, n_units=1, n_steps_per_image=2, glimpse_size=6, k_particles=2, image_shape=(20, 20))
-    short = dict(train_data=str(data), crop=20, batch_size=8, learning_rate=1e-4, seq_len=2, stage_itr=8, max_seq_len=3,
-                 train_itr=STEPS, save_itr=4, log_itr=6, report_loss_every=1, fig_itr=12, patience=0, shards=1)
+    short = dict(
+        train_data=str(data),
+        crop=20,
+        batch_size=8,
+        learning_rate=1e-4,
+        seq_len=2,
+        stage_itr=8,
+        max_seq_len=3,
+        train_itr=STEPS,
+        save_itr=4,
+        log_itr=6,
+        report_loss_every=1,
+        fig_itr=12,
+        patience=0,
+        shards=1,
+    )
     return Config(ModelConfig(**{**tiny, **dict(model)}), TrainConfig(**{**short, **training}))
 
 

@@ -24,11 +24,12 @@ from data_gen.files import atomic_path, made_folder, read_json, run_folder_of, t
 
 # What a kill leaves of the files of a run folder (see `atomic_path`) and of checkpoints: all that is ever removed.
 _HALF_WRITTEN = re.compile(
-    r"(\.(flags|versions|started_from|finished|non_finite)\.json|\.(metrics|resources)\.csv)\.[0-9a-f]{8}\.part")
+    r"(\.(flags|versions|started_from|finished|non_finite)\.json|\.(metrics|resources)\.csv)\.[0-9a-f]{8}\.part"
+)
 _HALF_CHECKPOINT = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
-TRAIN_DATA = "train_data_fingerprint"       # in versions.json
+TRAIN_DATA = "train_data_fingerprint"  # in versions.json
 # The run that --init_from or --continue_from named, the step it was at, and the steps that are counted and not.
 STARTED_FROM = "started_from.json"
 
@@ -85,18 +86,23 @@ class RunLock:
                 stack.enter_context(made_folder(self._path.parent))
                 file = self._file = stack.enter_context(open(self._path, "a+", encoding="utf-8"))
             except OSError as error:
-                raise UserError(f"{self._path.parent}: cannot be written ({error.strerror}); choose another --run_dir"
-                                ) from None
+                raise UserError(
+                    f"{self._path.parent}: cannot be written ({error.strerror}); choose another --run_dir"
+                ) from None
             file.seek(0)
             holder = file.read().strip()
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if not isinstance(error, BlockingIOError):
-                    raise UserError(f"{self._path}: cannot be locked ({error.strerror}), which keeps two processes out "
-                                    "of one folder; choose a --run_dir on a file system that has locks") from None
-                raise UserError(f"{self._path.parent}: in use by {holder or 'another process'}; stop that run or "
-                                "choose another --run_dir") from None
+                    raise UserError(
+                        f"{self._path}: cannot be locked ({error.strerror}), which keeps two processes out "
+                        "of one folder; choose a --run_dir on a file system that has locks"
+                    ) from None
+                raise UserError(
+                    f"{self._path.parent}: in use by {holder or 'another process'}; stop that run or "
+                    "choose another --run_dir"
+                ) from None
             if not self._path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
                 raise UserError(f"{self._path.parent}: was given up by another process just now; start again")
             file.truncate(0)
@@ -112,8 +118,10 @@ class RunLock:
         if outer:
             raise UserError(f"{folder}: lies in the run folder {outer}; choose another --run_dir")
         if (folder / "model.safetensors").exists() or any(folder.glob("model.ckpt-*.index")):
-            raise UserError(f"{folder}: is a model to share or a run of the original program, which --init_from takes; "
-                            "choose another --run_dir")
+            raise UserError(
+                f"{folder}: is a model to share or a run of the original program, which --init_from takes; "
+                "choose another --run_dir"
+            )
 
     def _clean(self) -> None:
         for path in self._path.parent.glob(".*.part"):
@@ -127,9 +135,9 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         assert self._file is not None
         self._file.truncate(0)
-        with contextlib.suppress(OSError):      # others have removed the folder
+        with contextlib.suppress(OSError):  # others have removed the folder
             if self._is_new and os.listdir(self._path.parent) == [self._path.name]:
-                self._path.unlink()             # nothing was begun here: a start that failed leaves no folder
+                self._path.unlink()  # nothing was begun here: a start that failed leaves no folder
         self._stack.close()
 
 
@@ -158,8 +166,10 @@ def tensorboard(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _unwritable(path: str | os.PathLike, cause: str | None) -> UserError:
-    return UserError(f"{path}: cannot be written ({cause}); the last checkpoint is kept, free some space or check the "
-                     "folder and start the same command again")
+    return UserError(
+        f"{path}: cannot be written ({cause}); the last checkpoint is kept, free some space or check the "
+        "folder and start the same command again"
+    )
 
 
 def read_rows(path: str | os.PathLike) -> Iterator[list[str]]:
@@ -199,7 +209,7 @@ def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
             seconds = {name: value + (row["step"] - before) * row[name] for name, value in seconds.items()}
             before = row["step"]
     if before:
-        minutes = [value / before * step / 60 for value in seconds.values()]      # the last steps are not timed
+        minutes = [value / before * step / 60 for value in seconds.values()]  # the last steps are not timed
         found |= dict(zip(("minutes", "processor_minutes"), minutes))
     wanted = ("step", "length", "iwae_per_frame", "vae_per_frame", "data_ll", "kl", "num_step_accuracy")
     for row in _numbers(folder / "metrics.csv"):
@@ -228,8 +238,9 @@ class MetricsFile:
     Rows up to a checkpoint's step are never lost: they are on the disc before the checkpoint is.
     """
 
-    def __init__(self, path: str | os.PathLike, columns: Sequence[str], step: int,
-                 before: str | os.PathLike | None = None):
+    def __init__(
+        self, path: str | os.PathLike, columns: Sequence[str], step: int, before: str | os.PathLike | None = None
+    ):
         """Opens the file; cells of columns that it did not have yet are empty.
 
         Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step.
@@ -239,12 +250,14 @@ class MetricsFile:
         before = pathlib.Path(before or path)
         rows = read_rows(before) if before.exists() else iter(())
         header = next(rows, [])
-        if not set(columns[:1]) <= set(header) <= set(columns):     # damaged
+        if not set(columns[:1]) <= set(header) <= set(columns):  # damaged
             header = list(columns)
         with atomic_path(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             kept = (dict(zip(header, row)) for row in rows if len(row) == len(header) and 0 <= step_of(row[0]) <= step)
-            file.writelines(",".join(row) + "\n" for row in itertools.chain(
-                [columns], ([cells.get(name, "") for name in columns] for cells in kept)))
+            file.writelines(
+                ",".join(row) + "\n"
+                for row in itertools.chain([columns], ([cells.get(name, "") for name in columns] for cells in kept))
+            )
 
     def append(self, row: Sequence) -> None:
         """Appends a row; numbers are written so that they read back exactly."""
@@ -262,18 +275,23 @@ def versions() -> dict:
 
     def git(*arguments):
         try:
-            return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10,
-                                  check=True).stdout.strip()
+            return subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 
     top = git("rev-parse", "--show-toplevel")
-    ours = bool(top) and pathlib.Path(top).resolve() == root       # not a repository that merely contains this code
+    ours = bool(top) and pathlib.Path(top).resolve() == root  # not a repository that merely contains this code
     changes = git("status", "--porcelain", "-uno") if ours else None
-    return {**{package: metadata.version(package) for package in packages}, "python": sys.version.split()[0],
-            "git_commit": (git("rev-parse", "HEAD") if ours else None) or "unknown",
-            "uncommitted_changes": None if changes is None else bool(changes),
-            "machine": os.uname().machine, "command": sys.argv}
+    return {
+        **{package: metadata.version(package) for package in packages},
+        "python": sys.version.split()[0],
+        "git_commit": (git("rev-parse", "HEAD") if ours else None) or "unknown",
+        "uncommitted_changes": None if changes is None else bool(changes),
+        "machine": os.uname().machine,
+        "command": sys.argv,
+    }
 
 
 SPEED = ("seconds_per_step", "cpu_seconds_per_step")
@@ -286,10 +304,10 @@ CHECKPOINTS, BEST = "checkpoints", "best"
 def prefixes(folder: pathlib.Path) -> list[str]:
     """Checkpoints in a folder, newest first, whether or not TensorFlow's index file knows them."""
     found = {}
-    for name in os.listdir(folder) if folder.is_dir() else ():       # glob hides a lack of permission
-        number = name[len("step-"):-len(".index")]
+    for name in os.listdir(folder) if folder.is_dir() else ():  # glob hides a lack of permission
+        number = name[len("step-") : -len(".index")]
         if name == f"step-{number}.index" and number.isdecimal():
-            found[int(number)] = str(folder / name)[:-len(".index")]
+            found[int(number)] = str(folder / name)[: -len(".index")]
     return [found[number] for number in sorted(found, reverse=True)]
 
 
@@ -312,6 +330,6 @@ def appearing(folder: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathl
                 to_disc(stage / name)
             for name in names:
                 os.replace(stage / name, folder / name)
-                to_disc(folder)      # after each: no name is on the disc before those ahead of it
+                to_disc(folder)  # after each: no name is on the disc before those ahead of it
         finally:
             shutil.rmtree(stage, ignore_errors=True)

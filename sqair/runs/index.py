@@ -33,12 +33,15 @@ def check_index(prefix: str) -> None:
         count = int(np.prod(np.array(shape, object))) if min(shape, default=0) >= 0 else -1
         dtype = tf.as_dtype(entry.dtype)
         is_text = dtype == tf.string
-        if entry.slices or entry.shape.unknown_rank or not (is_text or dtype.is_bool or dtype.is_floating
-                                                            or dtype.is_integer or dtype.is_complex):
+        if (
+            entry.slices
+            or entry.shape.unknown_rank
+            or not (is_text or dtype.is_bool or dtype.is_floating or dtype.is_integer or dtype.is_complex)
+        ):
             raise ValueError(f"{name} is of a kind that is not supported")
         if not data.exists():
             raise ValueError(f"{data.name} is missing")
-        with open(data, "rb"):      # a lack of permission is no damage
+        with open(data, "rb"):  # a lack of permission is no damage
             pass
         fits = 0 <= count <= entry.size if is_text else count >= 0 and count * dtype.size == entry.size
         if not fits or len(shape) > 8 or entry.offset < 0 or entry.offset + entry.size > data.stat().st_size:
@@ -58,7 +61,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yields the keys and values of a table: blocks of them, a block that says where these are, and a footer."""
-    _, at = _varint(table, len(table) - _FOOTER_BYTES)      # of a block that TensorFlow leaves empty
+    _, at = _varint(table, len(table) - _FOOTER_BYTES)  # of a block that TensorFlow leaves empty
     _, at = _varint(table, at)
     offset, at = _varint(table, at)
     size, _ = _varint(table, at)
@@ -77,8 +80,8 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     """Yields the keys and values of a block: each key says how much it shares with the one before."""
     if offset + size >= len(table) or table[offset + size]:
         raise ValueError("a block of the index beyond its end, or compressed")
-    block = table[offset:offset + size]
-    n_restarts, = struct.unpack("<I", block[-4:])
+    block = table[offset : offset + size]
+    (n_restarts,) = struct.unpack("<I", block[-4:])
     end = size - 4 - 4 * n_restarts
     restarts = set(struct.unpack(f"<{n_restarts}I", block[end:-4]))
     at, key = 0, b""
@@ -90,8 +93,8 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
         if shared > len(key) or at + unshared + length > end or (place in restarts and shared):
             raise ValueError("a damaged block of the index")
         restarts.discard(place)
-        key = key[:shared] + block[at:at + unshared]
+        key = key[:shared] + block[at : at + unshared]
         at += unshared + length
-        yield key, block[at - length:at]
+        yield key, block[at - length : at]
     if restarts - {0}:
         raise ValueError("a damaged block of the index")

@@ -53,8 +53,10 @@ class Run(NamedTuple):
 STARTS: Mapping[str, Callable[[SQAIR], list[tf.Variable]]] = {
     "disc_step_bias": lambda model: [model.sequence.timestep.discover.core.steps_predictor.layers[-1].b],
     "prop_step_bias": lambda model: [model.sequence.timestep.propagate.core.steps_predictor.layers[-1].b],
-    "transform_var_bias": lambda model: [part.core.where_head.scale_offset for part in (
-        model.sequence.timestep.discover, model.sequence.timestep.propagate)],
+    "transform_var_bias": lambda model: [
+        part.core.where_head.scale_offset
+        for part in (model.sequence.timestep.discover, model.sequence.timestep.propagate)
+    ],
     "output_scale": lambda model: [model.decoder.output_scale],
     # Without the recurrent prior this is no start, but the prior itself.
     "scale_prior": lambda model: [part.readout.b for part in [model.sequence.timestep.discover.where_prior] if part],
@@ -69,7 +71,7 @@ def _original_config(folder: pathlib.Path, prefix: str, values: Mapping[str, np.
     shapes = {name: list(value.shape) for name, value in values.items()}
     mean = shapes.get("decoder/air_decoder/Variable")
     pixels = (shapes.get("discovery/discovery_core/encoder/mlp/linear/w") or [0])[0]
-    side = int(round(pixels ** 0.5))
+    side = int(round(pixels**0.5))
     if mean is not None and len(mean) == 3:
         shape = tuple(mean[:2] if mean[2] == 1 else mean)
     elif pixels and side * side == pixels:
@@ -102,7 +104,7 @@ def find_checkpoint(path: str | os.PathLike, which: str = "best") -> tuple[pathl
         return path, str(path / safetensors_folder.WEIGHTS), False
     if path.is_dir():
         folder = path
-        os.listdir(folder)      # without the permission to, it would seem empty
+        os.listdir(folder)  # without the permission to, it would seem empty
         choices = {str(k): v for k, v in original.original_checkpoints(str(folder)).items()}
         if choices:
             if which in ("best", "newest"):
@@ -115,8 +117,10 @@ def find_checkpoint(path: str | os.PathLike, which: str = "best") -> tuple[pathl
         if not choices:
             raise UserError(f"{folder}: no checkpoint in it; expected a run folder of sqair.train or of the original")
         if which not in choices:
-            raise UserError(f"{folder}: no checkpoint {which}; choose best, newest, or one of the iterations "
-                            f"{', '.join(choices)} (eval.likelihood: or all)")
+            raise UserError(
+                f"{folder}: no checkpoint {which}; choose best, newest, or one of the iterations "
+                f"{', '.join(choices)} (eval.likelihood: or all)"
+            )
         return folder, choices[which], bool(original.original_checkpoints(str(folder)))
     if pathlib.Path(f"{path}.index").exists():
         is_original = path.name.startswith("model.ckpt")
@@ -167,24 +171,29 @@ def load_run(path: str | os.PathLike, which: str = "best", **changes) -> Run:
             status = checkpoint.read(prefix)
             status.assert_existing_objects_matched().expect_partial()
         except DAMAGE as error:
-            raise UserError(f"{prefix}: the checkpoint is damaged or does not fit {folder / 'flags.json'} "
-                            f"({first_line(error)})") from None
+            raise UserError(
+                f"{prefix}: the checkpoint is damaged or does not fit {folder / 'flags.json'} ({first_line(error)})"
+            ) from None
         step, earlier = int(prefix.rsplit("-", 1)[-1]), earlier_steps(folder)
     trained = config
     changes = {key: value for key, value in changes.items() if value != getattr(config.model, key)}
     if has_fixed_slots(config.model.relation) and "n_steps_per_image" in changes:
         free = [kind for kind in RELATIONS if not has_fixed_slots(kind)]
-        raise UserError(f"{path}: relation {config.model.relation} is bound to its {config.model.n_steps_per_image} "
-                        f"slots by the shape of its weights and cannot run with {changes['n_steps_per_image']}; "
-                        f"{' and '.join(free)} can")
+        raise UserError(
+            f"{path}: relation {config.model.relation} is bound to its {config.model.n_steps_per_image} "
+            f"slots by the shape of its weights and cannot run with {changes['n_steps_per_image']}; "
+            f"{' and '.join(free)} can"
+        )
     if changes:
         changed = attrs.evolve(config, model=attrs.evolve(config.model, **changes))
         other = SQAIR(changed.model)
         left = fill(other, model).left
         if left:
             asked = ", ".join(f"{key} {value}" for key, value in changes.items())
-            raise UserError(f"{prefix} cannot be run with {asked}: it has no weights for {left[0]}"
-                            + (f" (and {len(left) - 1} more)" if len(left) > 1 else ""))
+            raise UserError(
+                f"{prefix} cannot be run with {asked}: it has no weights for {left[0]}"
+                + (f" (and {len(left) - 1} more)" if len(left) > 1 else "")
+            )
         config, model = changed, other
     return Run(str(prefix), config, model, step, str(folder), trained, earlier)
 
@@ -203,8 +212,10 @@ def load_config(path: str | os.PathLike) -> tuple[Config, bool]:
         return load_flags(folder / (safetensors_folder.CONFIG if is_shared else "flags.json"))[0], False
     config = _original_config(folder, prefix, read_values(prefix))
     length = max(config.train.seq_len, config.train.max_seq_len)
-    return attrs.evolve(config, train=attrs.evolve(config.train, crop=0, patience=0, max_seq_len=length,
-                                                   save_itr=Config().train.save_itr)), True
+    return attrs.evolve(
+        config,
+        train=attrs.evolve(config.train, crop=0, patience=0, max_seq_len=length, save_itr=Config().train.save_itr),
+    ), True
 
 
 class Filled(NamedTuple):
@@ -245,7 +256,7 @@ def fill(model: SQAIR, source: SQAIR, leave: Sequence[tf.Variable] = ()) -> Fill
             missing = variable.shape[-1] - value.shape[-1]
             if missing > 0:
                 value = np.concatenate([value] + [value[..., -1:]] * missing, -1)
-            variable.assign(value[..., :variable.shape[-1]])
+            variable.assign(value[..., : variable.shape[-1]])
             widened.append(name)
         elif name not in values and name.split(":")[0].endswith("w_gamma"):
             variable.assign(tf.zeros_like(variable))
@@ -271,8 +282,9 @@ def load_optimizer(run_: Run) -> Optimizer | None:
     try:
         checkpoint.read(prefix).assert_existing_objects_matched().expect_partial()
     except DAMAGE as error:
-        raise UserError(f"{prefix}: the optimiser in it is damaged or does not fit {folder / 'flags.json'} "
-                        f"({first_line(error)})") from None
+        raise UserError(
+            f"{prefix}: the optimiser in it is damaged or does not fit {folder / 'flags.json'} ({first_line(error)})"
+        ) from None
     return optimizer
 
 
@@ -300,5 +312,7 @@ def fill_slots(optimizer: Optimizer, run_: Run) -> str:
                 variables[i].assign(source.slots[slot][j])
             filled += 1
     optimizer.updates.assign(source.updates)
-    return (f"optimiser slots ({optimizer.kind}: {', '.join(optimizer.slots) or 'none'}) of {filled} variables filled, "
-            f"{len(optimizer.variables_to_train) - filled} start anew")
+    return (
+        f"optimiser slots ({optimizer.kind}: {', '.join(optimizer.slots) or 'none'}) of {filled} variables filled, "
+        f"{len(optimizer.variables_to_train) - filled} start anew"
+    )

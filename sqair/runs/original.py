@@ -25,7 +25,7 @@ class VariablePart(NamedTuple):
 
     def read(self, value) -> np.ndarray:
         """These columns of a value of the variable's shape."""
-        return np.asarray(value)[..., self.start:self.stop] if self.stop is not None else np.asarray(value)
+        return np.asarray(value)[..., self.start : self.stop] if self.stop is not None else np.asarray(value)
 
 
 Names = dict[str, list[VariablePart]]
@@ -51,11 +51,15 @@ def _cell(scope: str, cell) -> Names:
     names: Names = {}
     r = cell.size
     for i, gate in enumerate("zrh"):
-        names[f"{scope}/w{gate}"] = [VariablePart(cell.inputs.w[key], i * r, (i + 1) * r)
-                                     for key in cell.inputs.inputs if key != "gamma"]
+        names[f"{scope}/w{gate}"] = [
+            VariablePart(cell.inputs.w[key], i * r, (i + 1) * r) for key in cell.inputs.inputs if key != "gamma"
+        ]
         names[f"{scope}/b{gate}"] = [VariablePart(cell.inputs.b, i * r, (i + 1) * r)]
-        names[f"{scope}/u{gate}"] = ([VariablePart(cell.candidate.w["x"])] if gate == "h"
-                                     else [VariablePart(cell.recurrent.w["x"], i * r, (i + 1) * r)])
+        names[f"{scope}/u{gate}"] = (
+            [VariablePart(cell.candidate.w["x"])]
+            if gate == "h"
+            else [VariablePart(cell.recurrent.w["x"], i * r, (i + 1) * r)]
+        )
     return names
 
 
@@ -93,8 +97,11 @@ def original_names(model: SQAIR) -> Names:
     found, kept, encoder = discover.core, propagate.core, discover.core.glimpse_encoder
     slot_cell = _scopes([config.transition])[0]
     rnn, temporal, prior = _scopes([config.transition, config.time_transition, config.prior_transition])
-    prior_scope = {"rnn": "propagate_prior", "rw": "random_walk_propagate_prior",
-                   "guided": "guided_walk_propagate_prior"}[config.prop_prior_type]
+    prior_scope = {
+        "rnn": "propagate_prior",
+        "rw": "random_walk_propagate_prior",
+        "guided": "guided_walk_propagate_prior",
+    }[config.prop_prior_type]
 
     names: Names = {}
     names.update(_mlp("decoder/air_decoder/decoder/mlp", model.decoder.mlp))
@@ -148,10 +155,13 @@ def original_names(model: SQAIR) -> Names:
 def original_constants(model: SQAIR) -> dict[str, np.ndarray]:
     """The original's variables that are not trained, name -> value; its global step is not among them."""
     std = np.sqrt(np.float32(model.config.output_std))
-    constants = {"decoder/air_decoder/output_std": std, "decoder/air_decoder/background_std": std,
-                 "discovery/discovery_core/air_encoder/gaussian_from_param_vec/min_std": np.float32(0.01),
-                 "propagation/propagation_core/what/gaussian_from_param_vec/min_std": np.float32(0.01),
-                 "propagation/propagation_core/where_update_scale": np.float32(1.0)}
+    constants = {
+        "decoder/air_decoder/output_std": std,
+        "decoder/air_decoder/background_std": std,
+        "discovery/discovery_core/air_encoder/gaussian_from_param_vec/min_std": np.float32(0.01),
+        "propagation/propagation_core/what/gaussian_from_param_vec/min_std": np.float32(0.01),
+        "propagation/propagation_core/where_update_scale": np.float32(1.0),
+    }
     return constants
 
 
@@ -163,14 +173,24 @@ def gather_original(columns: Sequence[VariablePart], values: Sequence) -> np.nda
 
 def original_shape(columns: Sequence[VariablePart]) -> list[int]:
     """The shape of the original's variable."""
-    shapes = [list(np.empty(c.variable.shape, np.bool_)[..., c.start:c.stop].shape if c.stop is not None
-                   else c.variable.shape) for c in columns]
+    shapes = [
+        list(
+            np.empty(c.variable.shape, np.bool_)[..., c.start : c.stop].shape
+            if c.stop is not None
+            else c.variable.shape
+        )
+        for c in columns
+    ]
     return shapes[0] if len(shapes) == 1 else [sum(s[0] for s in shapes)] + shapes[0][1:]
 
 
 # Kind of optimiser -> our name of a slot -> what TensorFlow 1 appends to the variable's name.
-SLOT_SUFFIXES = {"rmsprop": {"rms": "RMSProp", "momentum": "RMSProp_1"}, "adam": {"m": "Adam", "v": "Adam_1"},
-                 "momentum": {"momentum": "Momentum"}, "sgd": {}}
+SLOT_SUFFIXES = {
+    "rmsprop": {"rms": "RMSProp", "momentum": "RMSProp_1"},
+    "adam": {"m": "Adam", "v": "Adam_1"},
+    "momentum": {"momentum": "Momentum"},
+    "sgd": {},
+}
 OPTIMIZER_SLOTS = tuple(suffix for slots in SLOT_SUFFIXES.values() for suffix in slots.values())
 
 
@@ -190,9 +210,9 @@ def original_checkpoints(folder: str) -> dict[int, str]:
     """Iteration -> prefix of every `model.ckpt-<itr>` of an original run folder, by iteration."""
     found = {}
     for path in pathlib.Path(folder).glob("model.ckpt-*.index"):
-        iteration = path.name[len("model.ckpt-"):-len(".index")]
+        iteration = path.name[len("model.ckpt-") : -len(".index")]
         if iteration.isdecimal():
-            found[int(iteration)] = str(path)[:-len(".index")]
+            found[int(iteration)] = str(path)[: -len(".index")]
     return dict(sorted(found.items()))
 
 
@@ -217,7 +237,7 @@ def load_original(model: SQAIR, prefix: str, values: dict[str, np.ndarray] | Non
         if name in values and values[name].dtype != np.float32:
             wrong.append(f"{name} is of type {values[name].dtype}, expected float32")
     step = values.get("global_step", np.int64(0))
-    if step.shape or step.dtype.kind != "i" or not 0 <= step < 2 ** 31:
+    if step.shape or step.dtype.kind != "i" or not 0 <= step < 2**31:
         wrong.append(f"global_step is {step}")
     for name, columns in names.items():
         if name not in values:
@@ -228,8 +248,13 @@ def load_original(model: SQAIR, prefix: str, values: dict[str, np.ndarray] | Non
         if not wrong and name in values and not np.allclose(values[name], constant, rtol=1e-5):
             wrong.append(f"{name} is {np.ravel(values[name])[0]:.6g}, the flags ask for {constant:.6g}")
     for name in sorted(values):
-        if (name not in names and name not in original_constants(model) and name not in ("global_step",)
-                and name.rsplit("/", 1)[-1] not in OPTIMIZER_SLOTS and not name.startswith("beta")):
+        if (
+            name not in names
+            and name not in original_constants(model)
+            and name not in ("global_step",)
+            and name.rsplit("/", 1)[-1] not in OPTIMIZER_SLOTS
+            and not name.startswith("beta")
+        ):
             wrong.append(f"{name} has no place in the model")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
@@ -250,12 +275,12 @@ def assign_original(names: Names, values: dict[str, np.ndarray]) -> None:
             target = new.setdefault(key, np.array(c.variable.numpy()))
             value = values[name]
             if len(columns) > 1:
-                value = value[row:row + c.variable.shape[0]]
+                value = value[row : row + c.variable.shape[0]]
                 row += c.variable.shape[0]
             if c.stop is None:
                 target[...] = np.reshape(value, target.shape)
             else:
-                target[..., c.start:c.stop] = value
+                target[..., c.start : c.stop] = value
     for key, value in new.items():
         variables[key].assign(value)
 
@@ -266,8 +291,11 @@ def slot_names(names: Names, optimizer: Optimizer) -> Names:
     Args: names: `original_names`. optimizer: of the same model.
     """
     place = {id(v): i for i, v in enumerate(optimizer.variables_to_train)}
-    return {f"{name}/{suffix}": [c._replace(variable=optimizer.slots[slot][place[id(c.variable)]]) for c in columns]
-            for name, columns in names.items() for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items()}
+    return {
+        f"{name}/{suffix}": [c._replace(variable=optimizer.slots[slot][place[id(c.variable)]]) for c in columns]
+        for name, columns in names.items()
+        for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items()
+    }
 
 
 def load_original_slots(optimizer: Optimizer, model: SQAIR, values: dict[str, np.ndarray]) -> bool:
@@ -287,7 +315,7 @@ def load_original_slots(optimizer: Optimizer, model: SQAIR, values: dict[str, np
     assign_original(slots, values)
     updates = int(values.get("global_step", 0))
     power = float(values.get("beta2_power", 0.0))
-    if 1e-30 < power < 1.0:         # Adam counts by powers of its decay, until they vanish
+    if 1e-30 < power < 1.0:  # Adam counts by powers of its decay, until they vanish
         updates = int(round(np.log(power) / np.log(0.999))) - 1
     optimizer.updates.assign(max(updates, 0))
     return True
@@ -308,7 +336,7 @@ def original_values(model: SQAIR, optimizer: Optimizer, step: int) -> dict[str, 
     columns = {**names, **slot_names(names, optimizer)}
     values = {name: gather_original(c, [x.variable.numpy() for x in c]) for name, c in columns.items()}
     mean = "decoder/air_decoder/Variable"
-    if mean not in values:          # the original's training always has one; zeros draw the same frames
+    if mean not in values:  # the original's training always has one; zeros draw the same frames
         values[mean] = np.zeros(model.config.image_size, np.float32)
         for slot, suffix in SLOT_SUFFIXES[optimizer.kind].items():
             values[f"{mean}/{suffix}"] = np.full(model.config.image_size, RULES[optimizer.kind].slots[slot], np.float32)
@@ -316,8 +344,8 @@ def original_values(model: SQAIR, optimizer: Optimizer, step: int) -> dict[str, 
     values["global_step"] = np.array(step, np.int64)
     if optimizer.kind == "adam":
         power = int(optimizer.updates) + 1
-        values["beta1_power"] = np.array(0.9 ** power, np.float32)
-        values["beta2_power"] = np.array(0.999 ** power, np.float32)
+        values["beta1_power"] = np.array(0.9**power, np.float32)
+        values["beta2_power"] = np.array(0.999**power, np.float32)
     return values
 
 
@@ -333,8 +361,12 @@ def write_original(prefix: str, values: dict[str, np.ndarray]) -> None:
     """
     names = sorted(values)
     try:
-        tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names),
-                          tensors=[tf.constant(values[name]) for name in names])
+        tf.raw_ops.SaveV2(
+            prefix=prefix,
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=[tf.constant(values[name]) for name in names],
+        )
     except tf.errors.OpError as error:
         raise UserError(f"{prefix}: cannot be written ({str(error).splitlines()[0][:200]})") from None
 
@@ -342,12 +374,42 @@ def write_original(prefix: str, values: dict[str, np.ndarray]) -> None:
 # What the original knows of our flags. It knows save_itr too, but keeps every checkpoint it ever saves, and ours are
 # saved a hundred times as often; paths, names and devices are for its user to give.
 ORIGINAL_FLAGS = (
-    "n_steps_per_image", "n_what", "n_units", "glimpse_size", "k_particles", "masked_glimpse", "transition",
-    "time_transition", "prior_transition", "prop_prior_type", "disc_prior_type", "step_success_prob", "rec_where_prior",
-    "scale_prior", "transform_var_bias", "output_scale", "output_std", "disc_step_bias", "prop_step_bias",
-    "prop_prior_step_bias", "sample_from_prior", "batch_size", "opt", "learning_rate", "schedule", "l2", "train_itr",
-    "seq_len", "stage_itr", "log_itr", "log_at_start", "report_loss_every", "fig_itr", "eval_on_train",
-    "eval_size_fraction")
+    "n_steps_per_image",
+    "n_what",
+    "n_units",
+    "glimpse_size",
+    "k_particles",
+    "masked_glimpse",
+    "transition",
+    "time_transition",
+    "prior_transition",
+    "prop_prior_type",
+    "disc_prior_type",
+    "step_success_prob",
+    "rec_where_prior",
+    "scale_prior",
+    "transform_var_bias",
+    "output_scale",
+    "output_std",
+    "disc_step_bias",
+    "prop_step_bias",
+    "prop_prior_step_bias",
+    "sample_from_prior",
+    "batch_size",
+    "opt",
+    "learning_rate",
+    "schedule",
+    "l2",
+    "train_itr",
+    "seq_len",
+    "stage_itr",
+    "log_itr",
+    "log_at_start",
+    "report_loss_every",
+    "fig_itr",
+    "eval_on_train",
+    "eval_size_fraction",
+)
 
 
 def original_flags(config: Config) -> dict[str, Any]:

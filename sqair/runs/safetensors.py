@@ -23,12 +23,14 @@ from sqair.model import SQAIR
 from sqair.runs.values import make_model
 
 WEIGHTS, CONFIG, CARD, FACTS = "model.safetensors", "config.json", "README.md", "card.json"
-FILES = (CARD, FACTS, CONFIG, WEIGHTS)     # the weights last: they make the folder a model
+FILES = (CARD, FACTS, CONFIG, WEIGHTS)  # the weights last: they make the folder a model
 _CARD_HEAD = "---\nlibrary_name: r-sqair\n"
 # Files that may be replaced are of these kinds.
-KINDS = {CARD: begins("a card of such a model", _CARD_HEAD),
-         CONFIG: begins("the configuration of such a model", '{\n "n_steps_per_image"'),
-         FACTS: begins("what is known of such a model", '{\n "run"')}
+KINDS = {
+    CARD: begins("a card of such a model", _CARD_HEAD),
+    CONFIG: begins("the configuration of such a model", '{\n "n_steps_per_image"'),
+    FACTS: begins("what is known of such a model", '{\n "run"'),
+}
 
 
 def tensor_names(model: SQAIR) -> dict[str, tf.Variable]:
@@ -72,7 +74,7 @@ def load(folder: pathlib.Path) -> tuple[Config, SQAIR, int, int]:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder / CONFIG}: no such file; it says which model {WEIGHTS} is of")
     config, _ = load_flags(folder / CONFIG)
-    with open(path, "rb"):          # a lack of permission is no damage
+    with open(path, "rb"):  # a lack of permission is no damage
         pass
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -115,8 +117,11 @@ def _card(config: Config, model: SQAIR, told: Mapping[str, Any]) -> str:
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
     step, all_steps = told["step"], told["all_steps"]
     earlier = f", {all_steps - step:,} of them in the runs that this one was started from" if all_steps > step else ""
-    minutes = f" in {told['minutes']:.0f} minutes ({told['processor_minutes']:.0f} of a processor core)" if (
-        "minutes" in told) else ""
+    minutes = (
+        f" in {told['minutes']:.0f} minutes ({told['processor_minutes']:.0f} of a processor core)"
+        if ("minutes" in told)
+        else ""
+    )
     sha256 = f", SHA-256 {told['data_sha256']}" if told["data_sha256"] else ""
     how = [f"seed {told['seed']}"] + [f"recipe `{told['recipe']}`"] * bool(told["recipe"])
     if "commit" in told:
@@ -152,15 +157,26 @@ def _figures(told: Mapping[str, Any]) -> str:
     lines = []
     if "validation" in told:
         found = told["validation"]
-        parts = [f"{name} {found[key]:.{digits}f}" for key, name, digits in (
-            ("iwae_per_frame", "bound (IWAE)", 1), ("data_ll", "log p(x|z)", 1), ("kl", "KL", 1),
-            ("num_step_accuracy", "count accuracy", 3)) if key in found]
+        parts = [
+            f"{name} {found[key]:.{digits}f}"
+            for key, name, digits in (
+                ("iwae_per_frame", "bound (IWAE)", 1),
+                ("data_ll", "log p(x|z)", 1),
+                ("kl", "KL", 1),
+                ("num_step_accuracy", "count accuracy", 3),
+            )
+            if key in found
+        ]
         lines.append(f"- validation at length {found['length']}, nats per frame: {', '.join(parts)}")
     if "table" in told:
         names = list(dict.fromkeys(name for row in told["table"] for name in row["figures"]))
-        lines += ["", "Test sequences, nats per frame (predicted: of the last frame):", "",
-                  "| data | sequences | " + " | ".join(name.replace("_", " ") for name in names) + " |",
-                  "|---" * (len(names) + 2) + "|"]
+        lines += [
+            "",
+            "Test sequences, nats per frame (predicted: of the last frame):",
+            "",
+            "| data | sequences | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+            "|---" * (len(names) + 2) + "|",
+        ]
         for row in told["table"]:
             cells = ["–" if row["figures"].get(name) is None else f"{row['figures'][name]:.2f}" for name in names]
             lines.append(f"| {row['data_set']} | {row['n_sequences']} | " + " | ".join(cells) + " |")

@@ -45,14 +45,16 @@ class RunCheckpoints:
         folder = self._folder / name
         prefix = folder / f"step-{int(self._state.step)}"
         try:
-            folder.mkdir(exist_ok=True)      # not its parents: a removed run folder does not come back
+            folder.mkdir(exist_ok=True)  # not its parents: a removed run folder does not come back
             to_disc(self._folder)
             with appearing(folder) as stage:
                 self._checkpoint.write(str(stage / prefix.name))
             self._remove(prefixes(folder)[keep:])
         except (tf.errors.OpError, OSError) as error:
-            raise UserError(f"{prefix}: the checkpoint could not be written ({first_line(error)}); any before it "
-                            "is kept, free some space or check the folder and start the same command again") from None
+            raise UserError(
+                f"{prefix}: the checkpoint could not be written ({first_line(error)}); any before it "
+                "is kept, free some space or check the folder and start the same command again"
+            ) from None
         return str(prefix)
 
     def save(self) -> str:
@@ -66,8 +68,14 @@ class RunCheckpoints:
     @property
     def newest_step(self) -> int:
         """The step of the newest checkpoint, sound or not; -1 if there is none."""
-        return max((int(prefix.rsplit("-", 1)[-1]) for name in (CHECKPOINTS, BEST)
-                    for prefix in prefixes(self._folder / name)), default=-1)
+        return max(
+            (
+                int(prefix.rsplit("-", 1)[-1])
+                for name in (CHECKPOINTS, BEST)
+                for prefix in prefixes(self._folder / name)
+            ),
+            default=-1,
+        )
 
     def clear(self) -> None:
         """Removes all checkpoints."""
@@ -93,7 +101,7 @@ class RunCheckpoints:
         for prefix in prefixes(self._folder / CHECKPOINTS):
             try:
                 checkpoint, values = self._checkpoint, read_ours(prefix)
-                if "state/clipped/.ATTRIBUTES/VARIABLE_VALUE" not in values:        # made before it was counted
+                if "state/clipped/.ATTRIBUTES/VARIABLE_VALUE" not in values:  # made before it was counted
                     older = tf.Module()
                     for name in ("model", "optimizer", "step", "best_bound", "best_step"):
                         setattr(older, name, getattr(self._state, name))
@@ -103,6 +111,8 @@ class RunCheckpoints:
             except (UserError, *DAMAGE) as error:
                 notes.append(f"{prefix}: damaged checkpoint passed over ({first_line(error)})")
         if notes:
-            raise UserError(f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read ({notes[0]}); restore the "
-                            "files or start in a new folder")
+            raise UserError(
+                f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read ({notes[0]}); restore the "
+                "files or start in a new folder"
+            )
         return None, notes

@@ -14,8 +14,18 @@ from sqair.model import SQAIR
 from sqair.runs.index import check_index
 
 # What TensorFlow, protocol buffers and the reading of the index raise about a damaged checkpoint.
-DAMAGE = (tf.errors.OpError, DecodeError, ValueError, AssertionError, RuntimeError, LookupError, TypeError,
-          AttributeError, OverflowError, struct.error)
+DAMAGE = (
+    tf.errors.OpError,
+    DecodeError,
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    struct.error,
+)
 
 
 def first_line(error: BaseException) -> str:
@@ -64,8 +74,10 @@ def make_model(config: ModelConfig, n_values: int, prefix: str) -> SQAIR:
       UserError: they are far too few: the flags alone could ask for all of the memory.
     """
     if config.least_weights > n_values:
-        raise UserError(f"{prefix} does not fit its flags: they ask for more than {config.least_weights:,} weights, it "
-                        f"holds {n_values:,} values")
+        raise UserError(
+            f"{prefix} does not fit its flags: they ask for more than {config.least_weights:,} weights, it "
+            f"holds {n_values:,} values"
+        )
     return SQAIR(config)
 
 

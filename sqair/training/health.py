@@ -69,11 +69,16 @@ class Swings:
             return []
         self._warned = True
         norm = float(np.median(norms))
-        clipping = (f"--clip_norm, now {self._clip_norm:g} ({clipped:.0%} of the updates since the last report were "
-                    "clipped)" if self._clip_norm else "--clip_norm, which is off")
-        return [f"warning: the bound swings: {sum(low)} of the last {len(low)} reports lie {far:.0f} nats per frame or "
-                f"more below the {self._reached:.0f} reached before (lowest {min(bounds):.0f}, median gradient norm "
-                f"{norm:.0f}): look at --learning_rate, which may be too high, and {clipping}"]
+        clipping = (
+            f"--clip_norm, now {self._clip_norm:g} ({clipped:.0%} of the updates since the last report were clipped)"
+            if self._clip_norm
+            else "--clip_norm, which is off"
+        )
+        return [
+            f"warning: the bound swings: {sum(low)} of the last {len(low)} reports lie {far:.0f} nats per frame or "
+            f"more below the {self._reached:.0f} reached before (lowest {min(bounds):.0f}, median gradient norm "
+            f"{norm:.0f}): look at --learning_rate, which may be too high, and {clipping}"
+        ]
 
 
 class Monitor:
@@ -97,8 +102,9 @@ class Monitor:
         }
         self._spell: dict[str, int] = {}
 
-    def check(self, report: Report, length: int = 0, gradient_norm: float = 0.0,
-              clipped: float | None = None) -> list[str]:
+    def check(
+        self, report: Report, length: int = 0, gradient_norm: float = 0.0, clipped: float | None = None
+    ) -> list[str]:
         """Warnings that are due after this report of a training batch; for the arguments see `Swings.check`."""
         values = Report(*(float(x) for x in report))
         due = self._swings.check(values.iwae_per_frame, length, gradient_norm, clipped)
@@ -113,13 +119,16 @@ def validation_gap(training_bound: float, validation_bound: float) -> list[str]:
     """Warns of a validation bound far below training's, both in nats per frame."""
     gap = training_bound - validation_bound
     if gap > 0.1 * max(abs(training_bound), 100.0):
-        return [f"warning: the validation bound is {gap:.1f} nats per frame below training's: in a new "
-                "--run_dir, --continue_from this run with more training data (--train_data) or --l2 would help"]
+        return [
+            f"warning: the validation bound is {gap:.1f} nats per frame below training's: in a new "
+            "--run_dir, --continue_from this run with more training data (--train_data) or --l2 would help"
+        ]
     return []
 
 
-def non_finite_report(model: SQAIR, obs: tf.Tensor, noise: Noise, loss: Callable[[Forward], tf.Tensor],
-                      step: int) -> dict[str, Any]:
+def non_finite_report(
+    model: SQAIR, obs: tf.Tensor, noise: Noise, loss: Callable[[Forward], tf.Tensor], step: int
+) -> dict[str, Any]:
     """Runs a bad batch again and says where its numbers are not finite.
 
     Args:
@@ -139,18 +148,25 @@ def non_finite_report(model: SQAIR, obs: tf.Tensor, noise: Noise, loss: Callable
         value = loss(forward)
     gradients = tape.gradient(value, variables, unconnected_gradients="zero")
     total = float(value)
-    return {"batch_index": step, "loss": total if math.isfinite(total) else str(total),
-            "observations_finite": _finite(obs), "terms": non_finite_terms(forward),
-            "variables": [v.name for v in variables if not _finite(v)],
-            "gradients": [v.name for v, g in zip(variables, gradients) if not _finite(g)]}
+    return {
+        "batch_index": step,
+        "loss": total if math.isfinite(total) else str(total),
+        "observations_finite": _finite(obs),
+        "terms": non_finite_terms(forward),
+        "variables": [v.name for v in variables if not _finite(v)],
+        "gradients": [v.name for v, g in zip(variables, gradients) if not _finite(g)],
+    }
 
 
 def non_finite_terms(forward: Forward) -> list[str]:
     """Names of a forward pass's log-probability terms that have a value which is not finite."""
     terms: dict[str, Sequence[tf.Tensor]] = {"data likelihood": [forward.data_ll]}
-    for name, log_probs in (("discovery posterior", forward.q_discovery), ("discovery prior", forward.p_discovery),
-                            ("propagation posterior", forward.q_propagation),
-                            ("propagation prior", forward.p_propagation)):
+    for name, log_probs in (
+        ("discovery posterior", forward.q_discovery),
+        ("discovery prior", forward.p_discovery),
+        ("propagation posterior", forward.q_propagation),
+        ("propagation prior", forward.p_propagation),
+    ):
         for part, value in zip(log_probs._fields, log_probs):
             terms[f"{name} of {'number of objects or presence' if part == 'discrete' else part}"] = [value]
     return [name for name, values in terms.items() if not all(_finite(v) for v in values)]

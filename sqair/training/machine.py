@@ -18,6 +18,10 @@ def use_machine(train: TrainConfig) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(max(n_cores() // shards, 1))
     # To rewrite graphs takes longer than it saves (docs/performance.md), but that is how bfloat16 comes in. Arithmetic
     # stays as it is in any case: rewritten, sums would lose their order (`sqair.training.gradient_sums`).
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not train.bfloat16,
-                                                  "arithmetic_optimization": False,
-                                                  "auto_mixed_precision_onednn_bfloat16": train.bfloat16})
+    tf.config.optimizer.set_experimental_options(
+        {
+            "disable_meta_optimizer": not train.bfloat16,
+            "arithmetic_optimization": False,
+            "auto_mixed_precision_onednn_bfloat16": train.bfloat16,
+        }
+    )

@@ -7,7 +7,7 @@ import socket
 
 from data_gen.errors import UserError
 
-CONNECT_SECONDS = 300     # workers of a job may start this far apart
+CONNECT_SECONDS = 300  # workers of a job may start this far apart
 
 _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -20,16 +20,22 @@ def read_tf_config() -> tuple[dict[str, str], str]:
     try:
         config = json.loads(text)
         cluster = config["cluster"]
-        addresses = {f"{job} {i}": address for job in ("chief", "worker")
-                     for i, address in enumerate(cluster.get(job, []))}
+        addresses = {
+            f"{job} {i}": address for job in ("chief", "worker") for i, address in enumerate(cluster.get(job, []))
+        }
         name = f"{config['task']['type']} {config['task']['index']}"
-        if not (set(cluster) <= {"chief", "worker"} and name in addresses
-                and len(set(addresses.values())) == len(addresses)
-                and all(re.fullmatch(r"\S+:\d+", address) for address in addresses.values())):
+        if not (
+            set(cluster) <= {"chief", "worker"}
+            and name in addresses
+            and len(set(addresses.values())) == len(addresses)
+            and all(re.fullmatch(r"\S+:\d+", address) for address in addresses.values())
+        ):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"TF_CONFIG is {text[:300]}; expected different addresses host:port of all workers and the "
-                        f"index of this one, as in {_EXAMPLE}") from None
+        raise UserError(
+            f"TF_CONFIG is {text[:300]}; expected different addresses host:port of all workers and the "
+            f"index of this one, as in {_EXAMPLE}"
+        ) from None
     return addresses, name
 
 

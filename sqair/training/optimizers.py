@@ -41,7 +41,8 @@ class Optimizer(tf.Module):
         self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
         self.slots: dict[str, list[tf.Variable]] = {
             slot: [tf.Variable(tf.fill(v.shape, start), trainable=False, name=slot) for v in self.variables_to_train]
-            for slot, start in RULES[kind].slots.items()}
+            for slot, start in RULES[kind].slots.items()
+        }
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         """Updates all variables once. Args: gradients in the variables' order; learning_rate: scalar."""
@@ -60,16 +61,19 @@ class Schedule:
     f + (r - f) (1 + cos(pi x)) / 2 with x = (step - d) / (train_itr - d) in [0, 1] (Loshchilov & Hutter 2017, eq. 5).
     """
 
-    def __init__(self, learning_rate: float, schedule: str, train_itr: int, final_rate: float = 0.0,
-                 decay_itr: int = 0):
+    def __init__(
+        self, learning_rate: float, schedule: str, train_itr: int, final_rate: float = 0.0, decay_itr: int = 0
+    ):
         """Raises: UserError: the schedule is not a list of positive numbers, or the fall begins after the last step."""
         self.learning_rate, self.final_rate = learning_rate, final_rate
         self.decay_itr, self.train_itr = decay_itr, train_itr
         self.boundaries: list[int] = []
         if final_rate:
             if decay_itr >= train_itr > 0:
-                raise UserError(f"decay_itr {decay_itr}: the learning rate falls from there to train_itr {train_itr}; "
-                                "choose fewer steps than those")
+                raise UserError(
+                    f"decay_itr {decay_itr}: the learning rate falls from there to train_itr {train_itr}; "
+                    "choose fewer steps than those"
+                )
         elif schedule:
             try:
                 parts = np.cumsum([float(x) for x in schedule.split(",")])

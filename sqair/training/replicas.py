@@ -29,7 +29,7 @@ def share(values: Any, axis: int) -> Any:
 
     def part(x):
         shape = x.shape.as_list()
-        parts = tf.reshape(x, shape[:axis] + [n, shape[axis] // n] + shape[axis + 1:])
+        parts = tf.reshape(x, shape[:axis] + [n, shape[axis] // n] + shape[axis + 1 :])
         return tf.gather(parts, context.replica_id_in_sync_group, axis=axis)
 
     return tf.nest.map_structure(part, values)
@@ -98,17 +98,22 @@ class Distribution:
         # MultiWorkerMirroredStrategy() blocks in C++ for up to an hour: no signal handler and no Python thread runs
         # meanwhile. Only faulthandler's timer can end it, and it can only print a traceback; so it prints to a shell
         # that waits for any input and then prints the message.
-        message = (f"error: {self._describe(self._name)} answered the others, but not all of them joined within "
-                   f"{multi_worker.CONNECT_SECONDS} s: look at their output, then start all workers again")
-        speaker = subprocess.Popen(["sh", "-c", 'read -r _ && printf "%s\\n" "$1" >&2', "sh", message],
-                                   stdin=subprocess.PIPE)
+        message = (
+            f"error: {self._describe(self._name)} answered the others, but not all of them joined within "
+            f"{multi_worker.CONNECT_SECONDS} s: look at their output, then start all workers again"
+        )
+        speaker = subprocess.Popen(
+            ["sh", "-c", 'read -r _ && printf "%s\\n" "$1" >&2', "sh", message], stdin=subprocess.PIPE
+        )
         assert speaker.stdin is not None
         faulthandler.dump_traceback_later(multi_worker.CONNECT_SECONDS, exit=True, file=speaker.stdin)
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self._describe(self._name)} could not join the others "
-                            f"({str(error).splitlines()[0][:200]}): start all workers again") from None
+            raise UserError(
+                f"{self._describe(self._name)} could not join the others "
+                f"({str(error).splitlines()[0][:200]}): start all workers again"
+            ) from None
         finally:
             faulthandler.cancel_dump_traceback_later()
             speaker.stdin.close()
@@ -122,14 +127,18 @@ class Distribution:
             try:
                 listener.bind(("", multi_worker.port(self._addresses[self._name])))
             except (OSError, OverflowError) as error:
-                raise UserError(f"{self._describe(self._name)}: cannot listen on its port ({error}); choose another in "
-                                "the TF_CONFIG of all workers") from None
+                raise UserError(
+                    f"{self._describe(self._name)}: cannot listen on its port ({error}); choose another in "
+                    "the TF_CONFIG of all workers"
+                ) from None
             listener.listen(len(self._addresses))
             while silent := [name for name in silent if not multi_worker.answers(self._addresses[name])]:
                 if time.monotonic() > deadline:
-                    raise UserError(f"no answer from {', '.join(map(self._describe, silent))} within "
-                                    f"{multi_worker.CONNECT_SECONDS} s: start all workers at about the same time, "
-                                    "check addresses and firewalls")
+                    raise UserError(
+                        f"no answer from {', '.join(map(self._describe, silent))} within "
+                        f"{multi_worker.CONNECT_SECONDS} s: start all workers at about the same time, "
+                        "check addresses and firewalls"
+                    )
                 time.sleep(0.2)
 
     def _describe(self, name: str) -> str:
@@ -157,11 +166,17 @@ class Distribution:
 
         Args: error: raised in training. state: what the run can go on from.
         """
-        gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
-                tf.errors.DeadlineExceededError)
+        gone = (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+        )
         if len(self._addresses) == 1 or not (isinstance(error, gone) or "ollective ops" in error.message):
             return error
         named = [f"{job} {task}" for job, task in re.findall(r"/job:(\w+)/replica:\d+/task:(\d+)", error.message)]
         others = [name for name in named if name in self._addresses and name != self._name]
-        return UserError(f"{self._describe(others[-1]) if others else 'a worker'} has gone, its own output may say "
-                         f"why; start all workers again with the same command to go on from {state}")
+        return UserError(
+            f"{self._describe(others[-1]) if others else 'a worker'} has gone, its own output may say "
+            f"why; start all workers again with the same command to go on from {state}"
+        )

@@ -30,16 +30,32 @@ def _rmsprop(u: Update) -> Any:
     from tensorflow import raw_ops
 
     return raw_ops.ResourceApplyRMSProp(
-        var=u.variable.handle, ms=u.slots["rms"].handle, mom=u.slots["momentum"].handle, lr=u.learning_rate, rho=0.9,
-        momentum=0.9, epsilon=1e-10, grad=u.gradient)
+        var=u.variable.handle,
+        ms=u.slots["rms"].handle,
+        mom=u.slots["momentum"].handle,
+        lr=u.learning_rate,
+        rho=0.9,
+        momentum=0.9,
+        epsilon=1e-10,
+        grad=u.gradient,
+    )
 
 
 def _adam(u: Update) -> Any:
     from tensorflow import raw_ops
 
     return raw_ops.ResourceApplyAdam(
-        var=u.variable.handle, m=u.slots["m"].handle, v=u.slots["v"].handle, beta1_power=0.9**u.t,
-        beta2_power=0.999**u.t, lr=u.learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8, grad=u.gradient)
+        var=u.variable.handle,
+        m=u.slots["m"].handle,
+        v=u.slots["v"].handle,
+        beta1_power=0.9**u.t,
+        beta2_power=0.999**u.t,
+        lr=u.learning_rate,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        grad=u.gradient,
+    )
 
 
 def _sgd(u: Update) -> Any:
@@ -51,8 +67,9 @@ def _sgd(u: Update) -> Any:
 def _momentum(u: Update) -> Any:
     from tensorflow import raw_ops
 
-    return raw_ops.ResourceApplyMomentum(var=u.variable.handle, accum=u.slots["momentum"].handle, lr=u.learning_rate,
-                                         grad=u.gradient, momentum=0.9)
+    return raw_ops.ResourceApplyMomentum(
+        var=u.variable.handle, accum=u.slots["momentum"].handle, lr=u.learning_rate, grad=u.gradient, momentum=0.9
+    )
 
 
 RULES: dict[str, Rule] = {

@@ -15,7 +15,7 @@ from data_gen.console import n_cores
 from sqair.config import TrainConfig
 from sqair.noise import Noise
 
-LEAST_SEQUENCES = 8     # of a shard where there are more than two: smaller products have not been measured
+LEAST_SEQUENCES = 8  # of a shard where there are more than two: smaller products have not been measured
 
 
 def default_shards(cores: int, batch_size: int) -> int:

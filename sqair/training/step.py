@@ -23,8 +23,15 @@ class StepResult(NamedTuple):
     report: Report
 
 
-def train_step(model: SQAIR, optimizer: Optimizer, obs: tf.Tensor, counts: tf.Tensor, noise: Noise,
-               learning_rate: tf.Tensor, train: TrainConfig) -> StepResult:
+def train_step(
+    model: SQAIR,
+    optimizer: Optimizer,
+    obs: tf.Tensor,
+    counts: tf.Tensor,
+    noise: Noise,
+    learning_rate: tf.Tensor,
+    train: TrainConfig,
+) -> StepResult:
     """One update. If the loss or a gradient is not finite, nothing is updated and `finite` is false.
 
     The shards of a batch do not depend on each other, so that TensorFlow computes them side by side.
@@ -65,6 +72,7 @@ def compile_train_step(model: SQAIR, optimizer: Optimizer, train: TrainConfig) -
 
     Args: model, optimizer: what to train. train: `TrainConfig`.
     """
+
     def step_function(obs, counts, step, learning_rate):
         noise = model.draw_noise(tf.stack([train.seed, tf.cast(step, tf.int32)]), obs.shape[0], obs.shape[1])
         obs, counts = replicas.share((obs, counts), axis=1)
@@ -75,6 +83,7 @@ def compile_train_step(model: SQAIR, optimizer: Optimizer, train: TrainConfig) -
 
 def compile_eval_step(model: SQAIR, train: TrainConfig) -> Callable[..., Report]:
     """A forward pass as a graph: (obs, counts, seed [2]) -> Report. Args: model; train: `TrainConfig`."""
+
     def step_function(obs, counts, seed):
         noise = replicas.share(model.draw_noise(seed, obs.shape[0], obs.shape[1]), axis=2)
         obs, counts = replicas.share((obs, counts), axis=1)

@@ -43,7 +43,7 @@ from sqair.training.optimizers import Optimizer, Schedule
 from sqair.training.shards import n_shards
 from sqair.training.step import StepResult, compile_eval_step, compile_train_step, evaluate
 
-ANSWER_SECONDS = 0.2        # between two looks for signals while something is compiled
+ANSWER_SECONDS = 0.2  # between two looks for signals while something is compiled
 
 
 class _Stopped(Exception):
@@ -53,9 +53,15 @@ class _Stopped(Exception):
 class Trainer:
     """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
 
-    def __init__(self, config: Config, run_dir: str, init_from: str | None = None,
-                 replicas: training_replicas.Distribution | None = None, continue_from: str | None = None,
-                 asked: Collection[str] = ()):
+    def __init__(
+        self,
+        config: Config,
+        run_dir: str,
+        init_from: str | None = None,
+        replicas: training_replicas.Distribution | None = None,
+        continue_from: str | None = None,
+        asked: Collection[str] = (),
+    ):
         """Prepares a new run, or one to go on with.
 
         Args:
@@ -82,17 +88,25 @@ class Trainer:
             self.train_step = compile_train_step(self.model, self.optimizer, train)
             self.eval_step = compile_eval_step(self.model, train)
         self.state = saving.TrainingState(self.model, self.optimizer)
-        self.schedule = Schedule(train.learning_rate, train.schedule, train.train_itr, train.final_learning_rate,
-                                 train.decay_itr)
+        self.schedule = Schedule(
+            train.learning_rate, train.schedule, train.train_itr, train.final_learning_rate, train.decay_itr
+        )
         self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles, train.clip_norm)
         self._stop_signal = 0
         self._compiled: set[tuple[str, int]] = set()
-        self.left_compiling = False     # after `run`: whether a thread is still at it
+        self.left_compiling = False  # after `run`: whether a thread is still at it
 
         if self.replicas.is_chief:
             self._open_folder(init_from, continue_from, asked)
-        self.replicas.broadcast([*self.model.variables, *self.optimizer.variables, self.state.step,
-                                 self.state.best_bound, self.state.best_step])
+        self.replicas.broadcast(
+            [
+                *self.model.variables,
+                *self.optimizer.variables,
+                self.state.step,
+                self.state.best_bound,
+                self.state.best_step,
+            ]
+        )
         self.saved_step = self.step
 
     def _open_folder(self, init_from: str | None, continue_from: str | None, asked: Collection[str]) -> None:
@@ -110,17 +124,27 @@ class Trainer:
             for name in (FINISHED, NON_FINITE, STARTED_FROM):
                 (self.folder / name).unlink(missing_ok=True)
             if source:
-                self._write(STARTED_FROM, {"source": source.source, "step": source.step, "first_step": self.step,
-                                           "earlier_steps": source.all_steps - self.step})
+                self._write(
+                    STARTED_FROM,
+                    {
+                        "source": source.source,
+                        "step": source.step,
+                        "first_step": self.step,
+                        "earlier_steps": source.all_steps - self.step,
+                    },
+                )
         else:
             self._check_flags()
             restored, notes = self.checkpoints.restore()
             if not restored:
-                raise UserError(f"{self.folder} holds a best checkpoint, but none to go on from: --continue_from "
-                                f"{self.folder} goes on with the best one in a new --run_dir")
-            notes.append(f"going on from {restored}"
-                         + ("; --init_from and --continue_from were for its start" if init_from or continue_from
-                            else ""))
+                raise UserError(
+                    f"{self.folder} holds a best checkpoint, but none to go on from: --continue_from "
+                    f"{self.folder} goes on with the best one in a new --run_dir"
+                )
+            notes.append(
+                f"going on from {restored}"
+                + ("; --init_from and --continue_from were for its start" if init_from or continue_from else "")
+            )
         self._write("flags.json", to_flags(self.config))
         self._write("versions.json", versions() | {TRAIN_DATA: fingerprint(self.config.train.train_data)})
         for note in notes:
@@ -128,15 +152,22 @@ class Trainer:
         # What was reported up to the checkpoint stays, also of the run that this one goes on with.
         reported = -1 if self.is_new and not continue_from else self.step
         before = pathlib.Path(source.folder) if source and continue_from else self.folder
-        self.metrics = MetricsFile(self.folder / "metrics.csv",
-                                   ["step", "data", "length", "loss", "learning_rate", "gradient_norm",
-                                    "clipped", *Report._fields], reported, before / "metrics.csv")
-        self.resources = MetricsFile(self.folder / "resources.csv",
-                                     ["step", "data", "length", *run_folder.SPEED, *run_folder.RESOURCES], reported,
-                                     before / "resources.csv")
+        self.metrics = MetricsFile(
+            self.folder / "metrics.csv",
+            ["step", "data", "length", "loss", "learning_rate", "gradient_norm", "clipped", *Report._fields],
+            reported,
+            before / "metrics.csv",
+        )
+        self.resources = MetricsFile(
+            self.folder / "resources.csv",
+            ["step", "data", "length", *run_folder.SPEED, *run_folder.RESOURCES],
+            reported,
+            before / "resources.csv",
+        )
 
-    def _start(self, init_from: str | None, continue_from: str | None, asked: Collection[str]
-               ) -> tuple[loading.Run | None, list[str]]:
+    def _start(
+        self, init_from: str | None, continue_from: str | None, asked: Collection[str]
+    ) -> tuple[loading.Run | None, list[str]]:
         """Gives a new run its first state; returns the run it is taken from, if any, and lines that say what it is."""
         train, mean_image, source, done = self.config.train, self.model.decoder.mean_image, None, None
         notes: list[str] = []
@@ -176,17 +207,23 @@ class Trainer:
             rows, columns = pipeline.crop_slices(height, width, train.crop or None)
             seen = (rows.stop - rows.start, columns.stop - columns.start, channels)
             if seen != model.image_size:
-                raise UserError(f"{train.train_data}: {split} gives frames of {seen[0]} x {seen[1]} x {seen[2]}, the "
-                                f"model is made for {' x '.join(map(str, model.image_size))}: set --crop or "
-                                "--image_shape")
+                raise UserError(
+                    f"{train.train_data}: {split} gives frames of {seen[0]} x {seen[1]} x {seen[2]}, the "
+                    f"model is made for {' x '.join(map(str, model.image_size))}: set --crop or "
+                    "--image_shape"
+                )
             if data.n_sequences < train.batch_size:
-                raise UserError(f"{train.train_data}: {split} has {data.n_sequences} sequences, fewer than a batch of "
-                                f"{train.batch_size}")
+                raise UserError(
+                    f"{train.train_data}: {split} has {data.n_sequences} sequences, fewer than a batch of "
+                    f"{train.batch_size}"
+                )
         shards = n_shards(train)
         n_parts = self.replicas.n_replicas * shards
         if train.batch_size % n_parts:
-            raise UserError(f"batch_size {train.batch_size} cannot be split over {self.replicas.n_replicas} replicas "
-                            f"of {shards} shards: choose a multiple of {n_parts}")
+            raise UserError(
+                f"batch_size {train.batch_size} cannot be split over {self.replicas.n_replicas} replicas "
+                f"of {shards} shards: choose a multiple of {n_parts}"
+            )
 
     def _write(self, name: str, content: dict) -> None:
         with atomic_path(self.folder / name) as temporary:
@@ -198,16 +235,20 @@ class Trainer:
         differ = [key for key in flags if old[key] != flags[key] and key not in CHANGEABLE]
         if differ:
             key = differ[0]
-            raise UserError(f"{self.folder} holds a run with {key} {old[key]}, asked was {flags[key]}"
-                            + (f" ({len(differ) - 1} more flags differ)" if differ[1:] else "")
-                            + f": go on with it by its own flags; or, by others, in a new --run_dir with "
-                            f"--continue_from {self.folder} (its weights and steps) or --init_from {self.folder} (its "
-                            "weights alone)")
+            raise UserError(
+                f"{self.folder} holds a run with {key} {old[key]}, asked was {flags[key]}"
+                + (f" ({len(differ) - 1} more flags differ)" if differ[1:] else "")
+                + f": go on with it by its own flags; or, by others, in a new --run_dir with "
+                f"--continue_from {self.folder} (its weights and steps) or --init_from {self.folder} (its "
+                "weights alone)"
+            )
         asked, began_with = fingerprint(self.config.train.train_data), train_data_fingerprint(self.folder)
         if began_with and asked != began_with:
-            raise UserError(f"{self.config.train.train_data} (SHA-256 {asked[:12]}...) is not the data that "
-                            f"{self.folder} was trained on ({began_with[:12]}...): use those data; or, in a new "
-                            f"--run_dir, --continue_from {self.folder} with others")
+            raise UserError(
+                f"{self.config.train.train_data} (SHA-256 {asked[:12]}...) is not the data that "
+                f"{self.folder} was trained on ({began_with[:12]}...): use those data; or, in a new "
+                f"--run_dir, --continue_from {self.folder} with others"
+            )
 
     def _take_weights(self, source: loading.Run, asked: Collection[str]) -> tuple[loading.Filled, list[str]]:
         """Takes the weights of a run that fit, and nothing else."""
@@ -215,12 +256,17 @@ class Trainer:
         done = loading.fill(self.model, source.model, [v for variables in anew.values() for v in variables])
         if not done.filled:
             raise UserError(f"{source.source}: no variable of it fits this model")
-        notes = [f"starting from the weights of {source.source} (step {source.step:,}): {len(done.filled)} variables "
-                 f"filled, {len(done.widened)} widened, {len(done.left)} left as they start; the optimiser and the "
-                 "count of steps start anew, and with it schedule and curriculum (--continue_from goes on with them)"]
+        notes = [
+            f"starting from the weights of {source.source} (step {source.step:,}): {len(done.filled)} variables "
+            f"filled, {len(done.widened)} widened, {len(done.left)} left as they start; the optimiser and the "
+            "count of steps start anew, and with it schedule and curriculum (--continue_from goes on with them)"
+        ]
         notes += [f"  widened: {name}" for name in done.widened] + [f"  left: {name}" for name in done.left]
-        notes += [f"  --{flag} {getattr(self.config.model, flag)} starts anew: {', '.join(v.name for v in variables)}"
-                  for flag, variables in anew.items() if variables]
+        notes += [
+            f"  --{flag} {getattr(self.config.model, flag)} starts anew: {', '.join(v.name for v in variables)}"
+            for flag, variables in anew.items()
+            if variables
+        ]
         return done, notes
 
     def _take_over(self, source: loading.Run) -> tuple[loading.Filled, list[str]]:
@@ -229,29 +275,49 @@ class Trainer:
         differ = [flag for flag in ours if ours[flag] != theirs[flag]]
         for flag in differ:
             if flag in loading.STARTS and loading.STARTS[flag](self.model):
-                raise UserError(f"--{flag} {ours[flag]}: it says where training starts, and {source.source} is at step "
-                                f"{source.step:,}; leave it out to go on, or start anew from its weights and this "
-                                "value with --init_from")
+                raise UserError(
+                    f"--{flag} {ours[flag]}: it says where training starts, and {source.source} is at step "
+                    f"{source.step:,}; leave it out to go on, or start anew from its weights and this "
+                    "value with --init_from"
+                )
         done = loading.fill(self.model, source.model)
-        odd = ([*done.left, *done.widened] or sorted({v.name for v in source.model.trainable_variables}
-                                                     - set(done.filled)))
+        odd = [*done.left, *done.widened] or sorted(
+            {v.name for v in source.model.trainable_variables} - set(done.filled)
+        )
         if odd:
-            raise UserError(f"{source.source} is of another model ({', '.join(differ)} differ, so does {odd[0]}): "
-                            "--continue_from goes on with the same one, --init_from takes what fits")
+            raise UserError(
+                f"{source.source} is of another model ({', '.join(differ)} differ, so does {odd[0]}): "
+                "--continue_from goes on with the same one, --init_from takes what fits"
+            )
         if source.step >= train.train_itr:
-            raise UserError(f"{source.source} has come to step {source.step:,} and train_itr is {train.train_itr:,}: "
-                            "ask for more with --train_itr")
+            raise UserError(
+                f"{source.source} has come to step {source.step:,} and train_itr is {train.train_itr:,}: "
+                "ask for more with --train_itr"
+            )
         slots = loading.fill_slots(self.optimizer, source)
         self.state.step.assign(source.step)
         self.state.best_step.assign(source.step)
-        return done, [f"going on with {source.source} at step {source.step:,} of {train.train_itr:,}, length "
-                      f"{sequence_length(train, source.step)}, learning rate {self.schedule(source.step):.3g} "
-                      "(--init_from starts the count of steps anew)", f"  {slots}"]
+        return done, [
+            f"going on with {source.source} at step {source.step:,} of {train.train_itr:,}, length "
+            f"{sequence_length(train, source.step)}, learning rate {self.schedule(source.step):.3g} "
+            "(--init_from starts the count of steps anew)",
+            f"  {slots}",
+        ]
 
     def _data(self, split: str, length: int, start: int = 0, shuffle: bool = True) -> Iterator:
         train = self.config.train
-        return iter(pipeline.batches(train.train_data, split, train.batch_size, length, crop=train.crop or None,
-                                     seed=train.seed, start=start, shuffle=shuffle))
+        return iter(
+            pipeline.batches(
+                train.train_data,
+                split,
+                train.batch_size,
+                length,
+                crop=train.crop or None,
+                seed=train.seed,
+                start=start,
+                shuffle=shuffle,
+            )
+        )
 
     def run(self) -> int:
         """Trains to the end, to early stopping or to a signal.
@@ -265,20 +331,31 @@ class Trainer:
         train, done, is_chief = self.config.train, self.folder / FINISHED, self.replicas.is_chief
         if self.replicas.any(is_chief and done.exists()):
             if is_chief:
-                self.say(f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}; in a new "
-                         f"--run_dir, --continue_from {self.folder} goes on with another --train_itr, --learning_rate, "
-                         "--patience, ...")
+                self.say(
+                    f"{self.folder}: finished before, {json.loads(done.read_text())['reason']}; in a new "
+                    f"--run_dir, --continue_from {self.folder} goes on with another --train_itr, --learning_rate, "
+                    "--patience, ..."
+                )
             return 0
         on_signals(self._on_signal)
         if self.replicas.n_replicas > 1:
-            self.say(f"{self.replicas.n_replicas} replicas, {train.batch_size // self.replicas.n_replicas} sequences "
-                     "each")
+            self.say(
+                f"{self.replicas.n_replicas} replicas, {train.batch_size // self.replicas.n_replicas} sequences each"
+            )
         for line in self.data_lines:
             self.say(line)
-        self.say(f"{self.folder}: {sum(int(np.prod(v.shape)) for v in self.model.trainable_variables):,} parameters, "
-                 f"{self.n_sequences['training']:,} training sequences, step {self.step:,} of {train.train_itr:,}")
-        bar = tqdm(total=train.train_itr, initial=self.step, unit=" steps", dynamic_ncols=True, file=sys.stderr,
-                   disable=not (is_chief and sys.stderr.isatty()))
+        self.say(
+            f"{self.folder}: {sum(int(np.prod(v.shape)) for v in self.model.trainable_variables):,} parameters, "
+            f"{self.n_sequences['training']:,} training sequences, step {self.step:,} of {train.train_itr:,}"
+        )
+        bar = tqdm(
+            total=train.train_itr,
+            initial=self.step,
+            unit=" steps",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=not (is_chief and sys.stderr.isatty()),
+        )
         length, clock_step = 0, self.step
         data: Iterator[Any] = iter(())
         clock: np.ndarray | None = health.clock()
@@ -294,15 +371,16 @@ class Trainer:
                     length = sequence_length(train, step)
                     data = self._data("training", length, start=step)
                     clock, clock_step = None, step
-                    if step != self.saved_step:     # what follows takes a while, and may be stopped
+                    if step != self.saved_step:  # what follows takes a while, and may be stopped
                         self._save()
                 batch = next(data)
                 rate = self.schedule(step)
-                result = self._call("training step", length, self.train_step, *batch, tf.constant(step, tf.int64),
-                                    tf.constant(rate))
+                result = self._call(
+                    "training step", length, self.train_step, *batch, tf.constant(step, tf.int64), tf.constant(rate)
+                )
                 if not bool(result.finite):
                     self._stop_at_non_finite(step, batch, result)
-                if clock is None:       # the first step of a length is compiled
+                if clock is None:  # the first step of a length is compiled
                     clock, clock_step = health.clock(), step + 1
                 self.state.step.assign_add(1)
                 if train.clip_norm:
@@ -312,13 +390,14 @@ class Trainer:
                 if step % 10 == 0:
                     bar.set_postfix_str(f"length {length}, IWAE {float(result.report.iwae_per_frame):.1f} per frame")
                 if step % train.report_loss_every == 0 or step == train.train_itr:
-                    timed = step - clock_step       # 0 at the first step of a length
+                    timed = step - clock_step  # 0 at the first step of a length
                     assert clock is not None
                     seconds, cpu_seconds = (health.clock() - clock) / timed if timed else (math.nan, math.nan)
                     self._report(step, "batch", length, result.report, rate, result, 1 / seconds if timed else None)
                     if is_chief:
-                        self.resources.append([step, "machine", length, float(seconds), float(cpu_seconds),
-                                               *health.resources()])
+                        self.resources.append(
+                            [step, "machine", length, float(seconds), float(cpu_seconds), *health.resources()]
+                        )
                     clock, clock_step = health.clock(), step
                 if step % train.log_itr == 0 or step == train.train_itr:
                     stop = self._validate(step)
@@ -374,7 +453,7 @@ class Trainer:
             if self._stop_signal and thread.is_alive():
                 self.left_compiling = True
                 raise _Stopped
-        (result, error), = results
+        ((result, error),) = results
         if error:
             raise error
         return result
@@ -401,9 +480,16 @@ class Trainer:
     def _on_signal(self, number: int, _: object) -> None:
         self._stop_signal = number
 
-    def _report(self, step: int, data: str, length: int, values: Report, rate: float,
-                result: StepResult | None = None,
-                speed: float | None = None) -> None:
+    def _report(
+        self,
+        step: int,
+        data: str,
+        length: int,
+        values: Report,
+        rate: float,
+        result: StepResult | None = None,
+        speed: float | None = None,
+    ) -> None:
         if not self.replicas.is_chief:
             return
         for name, value in zip(Report._fields, values):
@@ -417,10 +503,12 @@ class Trainer:
                 self.state.clipped.assign([0, 0])
             update = [float(result.loss), rate, float(result.gradient_norm), "" if clipped is None else clipped]
         self.metrics.append([step, data, length, *update, *(float(x) for x in values)])
-        line = (f"step {step:,}  {data:10}  length {length}  IWAE {float(values.iwae_per_frame):9.2f}  "
-                f"log p(x|z) {float(values.data_ll):9.2f}  KL {float(values.kl):7.2f} nats per frame  "
-                f"objects {float(values.num_steps):.2f}  count accuracy {float(values.num_step_accuracy):.3f}  "
-                f"ESS {float(values.ess):.2f}")
+        line = (
+            f"step {step:,}  {data:10}  length {length}  IWAE {float(values.iwae_per_frame):9.2f}  "
+            f"log p(x|z) {float(values.data_ll):9.2f}  KL {float(values.kl):7.2f} nats per frame  "
+            f"objects {float(values.num_steps):.2f}  count accuracy {float(values.num_step_accuracy):.3f}  "
+            f"ESS {float(values.ess):.2f}"
+        )
         if result and data == "batch":
             for warning in self.monitor.check(values, length, float(result.gradient_norm), clipped):
                 self.say(warning)
@@ -457,8 +545,10 @@ class Trainer:
         steps_per_epoch = self.n_sequences["training"] // train.batch_size
         over = bool(train.patience) and self.step - int(self.state.best_step) >= train.patience * steps_per_epoch
         if over:
-            self.say(f"early stopping at step {self.step:,}: no better validation bound than "
-                     f"{float(self.state.best_bound):.2f} nats per frame for {train.patience} epochs")
+            self.say(
+                f"early stopping at step {self.step:,}: no better validation bound than "
+                f"{float(self.state.best_bound):.2f} nats per frame for {train.patience} epochs"
+            )
         return over
 
     def _picture(self, step: int) -> None:
@@ -473,7 +563,7 @@ class Trainer:
         rows = []
         for images in (batch.observations, canvas):
             images = tf.reshape(images, images.shape.as_list()[:4] + [channels])[:, :4]
-            rows.append(tf.clip_by_value(tf.transpose(images, [1, 2, 0, 3, 4]), 0.0, 1.0))    # [4, H, T, W, C]
+            rows.append(tf.clip_by_value(tf.transpose(images, [1, 2, 0, 3, 4]), 0.0, 1.0))  # [4, H, T, W, C]
         picture = tf.stack(rows, 1)
         n, _, height, frames, width, _ = picture.shape
         picture = tf.reshape(picture, [1, n * 2 * height, frames * width, channels])
@@ -483,17 +573,24 @@ class Trainer:
     def _stop_at_non_finite(self, step: int, batch, result: StepResult) -> None:
         train = self.config.train
         noise = self.model.draw_noise([train.seed, step], *batch.observations.shape[:2])
-        found = health.non_finite_report(self.model, batch.observations, noise,
-                                         lambda forward: self.model.loss(forward, train.target, train.l2), step)
+        found = health.non_finite_report(
+            self.model,
+            batch.observations,
+            noise,
+            lambda forward: self.model.loss(forward, train.target, train.l2),
+            step,
+        )
         path = self.folder / NON_FINITE
         if self.replicas.is_chief:
             self._write(NON_FINITE, found)
         where = (found["terms"] + found["variables"] + found["gradients"] or ["the compiled step alone"])[0]
-        raise UserError(f"step {step}: the loss ({float(result.loss)}) or its gradient (norm "
-                        f"{float(result.gradient_norm)}) is not finite, first seen in {where} (all of it: {path}); "
-                        f"nothing was updated and the checkpoint of step {self.saved_step} is kept. Look at "
-                        f"--learning_rate, --output_std and --clip_norm first; --continue_from {self.folder} goes on "
-                        "with others in a new --run_dir")
+        raise UserError(
+            f"step {step}: the loss ({float(result.loss)}) or its gradient (norm "
+            f"{float(result.gradient_norm)}) is not finite, first seen in {where} (all of it: {path}); "
+            f"nothing was updated and the checkpoint of step {self.saved_step} is kept. Look at "
+            f"--learning_rate, --output_std and --clip_norm first; --continue_from {self.folder} goes on "
+            "with others in a new --run_dir"
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -64,8 +64,9 @@ def test_three_balls_exchange_in_the_order_of_the_pairs():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("place, moving, expected", [(1.3, -0.5, 0.5), (13.7, 0.5, -0.5), (1.3, 0.5, 0.5),
-                                                     (0.9, 0.1, 0.1)])
+@pytest.mark.parametrize(
+    "place, moving, expected", [(1.3, -0.5, 0.5), (13.7, 0.5, -0.5), (1.3, 0.5, 0.5), (0.9, 0.1, 0.1)]
+)
 def test_walls_turn_the_velocity_inwards_and_leave_the_position(axis, place, moving, expected):
     positions, velocities = np.full((1, 1, 2), 7.0), np.zeros((1, 1, 2))
     positions[0, 0, axis], velocities[0, 0, axis] = place, moving
@@ -109,8 +110,11 @@ def brute_force_groups(positions, radii, box, size):
 
 
 @hypothesis_settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.floats(-1, 16), st.floats(-1, 16), st.sampled_from([0.0, 1.2, 1.5, 3.0])),
-                min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 16), st.floats(-1, 16), st.sampled_from([0.0, 1.2, 1.5, 3.0])), min_size=1, max_size=5
+    )
+)
 def test_groups_equal_a_brute_force_computation(balls):
     # On a fine grid, off the ties that single precision may decide otherwise.
     balls = np.round(np.array(balls), 2) + [0.0013, 0.0017, 0.00019]
@@ -177,7 +181,7 @@ def test_curtain_hides_a_square_that_stays_where_it_is():
         rows, columns = np.flatnonzero(hidden[s].any(1)), np.flatnonzero(hidden[s].any(0))
         if rows.size:
             assert np.ptp(rows) < 28 and np.ptp(columns) < 28
-            inside = block["groups"][:, s, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+            inside = block["groups"][:, s, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             assert not inside.any()
     assert hidden.any((1, 2)).sum() > 30
     assert not (block["collisions"] & (block["groups"] == 0)).any()
@@ -185,15 +189,22 @@ def test_curtain_hides_a_square_that_stays_where_it_is():
 
 # Figures of an independent simulation (docs/spec/data.md), with four standard errors of this test's own sample and of
 # theirs together, measured over sequences.
-@pytest.mark.parametrize("preset, n_sequences, theirs, expected", [
-    ("balls4mass64", 1000, 2000, (0.103, 0.066, 14.3, 13.4)),
-    ("balls678mass64", 400, 200, (0.180, 0.207, 46.3, 43.5)),
-])
+@pytest.mark.parametrize(
+    "preset, n_sequences, theirs, expected",
+    [
+        ("balls4mass64", 1000, 2000, (0.103, 0.066, 14.3, 13.4)),
+        ("balls678mass64", 400, 200, (0.180, 0.207, 46.3, 43.5)),
+    ],
+)
 def test_statistics_are_those_of_an_independent_simulation(preset, n_sequences, theirs, expected):
     block = make_block(attrs.evolve(PRESETS[preset], n_frames=12), n_sequences, np.random.default_rng(4))
     collisions = block["collisions"][..., 0]
-    values = (block["features"].mean((0, 2, 3, 4)), block["events"].mean((0, 2, 3, 4)),
-              collisions.sum((2, 3)).mean(0), collisions[:, :, 7:57, 7:57].sum((2, 3)).mean(0))
+    values = (
+        block["features"].mean((0, 2, 3, 4)),
+        block["events"].mean((0, 2, 3, 4)),
+        collisions.sum((2, 3)).mean(0),
+        collisions[:, :, 7:57, 7:57].sum((2, 3)).mean(0),
+    )
     for value, figure in zip(values, expected):
         assert value.mean() == pytest.approx(figure, abs=4 * value.std() * (1 / n_sequences + 1 / theirs) ** 0.5)
 
@@ -221,16 +232,27 @@ def test_same_seed_same_data_whatever_the_number_of_threads(tmp_path, monkeypatc
     # Every block stands in its place, and neither blocks nor splits repeat each other.
     for number, size in enumerate((250, 250, 10)):
         made = make_block(settings, size, np.random.default_rng([0, 0, number]))
-        np.testing.assert_array_equal(a["training/groups"][:, number * 250:number * 250 + size], made["groups"])
-        np.testing.assert_array_equal(a["training/radii"][number * 250:number * 250 + size], made["radii"])
+        np.testing.assert_array_equal(a["training/groups"][:, number * 250 : number * 250 + size], made["groups"])
+        np.testing.assert_array_equal(a["training/radii"][number * 250 : number * 250 + size], made["radii"])
     assert (a["training/positions"][0, 0] != a["training/positions"][0, 250]).any()
     assert (a["training/positions"][0, 0] != a["test/positions"][0, 0]).any()
 
 
 def test_command_line_writes_the_layout(tmp_path):
     out = tmp_path / "new" / "balls.h5"
-    result = run_command("data_gen.bouncing_balls", "--preset", "balls678mass64", "--out", out, "--test", "3",
-                         "--n_frames", "5", "--training", "2")
+    result = run_command(
+        "data_gen.bouncing_balls",
+        "--preset",
+        "balls678mass64",
+        "--out",
+        out,
+        "--test",
+        "3",
+        "--n_frames",
+        "5",
+        "--training",
+        "2",
+    )
     assert result.returncode == 0, result.stderr
     written = contents(out)
     for name in ("features", "groups", "collisions"):
@@ -248,18 +270,21 @@ def test_help_explains_every_option_with_its_default():
     assert text.count("default:") == len(attrs.fields(BouncingBalls)) + 2  # and --preset, --compression
 
 
-@pytest.mark.parametrize("arguments, named", [
-    (["--preset", "balls9"], "balls9"),
-    (["--n_frames", "0"], "--n_frames"),
-    (["--n_balls", "0"], "--n_balls"),
-    (["--radii", "1", "2", "3"], "--radii"),
-    (["--masses", "-1", "1"], "--masses"),
-    (["--box", "nan"], "--box"),
-    (["--training", "0", "--validation", "0", "--test", "0"], "--training"),
-    (["--n_balls", "2", "--radii", "5", "--masses", "1", "--box", "11"], "do not fit"),
-    (["--compression", "11"], "--compression"),
-    (["--curtain", "65"], "--curtain"),
-])
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--preset", "balls9"], "balls9"),
+        (["--n_frames", "0"], "--n_frames"),
+        (["--n_balls", "0"], "--n_balls"),
+        (["--radii", "1", "2", "3"], "--radii"),
+        (["--masses", "-1", "1"], "--masses"),
+        (["--box", "nan"], "--box"),
+        (["--training", "0", "--validation", "0", "--test", "0"], "--training"),
+        (["--n_balls", "2", "--radii", "5", "--masses", "1", "--box", "11"], "do not fit"),
+        (["--compression", "11"], "--compression"),
+        (["--curtain", "65"], "--curtain"),
+    ],
+)
 def test_bad_settings_are_one_line(tmp_path, arguments, named):
     result = run_here("data_gen.bouncing_balls", "--out", tmp_path / "x.h5", *arguments)
     assert result.returncode == 1

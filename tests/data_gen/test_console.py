@@ -34,7 +34,8 @@ def sound(tmp_path_factory):
     bouncing_balls.write(settings, folder / "other.h5")
     save_run(folder / "run")
     (folder / "run" / "metrics.csv").write_text(
-        "step,data,iwae_per_frame,data_ll,kl,num_step_accuracy\n1,validation,1,1,1,1\n2,validation,1,1,1,1\n")
+        "step,data,iwae_per_frame,data_ll,kl,num_step_accuracy\n1,validation,1,1,1,1\n2,validation,1,1,1,1\n"
+    )
     save_original(folder / "original", [3])
     export.save_safetensors(loading.load_run(folder / "run"), folder / "shared")
     (folder / "release.p").write_bytes(pickle.dumps(release_data(3), 2))
@@ -55,8 +56,19 @@ def sound(tmp_path_factory):
 
 def predict(folder, out):
     from eval import predict as command
-    command.write(command.Arguments(run=str(folder / "run"), data=str(folder / "data.h5"), out=out, n_frames=3,
-                                    n_samples=1, n_sequences=4, batch_size=4, canvases=True))
+
+    command.write(
+        command.Arguments(
+            run=str(folder / "run"),
+            data=str(folder / "data.h5"),
+            out=out,
+            n_frames=3,
+            n_samples=1,
+            n_sequences=4,
+            batch_size=4,
+            canvases=True,
+        )
+    )
 
 
 def call(monkeypatch, capsys, module, arguments):
@@ -79,48 +91,70 @@ SEQUENCES = f"eval.figures {SMALL} --out {{0}}"
 TRAIN = "sqair.train --preset sqair_balls --train_data {0}/data.h5 --batch_size 2 --shards 1 --run_dir {0}"
 
 
-@pytest.mark.parametrize("line, message", [
-    *((f"{command}/{name}", message) for command in (PREDICT, LIKELIHOOD) for name, message in (
-        ("data.h5", "is read by this command"), ("hard_link.h5", "is read by this command"),
-        ("soft_link.h5", "is read by this command"), ("other.h5", "is there already and is not a file of"),
-        ("notes.txt", "is there already and is not a file of"), ("pipe", "is there already and is not a file of"),
-        ("run/flags.json", "lies in the run folder"), ("run/checkpoints/step-7.index", "lies in the run folder"),
-        ("run/new", "lies in the run folder"), ("run/sub/new", "lies in the run folder"),
-        ("link_to_run/new", "lies in the run folder"), ("original/new", "lies in the run folder"),
-        ("shared/new", "lies in the run folder"), ("run", "is a folder"))),
-    (f"{LIKELIHOOD}/predictions.h5", "is not a file of eval.likelihood"),
-    (f"{SEQUENCES}/mine/notes.png", "is not a PNG"),
-    (f"{SEQUENCES}/mine/new.pdf {{0}}/mine/notes.png", "notes.png: is there already and is not a PNG"),
-    (f"{SEQUENCES}/mine/notes.pdf --gif", "notes.gif: is there already and is not a GIF"),
-    (f"{SEQUENCES}/run/new.png", "lies in the run folder"),
-    ("eval.figures --predictions {0}/predictions.h5 --out {0}/run/new.png", "lies in the run folder"),
-    ("eval.figures curves --runs {0}/run --out {0}/run/new.png", "lies in the run folder"),
-    ("eval.figures figure4 --metrics {0}/none --out {0}/mine/notes.png", "is not a PNG"),
-    ("eval.tables --predictions {0}/predictions.h5 --out {0}/mine", "table.md: is there already and is not a result"),
-    ("eval.tables --predictions {0}/predictions.h5 --out {0}/run", "lies in the run folder"),
-    ("eval.page --results {0}/mine", "index.html: is there already and is not a page"),
-    ("eval.page --results {0}/run", "lies in the run folder"),
-    ("eval.benchmark --json {0}/notes.txt", "is not a file of eval.benchmark"),
-    ("eval.benchmark --json {0}/run/flags.json", "lies in the run folder"),
-    ("data_gen.bouncing_balls --training 1 --out {0}/predictions.h5", "is not a data set"),
-    ("data_gen.bouncing_balls --training 1 --out {0}/run/new.h5", "lies in the run folder"),
-    ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/mine/own.npz", "is read by this command"),
-    ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/run/new.h5", "lies in the run folder"),
-    ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/predictions.h5", "is not a data set"),
-    ("data_gen.moving_mnist --training 1 --out {0}/predictions.h5", "is not a data set"),
-    ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/release.p", "is read by this command"),
-    ("data_gen.moving_mnist --digits {0}/data.h5 --out {0}/data.h5", "is read by this command"),
-    ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/notes.txt", "is not a data set"),
-    ("sqair.export safetensors {0}/run {0}/run --overwrite", "is a run folder"),
-    ("sqair.export safetensors {0}/run {0}/run/sub", "lies in the run folder"),
-    ("sqair.export safetensors {0}/run {0}/original", "is a run folder"),
-    ("sqair.export safetensors {0}/run {0}/mine", "README.md: is there already and is not a card"),
-    ("sqair.export original {0}/run {0}/run --overwrite", "is a run folder"),
-    ("sqair.export original {0}/run {0}/run/sub", "lies in the run folder"),
-    ("sqair.export original {0}/run {0}/shared", "is a model to share"),
-    (f"{TRAIN}/original", "a run of the original program"), (f"{TRAIN}/shared", "is a model to share"),
-    (f"{TRAIN}/run/sub", "lies in the run folder"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        *(
+            (f"{command}/{name}", message)
+            for command in (PREDICT, LIKELIHOOD)
+            for name, message in (
+                ("data.h5", "is read by this command"),
+                ("hard_link.h5", "is read by this command"),
+                ("soft_link.h5", "is read by this command"),
+                ("other.h5", "is there already and is not a file of"),
+                ("notes.txt", "is there already and is not a file of"),
+                ("pipe", "is there already and is not a file of"),
+                ("run/flags.json", "lies in the run folder"),
+                ("run/checkpoints/step-7.index", "lies in the run folder"),
+                ("run/new", "lies in the run folder"),
+                ("run/sub/new", "lies in the run folder"),
+                ("link_to_run/new", "lies in the run folder"),
+                ("original/new", "lies in the run folder"),
+                ("shared/new", "lies in the run folder"),
+                ("run", "is a folder"),
+            )
+        ),
+        (f"{LIKELIHOOD}/predictions.h5", "is not a file of eval.likelihood"),
+        (f"{SEQUENCES}/mine/notes.png", "is not a PNG"),
+        (f"{SEQUENCES}/mine/new.pdf {{0}}/mine/notes.png", "notes.png: is there already and is not a PNG"),
+        (f"{SEQUENCES}/mine/notes.pdf --gif", "notes.gif: is there already and is not a GIF"),
+        (f"{SEQUENCES}/run/new.png", "lies in the run folder"),
+        ("eval.figures --predictions {0}/predictions.h5 --out {0}/run/new.png", "lies in the run folder"),
+        ("eval.figures curves --runs {0}/run --out {0}/run/new.png", "lies in the run folder"),
+        ("eval.figures figure4 --metrics {0}/none --out {0}/mine/notes.png", "is not a PNG"),
+        (
+            "eval.tables --predictions {0}/predictions.h5 --out {0}/mine",
+            "table.md: is there already and is not a result",
+        ),
+        ("eval.tables --predictions {0}/predictions.h5 --out {0}/run", "lies in the run folder"),
+        ("eval.page --results {0}/mine", "index.html: is there already and is not a page"),
+        ("eval.page --results {0}/run", "lies in the run folder"),
+        ("eval.benchmark --json {0}/notes.txt", "is not a file of eval.benchmark"),
+        ("eval.benchmark --json {0}/run/flags.json", "lies in the run folder"),
+        ("data_gen.bouncing_balls --training 1 --out {0}/predictions.h5", "is not a data set"),
+        ("data_gen.bouncing_balls --training 1 --out {0}/run/new.h5", "lies in the run folder"),
+        (
+            "data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/mine/own.npz",
+            "is read by this command",
+        ),
+        ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/run/new.h5", "lies in the run folder"),
+        ("data_gen.import_videos --inputs {0}/mine/own.npz --axes STHW --out {0}/predictions.h5", "is not a data set"),
+        ("data_gen.moving_mnist --training 1 --out {0}/predictions.h5", "is not a data set"),
+        ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/release.p", "is read by this command"),
+        ("data_gen.moving_mnist --digits {0}/data.h5 --out {0}/data.h5", "is read by this command"),
+        ("data_gen.moving_mnist --from_pickle {0}/release.p --out {0}/notes.txt", "is not a data set"),
+        ("sqair.export safetensors {0}/run {0}/run --overwrite", "is a run folder"),
+        ("sqair.export safetensors {0}/run {0}/run/sub", "lies in the run folder"),
+        ("sqair.export safetensors {0}/run {0}/original", "is a run folder"),
+        ("sqair.export safetensors {0}/run {0}/mine", "README.md: is there already and is not a card"),
+        ("sqair.export original {0}/run {0}/run --overwrite", "is a run folder"),
+        ("sqair.export original {0}/run {0}/run/sub", "lies in the run folder"),
+        ("sqair.export original {0}/run {0}/shared", "is a model to share"),
+        (f"{TRAIN}/original", "a run of the original program"),
+        (f"{TRAIN}/shared", "is a model to share"),
+        (f"{TRAIN}/run/sub", "lies in the run folder"),
+    ],
+)
 def test_no_command_writes_over_anything_but_its_own_kind(sound, monkeypatch, capsys, line, message):
     module, *arguments = line.format(sound).split()
     before = contents(sound)
@@ -132,15 +166,19 @@ def test_no_command_writes_over_anything_but_its_own_kind(sound, monkeypatch, ca
 
 @pytest.mark.slow
 def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
-    lines = [*(line.replace("--out {0}", f"--out {tmp_path}") for line in (
-                 f"{SEQUENCES}/g.png", f"{PREDICT}/predictions.h5 --canvases", f"{LIKELIHOOD}/l.json")),
-             f"eval.figures --predictions {tmp_path}/predictions.h5 --n_sequences 1 --n_frames 3 --gif --out "
-             f"{tmp_path}/f.png {tmp_path}/f.pdf",
-             f"eval.tables --predictions {tmp_path}/predictions.h5 --out {tmp_path}",
-             f"eval.page --results {tmp_path}",
-             f"data_gen.bouncing_balls --training 2 --validation 0 --test 0 --n_frames 2 --out {tmp_path}/data.h5",
-             f"sqair.export safetensors {{0}}/run {tmp_path}/shared --overwrite"]
-    (tmp_path / "l.json").touch()       # an empty file is nobody's
+    lines = [
+        *(
+            line.replace("--out {0}", f"--out {tmp_path}")
+            for line in (f"{SEQUENCES}/g.png", f"{PREDICT}/predictions.h5 --canvases", f"{LIKELIHOOD}/l.json")
+        ),
+        f"eval.figures --predictions {tmp_path}/predictions.h5 --n_sequences 1 --n_frames 3 --gif --out "
+        f"{tmp_path}/f.png {tmp_path}/f.pdf",
+        f"eval.tables --predictions {tmp_path}/predictions.h5 --out {tmp_path}",
+        f"eval.page --results {tmp_path}",
+        f"data_gen.bouncing_balls --training 2 --validation 0 --test 0 --n_frames 2 --out {tmp_path}/data.h5",
+        f"sqair.export safetensors {{0}}/run {tmp_path}/shared --overwrite",
+    ]
+    (tmp_path / "l.json").touch()  # an empty file is nobody's
     for _ in range(2):
         for line in lines:
             module, *arguments = line.format(sound).split()
@@ -170,17 +208,27 @@ def test_a_data_set_survives_a_command_that_names_it_twice(sound):
 # Options.
 
 
-@pytest.mark.parametrize("line, name", [
-    ("sqair.train --preset sqair_balls --run_dir=", "--run_dir"), ("sqair.train --run_dir _", "--run_dir"),
-    ("sqair.train --run_dir x --init_from _", "--init_from"), ("sqair.train --schedule _ --run_dir _", "--run_dir"),
-    ("sqair.train --run_dir x --train_data= --schedule=", "--train_data"),
-    ("eval.predict --run _ --data d --out o", "--run"), ("eval.likelihood --run r --data d --out _", "--out"),
-    ("eval.figures --run r --data d _ --out o.png", "--data"), ("eval.tables --predictions p --out _", "--out"),
-    ("eval.page --results _", "--results"), ("sqair.export original r _", "argument 3"),
-    ("data_gen.bouncing_balls --out _", "--out"),
-    ("data_gen.import_videos --inputs _ --out o", "--inputs"), ("eval.benchmark --json _", "--json"),
-    ("eval.paper --name _ --dry_run", "--name"), ("eval.compare_original _", "argument 1"),
-])
+@pytest.mark.parametrize(
+    "line, name",
+    [
+        ("sqair.train --preset sqair_balls --run_dir=", "--run_dir"),
+        ("sqair.train --run_dir _", "--run_dir"),
+        ("sqair.train --run_dir x --init_from _", "--init_from"),
+        ("sqair.train --schedule _ --run_dir _", "--run_dir"),
+        ("sqair.train --run_dir x --train_data= --schedule=", "--train_data"),
+        ("eval.predict --run _ --data d --out o", "--run"),
+        ("eval.likelihood --run r --data d --out _", "--out"),
+        ("eval.figures --run r --data d _ --out o.png", "--data"),
+        ("eval.tables --predictions p --out _", "--out"),
+        ("eval.page --results _", "--results"),
+        ("sqair.export original r _", "argument 3"),
+        ("data_gen.bouncing_balls --out _", "--out"),
+        ("data_gen.import_videos --inputs _ --out o", "--inputs"),
+        ("eval.benchmark --json _", "--json"),
+        ("eval.paper --name _ --dry_run", "--name"),
+        ("eval.compare_original _", "argument 1"),
+    ],
+)
 def test_empty_paths_are_errors_everywhere(tmp_path, monkeypatch, capsys, line, name):
     monkeypatch.chdir(tmp_path)
     module, *arguments = ("" if word == "_" else word for word in line.split())
@@ -196,16 +244,24 @@ def test_an_empty_run_folder_is_refused_whoever_asks(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words, expected", [
-    ("--xla=True", {"xla": True}), ("--xla true --seed 3", {"xla": True, "seed": 3}), ("--xla=False", {"xla": False}),
-    ("--eval_on_train=False", {"eval_on_train": False}),
-    ("--eval_on_train False --xla", {"eval_on_train": False, "xla": True}),
-    ("--noeval_on_train", {"eval_on_train": False}), ("--no-eval_on_train", {"eval_on_train": False}),
-    ("--no_eval_on_train", {"eval_on_train": False}), ("--eval-on-train=no", {"eval_on_train": False}),
-    ("--masked_glimpse=false", {"masked_glimpse": False}),
-    ("--nomean_image --n_what 7", {"mean_image": False, "n_what": 7}),
-    ("--xla", {"xla": True}), ("--schedule=", {"schedule": ""}),
-])
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("--xla=True", {"xla": True}),
+        ("--xla true --seed 3", {"xla": True, "seed": 3}),
+        ("--xla=False", {"xla": False}),
+        ("--eval_on_train=False", {"eval_on_train": False}),
+        ("--eval_on_train False --xla", {"eval_on_train": False, "xla": True}),
+        ("--noeval_on_train", {"eval_on_train": False}),
+        ("--no-eval_on_train", {"eval_on_train": False}),
+        ("--no_eval_on_train", {"eval_on_train": False}),
+        ("--eval-on-train=no", {"eval_on_train": False}),
+        ("--masked_glimpse=false", {"masked_glimpse": False}),
+        ("--nomean_image --n_what 7", {"mean_image": False, "n_what": 7}),
+        ("--xla", {"xla": True}),
+        ("--schedule=", {"schedule": ""}),
+    ],
+)
 def test_booleans_as_the_originals_users_write_them(words, expected):
     config = options.parse(["--run_dir", "x", *words.split()]).config
     found = attrs.asdict(config.model) | attrs.asdict(config.train)
@@ -219,8 +275,9 @@ def test_what_is_no_boolean_is_one_line_and_values_of_other_options_stay():
     assert options.parse(["--run_dir=no", "--xla"]).run_dir == "no"
 
 
-@pytest.mark.parametrize("name", ["run/checkpoints/step-7.data-00000-of-00001", "run/checkpoints", "run",
-                                  "shared/model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["run/checkpoints/step-7.data-00000-of-00001", "run/checkpoints", "run", "shared/model.safetensors"]
+)
 def test_what_may_not_be_read_is_neither_damaged_nor_absent(sound, monkeypatch, name):
     """The file or folder, as if it were another user's (root may read all)."""
     hidden, opened, listed = str(sound / name), open, os.listdir
@@ -230,6 +287,7 @@ def test_what_may_not_be_read_is_neither_damaged_nor_absent(sound, monkeypatch, 
             if str(path) == hidden:
                 raise PermissionError(errno.EACCES, "Permission denied", hidden)
             return function(path, *arguments, **options)
+
         return call
 
     monkeypatch.setattr("builtins.open", refuse(opened))
@@ -238,7 +296,7 @@ def test_what_may_not_be_read_is_neither_damaged_nor_absent(sound, monkeypatch, 
         loading.load_run(sound / name.split("/")[0])
     if name.startswith("run/"):
         state = saving.TrainingState(model.SQAIR(TINY), None)
-        with pytest.raises(PermissionError):        # and a run does not start anew, or from an older checkpoint
+        with pytest.raises(PermissionError):  # and a run does not start anew, or from an older checkpoint
             saving.RunCheckpoints(sound / "run", state, 3).restore()
 
 
@@ -274,8 +332,10 @@ def test_versions_of_a_copy_in_somebodys_repository_do_not_report_that(tmp_path)
     for name in ("sqair", "relational", "data_gen"):
         shutil.copytree(ROOT / name, tmp_path / "copy" / name)
     script = "import json; from sqair.train import versions; print(json.dumps(versions()))"
-    for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m",
-                                     "x"]):
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     said = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "copy", capture_output=True, text=True)
     found = json.loads(said.stdout)

@@ -86,8 +86,13 @@ def test_any_program_can_read_the_file_without_ours(balls):
 def test_rnem_files_of_any_type_give_the_same_images(tmp_path, dtype):
     rng = np.random.default_rng(0)
     features = rng.random((6, 5, 8, 8, 1)) < 0.3
-    path = rnem_file(tmp_path / "r.h5", features.astype(dtype), groups=(features * 2).astype(np.float32),
-                     collisions=features.astype(np.float32), unheard_of=np.zeros(3))
+    path = rnem_file(
+        tmp_path / "r.h5",
+        features.astype(dtype),
+        groups=(features * 2).astype(np.float32),
+        collisions=features.astype(np.float32),
+        unheard_of=np.zeros(3),
+    )
     with hdf5.open_split(path, "training", members=["groups", "collisions"], optional=["positions"]) as split:
         assert split.box == 15.0 and set(split.members) == {"features", "groups", "collisions"}
         read = split.read(slice(1, 4), n_frames=3)
@@ -115,10 +120,10 @@ def late_objects(dtype=np.uint8, highest=255):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 @pytest.mark.parametrize("chunks", [None, (4, 8, 2, 4, 1), (25, 130, 4, 4, 1)])
 def test_the_scale_is_that_of_the_whole_file_wherever_it_shows(tmp_path, monkeypatch, dtype, chunks):
-    monkeypatch.setattr(hdf5, "_BLOCK_BYTES", 3000)      # a few frames of a few sequences at once
+    monkeypatch.setattr(hdf5, "_BLOCK_BYTES", 3000)  # a few frames of a few sequences at once
     for highest, white in ((255, 255), (2, 255), (1, 1), (0, 1)):
         path = tmp_path / f"{highest}.h5"
-        with h5py.File(path, "w") as file:      # the split that is read does not show it, another one does
+        with h5py.File(path, "w") as file:  # the split that is read does not show it, another one does
             file.create_dataset("training/features", data=np.ones((3, 4, 4, 4, 1), dtype))
             file.create_dataset("validation/features", data=np.ones((3, 4, 4, 4, 1), np.float32))
             file.create_dataset("test/features", data=late_objects(dtype, highest), chunks=chunks)
@@ -158,9 +163,15 @@ def test_the_scale_that_a_file_states_holds_and_a_value_beyond_it_is_refused(tmp
             split.read([129])
 
 
-@pytest.mark.parametrize("white, dtype, message", [(7, np.uint8, "white is 7"), (255, np.float32, "holds float32"),
-                                                   ("255", np.uint8, "white is no number"),
-                                                   ([1, 1], np.uint8, "no number")])
+@pytest.mark.parametrize(
+    "white, dtype, message",
+    [
+        (7, np.uint8, "white is 7"),
+        (255, np.float32, "holds float32"),
+        ("255", np.uint8, "white is no number"),
+        ([1, 1], np.uint8, "no number"),
+    ],
+)
 def test_impossible_scales_are_one_line(tmp_path, white, dtype, message):
     path = stating(tmp_path / "r.h5", white, np.zeros((3, 4, 4, 4, 1), dtype))
     with pytest.raises(UserError, match=message):
@@ -178,8 +189,11 @@ def test_a_video_that_begins_black_is_not_taken_for_zeros_and_ones(split):
 def moving(n_sequences=20, n_frames=12, digits=False):
     """Squares [T, S, 16, 16, 1] of random places that move on by a pixel per frame, or jump anywhere as digits may."""
     rng = np.random.default_rng(0)
-    places = rng.integers(16, size=(n_frames, n_sequences, 2)) if digits else (
-        rng.integers(16, size=(n_sequences, 2)) + np.arange(n_frames)[:, None, None])
+    places = (
+        rng.integers(16, size=(n_frames, n_sequences, 2))
+        if digits
+        else (rng.integers(16, size=(n_sequences, 2)) + np.arange(n_frames)[:, None, None])
+    )
     features = np.zeros((n_frames, n_sequences, 16, 16, 1), bool)
     for t, s in np.ndindex(n_frames, n_sequences):
         rows, columns = ((place + np.arange(4)) % 16 for place in places[t, s])
@@ -187,19 +201,29 @@ def moving(n_sequences=20, n_frames=12, digits=False):
     return features
 
 
-@pytest.mark.parametrize("features, n_sequences, swapped", [
-    (moving(), 20, False), (moving(12, 20), 12, False), (moving(200, 4), 200, False), (moving(20, 12, True), 20, False),
-    (moving().swapaxes(0, 1), 12, True), (moving(12, 20).swapaxes(0, 1), 20, True),
-    (moving(200, 4).swapaxes(0, 1), 4, True), (moving(20, 12, True).swapaxes(0, 1), 12, True),
-    (np.tile(moving(20, 1), (12, 1, 1, 1, 1)), 20, False),                      # nothing moves
-    (np.tile(moving(20, 1), (12, 1, 1, 1, 1)).swapaxes(0, 1), 12, True),
-    (np.zeros((12, 20, 16, 16, 1)), 20, False), (moving(1, 12), 1, False), (moving(20, 1), 20, False),
-])
+@pytest.mark.parametrize(
+    "features, n_sequences, swapped",
+    [
+        (moving(), 20, False),
+        (moving(12, 20), 12, False),
+        (moving(200, 4), 200, False),
+        (moving(20, 12, True), 20, False),
+        (moving().swapaxes(0, 1), 12, True),
+        (moving(12, 20).swapaxes(0, 1), 20, True),
+        (moving(200, 4).swapaxes(0, 1), 4, True),
+        (moving(20, 12, True).swapaxes(0, 1), 12, True),
+        (np.tile(moving(20, 1), (12, 1, 1, 1, 1)), 20, False),  # nothing moves
+        (np.tile(moving(20, 1), (12, 1, 1, 1, 1)).swapaxes(0, 1), 12, True),
+        (np.zeros((12, 20, 16, 16, 1)), 20, False),
+        (moving(1, 12), 1, False),
+        (moving(20, 1), 20, False),
+    ],
+)
 def test_what_was_read_is_said_and_a_warning_if_the_axes_seem_swapped(tmp_path, features, n_sequences, swapped):
     path = rnem_file(tmp_path / "r.h5", features)
     with hdf5.open_split(path, "training") as split:
         said, *warnings = split.describe()
-    plural = (f"{n_sequences} sequence{'s' * (n_sequences > 1)} of {len(features)} frame{'s' * (len(features) > 1)}")
+    plural = f"{n_sequences} sequence{'s' * (n_sequences > 1)} of {len(features)} frame{'s' * (len(features) > 1)}"
     assert said == f"{path}: training holds {plural}, 16 x 16, {features.dtype}"
     assert len(warnings) == swapped and all("are frames and sequences swapped?" in line for line in warnings)
 
@@ -225,8 +249,9 @@ def test_lzf_is_read(tmp_path, options, chunks):
     rng = np.random.default_rng(0)
     features = rng.random((3, 40, 64, 64, 1)) < 0.3
     with h5py.File(tmp_path / "r.h5", "w") as file:
-        data = file.create_dataset("training/features", data=features.astype(np.uint8), chunks=chunks,
-                                   compression="lzf", **options)
+        data = file.create_dataset(
+            "training/features", data=features.astype(np.uint8), chunks=chunks, compression="lzf", **options
+        )
         size = data.id.get_storage_size()
         assert data.compression == "lzf" and (chunks is True or 2**17 < size < features.size)
     with hdf5.open_split(tmp_path / "r.h5", "training") as split:
@@ -252,33 +277,36 @@ def with_value(value, dtype=np.float32):
     return data
 
 
-@pytest.mark.parametrize("members, message", [
-    ({"features": None, "groups": GOOD}, "no member 'features'; it has groups"),
-    ({"features": GOOD.astype("S1")}, "type"),
-    ({"features": GOOD.astype(complex)}, "type complex128"),
-    ({"features": GOOD[..., 0]}, r"expected \(T, S, H, W, C\); `python -m data_gen.import_videos`"),
-    ({"features": np.zeros((3, 4, 8, 8, 2))}, "1 or 3 channels"),
-    ({"features": np.zeros((3, 0, 8, 8, 1))}, "holds nothing"),
-    ({"features": np.zeros((0, 4, 8, 8, 1))}, "holds nothing"),
-    ({"features": np.zeros((1, 1, 1025, 8, 1), bool)}, "H = 1025 is not supported"),
-    ({"features": with_value(np.nan)}, "nan"),
-    ({"features": with_value(1.5)}, "1.5"),
-    ({"features": with_value(-1, np.int8)}, "-1"),
-    ({"features": with_value(300, np.int32)}, "300"),
-    ({"features": GOOD, "groups": GOOD[:, :3]}, "S = 4"),
-    ({"features": GOOD, "groups": GOOD[:2]}, "T = 3"),
-    ({"features": GOOD, "groups": GOOD[:, :, :4]}, "H = 8"),
-    ({"features": GOOD, "groups": with_value(0.5)}, "fractions"),
-    ({"features": GOOD, "groups": with_value(-1)}, "-1"),
-    ({"features": GOOD, "groups": np.zeros((3, 4, 8, 8))}, "groups: shape"),
-    ({"features": GOOD, "collisions": with_value(2)}, "2.0"),
-    ({"features": GOOD, "positions": np.full((3, 4, 2, 2), np.inf)}, "inf"),
-    ({"features": GOOD, "positions": np.full((3, 4, 2, 2), 40.0)}, "40.0.*units of the box, whose side is 15"),
-    ({"features": with_value(1.0000002)}, "1.0000002.*data_gen.import_videos"),
-    ({"features": with_value(60_000, np.uint16)}, "60000.*data_gen.import_videos"),
-    ({"features": GOOD, "positions": np.zeros((3, 4, 2, 2)), "velocities": np.zeros((3, 4, 3, 2))}, "N = 2"),
-    ({"features": GOOD, "positions": np.zeros((3, 4, 2, 3))}, "with 2 = 2"),
-])
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ({"features": None, "groups": GOOD}, "no member 'features'; it has groups"),
+        ({"features": GOOD.astype("S1")}, "type"),
+        ({"features": GOOD.astype(complex)}, "type complex128"),
+        ({"features": GOOD[..., 0]}, r"expected \(T, S, H, W, C\); `python -m data_gen.import_videos`"),
+        ({"features": np.zeros((3, 4, 8, 8, 2))}, "1 or 3 channels"),
+        ({"features": np.zeros((3, 0, 8, 8, 1))}, "holds nothing"),
+        ({"features": np.zeros((0, 4, 8, 8, 1))}, "holds nothing"),
+        ({"features": np.zeros((1, 1, 1025, 8, 1), bool)}, "H = 1025 is not supported"),
+        ({"features": with_value(np.nan)}, "nan"),
+        ({"features": with_value(1.5)}, "1.5"),
+        ({"features": with_value(-1, np.int8)}, "-1"),
+        ({"features": with_value(300, np.int32)}, "300"),
+        ({"features": GOOD, "groups": GOOD[:, :3]}, "S = 4"),
+        ({"features": GOOD, "groups": GOOD[:2]}, "T = 3"),
+        ({"features": GOOD, "groups": GOOD[:, :, :4]}, "H = 8"),
+        ({"features": GOOD, "groups": with_value(0.5)}, "fractions"),
+        ({"features": GOOD, "groups": with_value(-1)}, "-1"),
+        ({"features": GOOD, "groups": np.zeros((3, 4, 8, 8))}, "groups: shape"),
+        ({"features": GOOD, "collisions": with_value(2)}, "2.0"),
+        ({"features": GOOD, "positions": np.full((3, 4, 2, 2), np.inf)}, "inf"),
+        ({"features": GOOD, "positions": np.full((3, 4, 2, 2), 40.0)}, "40.0.*units of the box, whose side is 15"),
+        ({"features": with_value(1.0000002)}, "1.0000002.*data_gen.import_videos"),
+        ({"features": with_value(60_000, np.uint16)}, "60000.*data_gen.import_videos"),
+        ({"features": GOOD, "positions": np.zeros((3, 4, 2, 2)), "velocities": np.zeros((3, 4, 3, 2))}, "N = 2"),
+        ({"features": GOOD, "positions": np.zeros((3, 4, 2, 3))}, "with 2 = 2"),
+    ],
+)
 def test_wrong_members_are_one_line_that_names_the_file(tmp_path, members, message):
     path = rnem_file(tmp_path / "wrong.h5", **members)
     with pytest.raises(UserError, match=message) as error:
@@ -321,14 +349,16 @@ def huge_chunks(file, folder):
 
 
 def nothing_stored(file, folder):
-    file.create_group("training").create_dataset("features", (10_000, 10**8, 64, 64, 1), bool,
-                                                 chunks=(10, 50, 64, 64, 1), compression="gzip")
+    file.create_group("training").create_dataset(
+        "features", (10_000, 10**8, 64, 64, 1), bool, chunks=(10, 50, 64, 64, 1), compression="gzip"
+    )
 
 
 def lzf_bomb(file, folder):
     """512 KiB that would become 44 MiB, in a chunk of 2 MiB."""
-    data = file.create_group("training").create_dataset("features", (1, 512, 64, 64, 1), np.uint8, compression="lzf",
-                                                        chunks=(1, 512, 64, 64, 1))
+    data = file.create_group("training").create_dataset(
+        "features", (1, 512, 64, 64, 1), np.uint8, compression="lzf", chunks=(1, 512, 64, 64, 1)
+    )
     data.id.write_direct_chunk((0,) * 5, b"\0a" + b"\xe0\xff\0" * (2**19 // 3))
 
 
@@ -352,15 +382,24 @@ def bad_box(file, folder):
     file.attrs["box"] = -1.0
 
 
-@pytest.mark.parametrize("build, message", [
-    (outside_link, "is a link to another place"), (soft_link, "is a link to another place"),
-    (outside_data, "lie in another file"), (virtual_data, "lie in another file"),
-    (not_a_group, "is not a group"), (huge_chunks, "chunks of 391 MiB"), (nothing_stored, "unfinished or damaged"),
-    (lzf_bomb, "holds more than the 2097152 bytes"), (packed_twice, "or twice"),
-    (many_frames, "T = 10001 is not supported.*are frames and sequences swapped"), (bad_box, "attribute box"),
-    (lambda file, folder: file.create_group("test"), "no split 'training'; it has test$"),
-    (lambda file, folder: file.create_group("train"), "it has train; `python -m data_gen.import_videos` converts"),
-])
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (outside_link, "is a link to another place"),
+        (soft_link, "is a link to another place"),
+        (outside_data, "lie in another file"),
+        (virtual_data, "lie in another file"),
+        (not_a_group, "is not a group"),
+        (huge_chunks, "chunks of 391 MiB"),
+        (nothing_stored, "unfinished or damaged"),
+        (lzf_bomb, "holds more than the 2097152 bytes"),
+        (packed_twice, "or twice"),
+        (many_frames, "T = 10001 is not supported.*are frames and sequences swapped"),
+        (bad_box, "attribute box"),
+        (lambda file, folder: file.create_group("test"), "no split 'training'; it has test$"),
+        (lambda file, folder: file.create_group("train"), "it has train; `python -m data_gen.import_videos` converts"),
+    ],
+)
 def test_unsafe_structures_are_refused_before_any_data_are_read(tmp_path, build, message):
     path = tmp_path / "wrong.h5"
     with h5py.File(path, "w") as file:
@@ -372,7 +411,7 @@ def test_unsafe_structures_are_refused_before_any_data_are_read(tmp_path, build,
 
 def test_files_that_are_not_whole_hdf5_are_one_line(tmp_path, balls):
     whole = balls.read_bytes()
-    cases = {"text": b"hello\n" * 100, "empty": b"", "truncated": whole[:len(whole) // 2]}
+    cases = {"text": b"hello\n" * 100, "empty": b"", "truncated": whole[: len(whole) // 2]}
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: cannot be read as HDF5"):
@@ -394,15 +433,21 @@ with h5py.File(sys.argv[1], "w", libver=sys.argv[2]) as file:
 """
 
 
-@pytest.mark.parametrize("version, message", [("earliest", "another program has it open for writing"),
-                                              ("latest", "is marked as open for writing.*h5clear")])
+@pytest.mark.parametrize(
+    "version, message",
+    [("earliest", "another program has it open for writing"), ("latest", "is marked as open for writing.*h5clear")],
+)
 def test_a_file_that_another_program_holds_is_not_called_damaged(tmp_path, version, message):
     path = tmp_path / "held.h5"
-    with subprocess.Popen([sys.executable, "-c", WRITER, path, version], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-                          ) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, path, version], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
         assert writer.stdout.readline() == b"open\n"
-        for open_it in (lambda: hdf5.open_split(path, "training"), lambda: Predictions(path),
-                        lambda: data_gen_writer.new_file(path).__enter__()):
+        for open_it in (
+            lambda: hdf5.open_split(path, "training"),
+            lambda: Predictions(path),
+            lambda: data_gen_writer.new_file(path).__enter__(),
+        ):
             with pytest.raises(UserError, match=message) as error:
                 open_it()
             assert "damage" not in str(error.value) and "again" not in str(error.value)
@@ -414,21 +459,25 @@ def test_a_file_that_another_program_holds_is_not_called_damaged(tmp_path, versi
 def test_missing_permission_disc_and_damage_are_told_apart(tmp_path):
     path = rnem_file(tmp_path / "r.h5", GOOD)
     path.chmod(0)
-    script = ("import sys\nfrom data_gen import hdf5\ntry: hdf5.open_split(sys.argv[1], 'training')\n"
-              "except hdf5.UserError as error: print(error)")
+    script = (
+        "import sys\nfrom data_gen import hdf5\ntry: hdf5.open_split(sys.argv[1], 'training')\n"
+        "except hdf5.UserError as error: print(error)"
+    )
 
-    def without_privileges():           # of root to read everything: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    def without_privileges():  # of root to read everything: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
         for capability in (1, 2):
             ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 
-    said = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True,
-                          cwd=ROOT, preexec_fn=without_privileges)
+    said = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, cwd=ROOT, preexec_fn=without_privileges
+    )
     assert said.stdout == f"{path}: no permission to read it\n", said.stderr
     for error, message in (
-            (OSError("unable to lock file, errno = 37, error message"), "HDF5_USE_FILE_LOCKING=FALSE"),
-            (OSError("file read failed: errno = 5, error message"), "Input/output error.*the disc"),
-            (OSError("file read failed: errno = 116, error message"), "the disc or the network"),
-            (OSError("inflate() failed"), "x: broken; mend it")):
+        (OSError("unable to lock file, errno = 37, error message"), "HDF5_USE_FILE_LOCKING=FALSE"),
+        (OSError("file read failed: errno = 5, error message"), "Input/output error.*the disc"),
+        (OSError("file read failed: errno = 116, error message"), "the disc or the network"),
+        (OSError("inflate() failed"), "x: broken; mend it"),
+    ):
         found = hdf5.unreadable("x", error, "broken", "mend it")
         assert re.search(message, str(found)) and isinstance(found, hdf5.Damaged) == ("broken" in message)
 
@@ -437,7 +486,7 @@ def test_damage_inside_the_data_is_one_line(tmp_path, balls):
     damaged = bytearray(balls.read_bytes())
     with h5py.File(balls) as file:
         chunk = file["training/features"].id.get_chunk_info(0)
-    damaged[chunk.byte_offset + 20:chunk.byte_offset + chunk.size] = b"\xff" * (chunk.size - 20)
+    damaged[chunk.byte_offset + 20 : chunk.byte_offset + chunk.size] = b"\xff" * (chunk.size - 20)
     path = tmp_path / "damaged.h5"
     path.write_bytes(damaged)
     with hdf5.open_split(path, "training") as split:
@@ -451,7 +500,7 @@ def test_a_whole_file_or_none(tmp_path):
         with atomic_path(target) as temporary:
             temporary.write_text("half")
             raise KeyError
-    assert not target.parent.exists()       # a folder made in vain goes too
+    assert not target.parent.exists()  # a folder made in vain goes too
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
         assert not target.exists()

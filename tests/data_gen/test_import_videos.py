@@ -32,13 +32,13 @@ def discs(n_videos=S, n_frames=T, height=H, width=W, radius=4.0, seed=0):
     """
     rng = np.random.default_rng(seed)
     low, high = radius + 1, np.array([width, height]) - radius - 1
-    start, end = (rng.uniform(low, high, (2, n_videos, 2, 2)))
+    start, end = rng.uniform(low, high, (2, n_videos, 2, 2))
     share = np.linspace(0, 1, n_frames)[None, :, None, None]
     positions = start[:, None] * (1 - share) + end[:, None] * share
     side = max(height, width)
     groups = render_groups(positions, np.full(positions.shape[:-1], radius), side, side)[..., :height, :width]
     frames = np.array([40, 160, 250], np.uint8)[groups]
-    for t in range(n_frames):       # no two frames alike: GIFs store those once
+    for t in range(n_frames):  # no two frames alike: GIFs store those once
         frames[:, t, 0, t % width] = 100
     return frames, groups, positions
 
@@ -47,15 +47,34 @@ def write_film(path, frames, *options, fps=10):
     """Writes frames [T, H, W(, 3)] as a film, without loss where the options do not say otherwise."""
     colour = frames.ndim == 4
     options = options or ("-c:v", "libx264", "-crf", "0", "-pix_fmt", "yuv444p")
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt",
-                    "rgb24" if colour else "gray", "-s", f"{frames.shape[2]}x{frames.shape[1]}", "-r", str(fps), "-i",
-                    "pipe:0", *options, str(path)], input=frames.tobytes(), check=True, timeout=60)
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24" if colour else "gray",
+            "-s",
+            f"{frames.shape[2]}x{frames.shape[1]}",
+            "-r",
+            str(fps),
+            "-i",
+            "pipe:0",
+            *options,
+            str(path),
+        ],
+        input=frames.tobytes(),
+        check=True,
+        timeout=60,
+    )
 
 
 def write_images(folder, frames, suffix, **options):
     folder.mkdir(parents=True)
     for t, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"frame_{t}{suffix}", **options)      # frame_10 comes after frame_9
+        Image.fromarray(frame).save(folder / f"frame_{t}{suffix}", **options)  # frame_10 comes after frame_9
 
 
 def write_gif(path, frames):
@@ -93,14 +112,13 @@ def assert_videos(got, frames, n_frames, tolerance=0):
     """The splits hold the beginnings of the videos, each once and whole; returns the videos' numbers by split."""
     found = {}
     for split, members in got.items():
-        sequences = members["features"].swapaxes(0, 1)[..., 0].astype(int)              # [S, T, H, W]
-        error = [[np.abs(sequence - video[:n_frames]).mean() for video in frames.astype(int)]
-                 for sequence in sequences]
+        sequences = members["features"].swapaxes(0, 1)[..., 0].astype(int)  # [S, T, H, W]
+        error = [[np.abs(sequence - video[:n_frames]).mean() for video in frames.astype(int)] for sequence in sequences]
         found[split] = [int(np.argmin(row)) for row in error]
         for s, v in enumerate(found[split]):
             if not tolerance:
                 np.testing.assert_array_equal(sequences[s], frames[v, :n_frames])
-            for t in range(n_frames):       # each frame in its own place
+            for t in range(n_frames):  # each frame in its own place
                 away = np.abs(sequences[s, t] - frames[v].astype(int)).mean((1, 2))
                 assert away[t] <= tolerance and away[t] == away.min()
     everyone = [v for videos in found.values() for v in videos]
@@ -163,11 +181,20 @@ def as_films(suffix, *options):
 
 
 FORMATS = {
-    "npz": (as_npz, 0), "npz, time first": (as_npz_time_first, 0), "npy": (as_npy, 0), "npy each": (as_npy_each, 0),
-    "hdf5": (as_hdf5, 0), "png": (as_images(".png"), 0), "bmp": (as_images(".bmp"), 0), "tiff": (as_images(".tif"), 0),
-    "jpeg": (as_images(".JPG", quality=95), 3), "gif": (as_gifs, 0), "mp4": (as_films(".mp4"), 1),
+    "npz": (as_npz, 0),
+    "npz, time first": (as_npz_time_first, 0),
+    "npy": (as_npy, 0),
+    "npy each": (as_npy_each, 0),
+    "hdf5": (as_hdf5, 0),
+    "png": (as_images(".png"), 0),
+    "bmp": (as_images(".bmp"), 0),
+    "tiff": (as_images(".tif"), 0),
+    "jpeg": (as_images(".JPG", quality=95), 3),
+    "gif": (as_gifs, 0),
+    "mp4": (as_films(".mp4"), 1),
     "mp4 as phones write it": (as_films(".MP4", "-c:v", "libx264", "-pix_fmt", "yuv420p"), 5),
-    "webm": (as_films(".webm", "-c:v", "libvpx-vp9"), 5), "avi": (as_films(".avi", "-c:v", "ffv1"), 1),
+    "webm": (as_films(".webm", "-c:v", "libvpx-vp9"), 5),
+    "avi": (as_films(".avi", "-c:v", "ffv1"), 1),
 }
 
 
@@ -197,11 +224,21 @@ def test_one_long_video_is_cut_and_divided_by_time(tmp_path, name):
     frames = discs(1, 103)[0][0]
     write, tolerance = ONE[name]
     write(tmp_path / "film", frames)
-    got, said = imported(tmp_path, next(tmp_path.iterdir()), axes="THW" if name == "npy" else "", n_frames=5, cut=True,
-                         split_by="time", validation=0.2)
+    got, said = imported(
+        tmp_path,
+        next(tmp_path.iterdir()),
+        axes="THW" if name == "npy" else "",
+        n_frames=5,
+        cut=True,
+        split_by="time",
+        validation=0.2,
+    )
     # 20 sequences, the last 3 frames are too few: 14, 4 and 2.
     assert {split: members["features"].shape[1] for split, members in got.items()} == {
-        "training": 14, "validation": 4, "test": 2}
+        "training": 14,
+        "validation": 4,
+        "test": 2,
+    }
     together = np.concatenate([got[split]["features"] for split in hdf5.SPLITS], 1).swapaxes(0, 1)[..., 0]
     assert np.abs(together.reshape(100, H, W).astype(int) - frames[:100]).max() <= 2 * tolerance
     assert "from 1 video" in said
@@ -209,8 +246,16 @@ def test_one_long_video_is_cut_and_divided_by_time(tmp_path, name):
 
 def test_films_with_gaps_in_time_give_each_frame_once(tmp_path):
     frames = discs(1, 20)[0][0]
-    write_film(tmp_path / "in.mkv", frames, "-vf", "setpts='N+10*gt(N,6)+5*gt(N,12)'", "-fps_mode", "passthrough",
-               "-c:v", "ffv1")
+    write_film(
+        tmp_path / "in.mkv",
+        frames,
+        "-vf",
+        "setpts='N+10*gt(N,6)+5*gt(N,12)'",
+        "-fps_mode",
+        "passthrough",
+        "-c:v",
+        "ffv1",
+    )
     got, _ = imported(tmp_path, tmp_path / "in.mkv", n_frames=20, validation=0, test=0)
     assert np.abs(got["training"]["features"][:, 0, ..., 0].astype(int) - frames).max() <= 1
 
@@ -218,8 +263,22 @@ def test_films_with_gaps_in_time_give_each_frame_once(tmp_path):
 def test_rotated_films_are_turned_upright(tmp_path):
     frames = discs(1)[0][0]
     write_film(tmp_path / "lying.mp4", frames)
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i",
-                    str(tmp_path / "lying.mp4"), "-c", "copy", str(tmp_path / "in.mp4")], check=True, timeout=60)
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-display_rotation",
+            "90",
+            "-i",
+            str(tmp_path / "lying.mp4"),
+            "-c",
+            "copy",
+            str(tmp_path / "in.mp4"),
+        ],
+        check=True,
+        timeout=60,
+    )
     got, _ = imported(tmp_path, tmp_path / "in.mp4", n_frames=T, validation=0, test=0)
     turned = np.rot90(frames, 1, (1, 2)).astype(int)
     assert np.abs(got["training"]["features"][:, 0, ..., 0] - turned).max() <= 2
@@ -274,24 +333,36 @@ def test_a_split_without_a_name_gets_a_share_of_the_training_videos(tmp_path):
     np.savez(tmp_path / "in.npz", train=frames[:10], test=frames[10:])
     got, _ = imported(tmp_path, tmp_path / "in.npz", axes="STHW", validation=0.2)
     assert {split: members["features"].shape[1] for split, members in got.items()} == {
-        "training": 8, "validation": 2, "test": 2}
+        "training": 8,
+        "validation": 2,
+        "test": 2,
+    }
     np.testing.assert_array_equal(got["test"]["features"][..., 0].swapaxes(0, 1), frames[10:, :10])
 
 
-@pytest.mark.parametrize("make, options, line", [
-    (lambda x: x > 100, {}, "bool, from 0 to 1; 0 became black (0) and 1 white"),
-    (lambda x: (x / 255).astype(np.float32), {}, "float32, from 0.156863 to 0.980392"),
-    (lambda x: np.where(x == 250, np.float32(1.0000002), x / np.float32(255)), {},
-     "of the values lay beyond black or white"),
-    (lambda x: x.astype(np.uint16) * 257, {}, "65535 white"),
-    (lambda x: x.astype(np.uint16) * 16, {"white": 4080},
-     "uint16, from 640 to 4000; 0 became black (0) and 4080 white"),
-    (lambda x: x.astype(np.int64), {"white": 255}, "int64"),
-    (lambda x: (x > 100).astype(np.uint8), {"white": 1}, "1 white"),
-    (lambda x: x / 127.5 - 1, {"black": -1}, "-1 became black"),
-    (lambda x: 255 - x, {"black": 255, "white": 0}, "255 became black (0) and 0 white"),
-    (lambda x: x * 2.0 - 100, {"black": 0, "white": 255, "clip": True}, "of the values lay beyond black or white"),
-])
+@pytest.mark.parametrize(
+    "make, options, line",
+    [
+        (lambda x: x > 100, {}, "bool, from 0 to 1; 0 became black (0) and 1 white"),
+        (lambda x: (x / 255).astype(np.float32), {}, "float32, from 0.156863 to 0.980392"),
+        (
+            lambda x: np.where(x == 250, np.float32(1.0000002), x / np.float32(255)),
+            {},
+            "of the values lay beyond black or white",
+        ),
+        (lambda x: x.astype(np.uint16) * 257, {}, "65535 white"),
+        (
+            lambda x: x.astype(np.uint16) * 16,
+            {"white": 4080},
+            "uint16, from 640 to 4000; 0 became black (0) and 4080 white",
+        ),
+        (lambda x: x.astype(np.int64), {"white": 255}, "int64"),
+        (lambda x: (x > 100).astype(np.uint8), {"white": 1}, "1 white"),
+        (lambda x: x / 127.5 - 1, {"black": -1}, "-1 became black"),
+        (lambda x: 255 - x, {"black": 255, "white": 0}, "255 became black (0) and 0 white"),
+        (lambda x: x * 2.0 - 100, {"black": 0, "white": 255, "clip": True}, "of the values lay beyond black or white"),
+    ],
+)
 def test_intensities_of_every_type(tmp_path, make, options, line):
     frames = discs()[0]
     np.save(tmp_path / "in.npy", make(frames))
@@ -305,16 +376,19 @@ def test_intensities_of_every_type(tmp_path, make, options, line):
     assert got["training"]["intensities"].max() <= 1 and line in said
 
 
-@pytest.mark.parametrize("make, options, message", [
-    (lambda x: x.astype(np.int64), {}, "type int64, .* --white 255"),
-    (lambda x: (x > 100).astype(np.uint8), {}, r"--white 1\) or 255"),
-    (lambda x: x / 200, {}, "values from 0.2 to 1.25, expected 0 to 1; .*--clip"),
-    (lambda x: x, {"white": 100}, "values from 40 to 250, expected 0 to 100"),
-    (lambda x: np.where(x == 250, np.nan, x), {"white": 255}, "frame 0: pixels that are not finite"),
-    (lambda x: x * 0, {}, "every pixel of type uint8 is 0"),
-    (lambda x: x.astype(complex), {}, "type complex128"),
-    (lambda x: x, {"black": 255}, "--white|two different values|expected"),
-])
+@pytest.mark.parametrize(
+    "make, options, message",
+    [
+        (lambda x: x.astype(np.int64), {}, "type int64, .* --white 255"),
+        (lambda x: (x > 100).astype(np.uint8), {}, r"--white 1\) or 255"),
+        (lambda x: x / 200, {}, "values from 0.2 to 1.25, expected 0 to 1; .*--clip"),
+        (lambda x: x, {"white": 100}, "values from 40 to 250, expected 0 to 100"),
+        (lambda x: np.where(x == 250, np.nan, x), {"white": 255}, "frame 0: pixels that are not finite"),
+        (lambda x: x * 0, {}, "every pixel of type uint8 is 0"),
+        (lambda x: x.astype(complex), {}, "type complex128"),
+        (lambda x: x, {"black": 255}, "--white|two different values|expected"),
+    ],
+)
 def test_intensities_that_do_not_fit_are_refused(tmp_path, make, options, message):
     np.save(tmp_path / "in.npy", make(discs()[0]))
     with pytest.raises(UserError, match=message) as error:
@@ -324,18 +398,21 @@ def test_intensities_that_do_not_fit_are_refused(tmp_path, make, options, messag
 
 def test_uint16_that_uses_little_of_its_range_is_named(tmp_path):
     np.save(tmp_path / "in.npy", discs()[0].astype(np.uint16) * 16)
-    assert "4000 is dark on a scale to 65535; if it is white, say --white 4000" in imported(
-        tmp_path, tmp_path / "in.npy", axes="STHW")[1]
+    assert (
+        "4000 is dark on a scale to 65535; if it is white, say --white 4000"
+        in imported(tmp_path, tmp_path / "in.npy", axes="STHW")[1]
+    )
 
 
 def test_pixels_of_every_kind_of_image(tmp_path):
     grey = discs(1)[0][0, 0]
     for name, image, expected in (
-            ("1", Image.fromarray(grey > 100), (grey > 100) * 255),
-            ("I16", Image.fromarray(grey.astype(np.uint16) * 257), grey),
-            ("P", Image.fromarray(grey).convert("RGB").quantize(8), grey),
-            ("RGBA", Image.merge("RGBA", [Image.fromarray(grey)] * 3 + [Image.fromarray(grey)]), grey / 255.0 * grey),
-            ("LA", Image.merge("LA", [Image.fromarray(grey)] * 2), grey / 255.0 * grey)):
+        ("1", Image.fromarray(grey > 100), (grey > 100) * 255),
+        ("I16", Image.fromarray(grey.astype(np.uint16) * 257), grey),
+        ("P", Image.fromarray(grey).convert("RGB").quantize(8), grey),
+        ("RGBA", Image.merge("RGBA", [Image.fromarray(grey)] * 3 + [Image.fromarray(grey)]), grey / 255.0 * grey),
+        ("LA", Image.merge("LA", [Image.fromarray(grey)] * 2), grey / 255.0 * grey),
+    ):
         write_images(tmp_path / name, [], ".png")
         for t in range(3):
             image.save(tmp_path / name / f"{t}.png")
@@ -355,8 +432,9 @@ def test_colours_are_kept_if_asked_for(tmp_path):
     assert np.abs(film["training"]["features"][:, 0].astype(int) - rgb[0, :10]).max() <= 1
     luma, said = imported(tmp_path, tmp_path / "in.npy", axes="SCTHW")
     assert "colours became grey; --colour keeps them" in said
-    np.testing.assert_allclose(luma["training"]["features"][..., 0],
-                               got["training"]["features"] @ [0.299, 0.587, 0.114], atol=0.51)
+    np.testing.assert_allclose(
+        luma["training"]["features"][..., 0], got["training"]["features"] @ [0.299, 0.587, 0.114], atol=0.51
+    )
     np.save(tmp_path / "grey.npy", grey)
     lifted, _ = imported(tmp_path, tmp_path / "grey.npy", axes="STHW", colour=True)
     assert (lifted["test"]["features"] == lifted["test"]["features"][..., :1]).all()
@@ -394,10 +472,29 @@ def test_truth_moves_with_the_pixels(tmp_path, fit, crop):
     frames, groups, positions = discs(n, height=48, width=64, radius=6.0)
     coords = np.concatenate([positions[..., ::-1] - 6, np.full((n, T, 2, 2), 12.0)], -1)
     coords[:, :, 1] = 0
-    np.savez(tmp_path / "in.npz", features=frames, groups=groups, positions=positions, coords=coords,
-             velocities=np.ones((n, T, 2, 2)), radii=np.full((n, 2), 6.0), counts=np.full(n, 2))
-    got, said = imported(tmp_path, tmp_path / "in.npz", axes="STHW", size=(36, 36), fit=fit, crop=crop, box=64, every=2,
-                         n_frames=6, validation=0, test=0)
+    np.savez(
+        tmp_path / "in.npz",
+        features=frames,
+        groups=groups,
+        positions=positions,
+        coords=coords,
+        velocities=np.ones((n, T, 2, 2)),
+        radii=np.full((n, 2), 6.0),
+        counts=np.full(n, 2),
+    )
+    got, said = imported(
+        tmp_path,
+        tmp_path / "in.npz",
+        axes="STHW",
+        size=(36, 36),
+        fit=fit,
+        crop=crop,
+        box=64,
+        every=2,
+        n_frames=6,
+        validation=0,
+        test=0,
+    )
     members = got["training"]
     with h5py.File(tmp_path / "out.h5") as file:
         assert file.attrs["box"] == 36 and file.attrs["white"] == 255
@@ -411,7 +508,7 @@ def test_truth_moves_with_the_pixels(tmp_path, fit, crop):
         centre = positions[s, 2 * t, i]
         alone = render_groups(centre[None], np.float64([6.0]), 64, 64)[:48] > 0
         inside = (centre - 6 >= placement.box[:2]).all() and (centre + 6 <= placement.box[2:]).all()
-        if not inside or (alone & (groups[s, 2 * t] != i + 1)).any():       # partly cut off or hidden
+        if not inside or (alone & (groups[s, 2 * t] != i + 1)).any():  # partly cut off or hidden
             continue
         errors.append([columns[mask].mean() - column, rows[mask].mean() - row])
         image = members["features"][t, s, ..., 0]
@@ -423,7 +520,7 @@ def test_truth_moves_with_the_pixels(tmp_path, fit, crop):
     # A mask of the nearest pixels is off by up to half a pixel of the source, on average by nothing.
     assert len(errors) > 20 and np.abs(errors).max() < 0.5 and np.abs(np.mean(errors, 0)).max() < 0.12
     assert not members["coords"][:, :, 1].any()
-    assert members["positions"].min() >= -9 and members["positions"].max() <= 45       # 36 and a quarter
+    assert members["positions"].min() >= -9 and members["positions"].max() <= 45  # 36 and a quarter
     np.testing.assert_allclose(members["velocities"], np.broadcast_to(2 * scale, (6, n, 2, 2)), rtol=1e-6)
     np.testing.assert_allclose(members["radii"], 6 * np.sqrt(scale.prod()), rtol=1e-6)
     assert (members["n"] == 2).all() and (members["nums"].sum(-1) == 2).all()
@@ -436,8 +533,16 @@ def test_truth_from_files_of_its_own(tmp_path):
     as_gifs(tmp_path, frames)
     np.save(tmp_path / "groups.npy", groups)
     np.savez(tmp_path / "truth.npz", counts=np.arange(S), positions=positions)
-    got, said = run_import(tmp_path, "--inputs", *sorted(tmp_path.glob("*.gif")), "--truth", tmp_path / "groups.npy",
-                           tmp_path / "truth.npz", "--box", 32)
+    got, said = run_import(
+        tmp_path,
+        "--inputs",
+        *sorted(tmp_path.glob("*.gif")),
+        "--truth",
+        tmp_path / "groups.npy",
+        tmp_path / "truth.npz",
+        "--box",
+        32,
+    )
     found = assert_videos(got, frames, 10)
     for split, videos in found.items():
         np.testing.assert_array_equal(got[split]["groups"][..., 0].swapaxes(0, 1), groups[videos, :10])
@@ -449,6 +554,7 @@ def test_truth_from_files_of_its_own(tmp_path):
 
 def test_our_own_layout_with_other_axes_keeps_every_member(tmp_path):
     from data_gen.bouncing_balls import BouncingBalls, write
+
     write(BouncingBalls(n_frames=6, training=7, validation=3, test=2), tmp_path / "balls.h5")
     with h5py.File(tmp_path / "balls.h5") as ours, h5py.File(tmp_path / "other.h5", "w") as other:
         for split, group in ours.items():
@@ -465,18 +571,21 @@ def test_our_own_layout_with_other_axes_keeps_every_member(tmp_path):
     assert set(shorter["test"]) == set(got["test"]) - {"collisions", "events"}
 
 
-@pytest.mark.parametrize("members, options, message", [
-    ({"groups": np.zeros((S, T, H, W + 1), np.uint8)}, {}, "groups: shape .* with W = 32"),
-    ({"groups": np.zeros((S - 1, T, H, W), np.uint8)}, {}, "truth of 9 videos, there are 10"),
-    ({"groups": np.full((S, T, H, W), 300)}, {}, "groups: values from 300"),
-    ({"groups": np.full((S, T, H, W), 0.5)}, {}, "groups: fractions"),
-    ({"positions": np.zeros((S, T, 2, 3))}, {}, r"positions: shape .* with 2 = 2"),
-    ({"positions": np.zeros((S, T, 2, 2))}, {}, "positions: their units are not stated; .*--box"),
-    ({"positions": np.full((S, T, 2, 2), np.nan)}, {"box": 32}, "positions: values from nan"),
-    ({"positions": np.full((S, T, 2, 2), 30)}, {"box": 15}, "positions: values from 30 .*--box 15"),
-    ({"counts": np.arange(S * T).reshape(S, T) % 3}, {}, "counts: they change from 0 to 2"),
-    ({"counts": np.full(S, -1)}, {}, "counts from -1"),
-])
+@pytest.mark.parametrize(
+    "members, options, message",
+    [
+        ({"groups": np.zeros((S, T, H, W + 1), np.uint8)}, {}, "groups: shape .* with W = 32"),
+        ({"groups": np.zeros((S - 1, T, H, W), np.uint8)}, {}, "truth of 9 videos, there are 10"),
+        ({"groups": np.full((S, T, H, W), 300)}, {}, "groups: values from 300"),
+        ({"groups": np.full((S, T, H, W), 0.5)}, {}, "groups: fractions"),
+        ({"positions": np.zeros((S, T, 2, 3))}, {}, r"positions: shape .* with 2 = 2"),
+        ({"positions": np.zeros((S, T, 2, 2))}, {}, "positions: their units are not stated; .*--box"),
+        ({"positions": np.full((S, T, 2, 2), np.nan)}, {"box": 32}, "positions: values from nan"),
+        ({"positions": np.full((S, T, 2, 2), 30)}, {"box": 15}, "positions: values from 30 .*--box 15"),
+        ({"counts": np.arange(S * T).reshape(S, T) % 3}, {}, "counts: they change from 0 to 2"),
+        ({"counts": np.full(S, -1)}, {}, "counts from -1"),
+    ],
+)
 def test_truth_that_does_not_fit_is_refused(tmp_path, members, options, message):
     np.savez(tmp_path / "in.npz", features=discs()[0], **members)
     with pytest.raises(UserError, match=message) as error:
@@ -498,7 +607,7 @@ def bad_inputs(folder):
     np.save(folder / "objects.npy", np.array([None, {}], object))
     np.save(folder / "text.npy", np.array(["a", "b"]))
     whole = (folder / "good.npy").read_bytes()
-    (folder / "cut.npy").write_bytes(whole[:len(whole) // 2])
+    (folder / "cut.npy").write_bytes(whole[: len(whole) // 2])
     (folder / "cut.npz").write_bytes((folder / "two.npz").read_bytes()[:3000])
     (folder / "lie.h5").write_text("hello")
     (folder / "lie.gif").write_text("hello")
@@ -506,12 +615,12 @@ def bad_inputs(folder):
     write_gif(folder / "whole.gif", frames[0])
     write_film(folder / "whole.mp4", frames[0])
     film = (folder / "whole.mp4").read_bytes()
-    (folder / "cut.mp4").write_bytes(film[:len(film) // 2])
+    (folder / "cut.mp4").write_bytes(film[: len(film) // 2])
     gif = (folder / "whole.gif").read_bytes()
-    (folder / "cut.gif").write_bytes(gif[:len(gif) // 2])
+    (folder / "cut.gif").write_bytes(gif[: len(gif) // 2])
     write_images(folder / "cut", frames[0], ".png")
     png = (folder / "cut" / "frame_3.png").read_bytes()
-    (folder / "cut" / "frame_3.png").write_bytes(png[:len(png) // 2])
+    (folder / "cut" / "frame_3.png").write_bytes(png[: len(png) // 2])
     write_images(folder / "mixed", frames[0], ".png")
     (folder / "mixed" / "also").mkdir()
     write_images(folder / "sizes", frames[0][:5], ".png")
@@ -523,12 +632,24 @@ def bad_inputs(folder):
 
 
 BAD = {
-    "two.npz": "a, b: name the frames' with --frames_name", "none.npz": "holds no arrays", "objects.npy": "ValueError",
-    "text.npy": "type <U1", "cut.npy": "cannot be read as arrays", "cut.npz": "cannot be read as arrays",
-    "lie.h5": "cannot be read as HDF5", "lie.gif": "cannot be read as a GIF", "lie.mp4": "ffmpeg cannot decode",
-    "cut.mp4": "ffmpeg cannot decode", "cut.gif": "cannot be read as a GIF", "cut": "frame_3.png: cannot be read as an",
-    "mixed": "holds both frames", "sizes": "10 x 32 pixels, but .* has 24 x 32; .*--size", "empty": "no frames and no",
-    "text.txt": "expected .npz, .npy", "gone.mp4": "no such file or folder", "link.h5": "holds no arrays",
+    "two.npz": "a, b: name the frames' with --frames_name",
+    "none.npz": "holds no arrays",
+    "objects.npy": "ValueError",
+    "text.npy": "type <U1",
+    "cut.npy": "cannot be read as arrays",
+    "cut.npz": "cannot be read as arrays",
+    "lie.h5": "cannot be read as HDF5",
+    "lie.gif": "cannot be read as a GIF",
+    "lie.mp4": "ffmpeg cannot decode",
+    "cut.mp4": "ffmpeg cannot decode",
+    "cut.gif": "cannot be read as a GIF",
+    "cut": "frame_3.png: cannot be read as an",
+    "mixed": "holds both frames",
+    "sizes": "10 x 32 pixels, but .* has 24 x 32; .*--size",
+    "empty": "no frames and no",
+    "text.txt": "expected .npz, .npy",
+    "gone.mp4": "no such file or folder",
+    "link.h5": "holds no arrays",
 }
 
 
@@ -546,21 +667,28 @@ def test_what_cannot_be_read_is_one_line_that_names_it(bad, tmp_path, name):
     assert name in str(error.value) and "\n" not in str(error.value) and not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("options, message", [
-    ((), "say which axis is which, .* --axes STHW"),
-    (("--axes", ""), "--axes: is empty"),
-    (("--axes", "STHWC"), "shape .3, 12, 24, 32., but --axes STHWC means 5 axes"),
-    (("--axes", "SHWC"), "--axes SHWC: expected"), (("--axes", "TTHW"), "--axes TTHW: expected"),
-    (("--axes", "THWC"), "32 channels; .*is --axes THWC right"),
-    (("--axes", "STHW", "--n_frames", "13"), "nothing for training and validation and test: left out, shorter than 13"),
-    (("--axes", "STHW", "--split_by", "time"), "add --cut"),
-    (("--axes", "STHW", "--size", "2000"), "--size 2000: expected at most 1024"),
-    (("--axes", "STHW", "--size", "1", "2", "3"), "--size 1 2 3: expected the side"),
-    (("--axes", "STHW", "--crop", "0"), "--crop 0: expected the side"),
-    (("--axes", "STHW", "--validation", "0.5", "--test", "0.5"), "leave nothing to train on"),
-    (("--axes", "STHW", "--frames_name", "x"), "no array 'x'"),
-    (("--axes", "STHW", "--truth", "nowhere.npz"), "nowhere.npz: no such file"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ((), "say which axis is which, .* --axes STHW"),
+        (("--axes", ""), "--axes: is empty"),
+        (("--axes", "STHWC"), "shape .3, 12, 24, 32., but --axes STHWC means 5 axes"),
+        (("--axes", "SHWC"), "--axes SHWC: expected"),
+        (("--axes", "TTHW"), "--axes TTHW: expected"),
+        (("--axes", "THWC"), "32 channels; .*is --axes THWC right"),
+        (
+            ("--axes", "STHW", "--n_frames", "13"),
+            "nothing for training and validation and test: left out, shorter than 13",
+        ),
+        (("--axes", "STHW", "--split_by", "time"), "add --cut"),
+        (("--axes", "STHW", "--size", "2000"), "--size 2000: expected at most 1024"),
+        (("--axes", "STHW", "--size", "1", "2", "3"), "--size 1 2 3: expected the side"),
+        (("--axes", "STHW", "--crop", "0"), "--crop 0: expected the side"),
+        (("--axes", "STHW", "--validation", "0.5", "--test", "0.5"), "leave nothing to train on"),
+        (("--axes", "STHW", "--frames_name", "x"), "no array 'x'"),
+        (("--axes", "STHW", "--truth", "nowhere.npz"), "nowhere.npz: no such file"),
+    ],
+)
 def test_options_that_do_not_fit_are_one_line_that_names_them(bad, tmp_path, options, message):
     result = run_here("data_gen.import_videos", "--inputs", bad / "good.npy", "--out", tmp_path / "out.h5", *options)
     assert result.returncode == 1 and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
@@ -583,13 +711,28 @@ def test_an_input_is_never_written_over(tmp_path):
     os.symlink(folder / "in.npz", tmp_path / "soft.npz")
     np.save(tmp_path / "groups.npy", discs()[1])
     truth = (tmp_path / "groups.npy").read_bytes()
-    for inputs, out in ((folder / "in.npz", folder / "in.npz"), (folder / "in.npz", tmp_path / "hard.npz"),
-                        (folder / "in.npz", tmp_path / "soft.npz"), (folder, folder / "new.h5"),
-                        (folder, folder / "in.npz"), (folder / "in.npz", tmp_path / "groups.npy")):
-        result = run_here("data_gen.import_videos", "--inputs", inputs, "--out", out, "--axes", "STHW", "--truth",
-                             tmp_path / "groups.npy")
+    for inputs, out in (
+        (folder / "in.npz", folder / "in.npz"),
+        (folder / "in.npz", tmp_path / "hard.npz"),
+        (folder / "in.npz", tmp_path / "soft.npz"),
+        (folder, folder / "new.h5"),
+        (folder, folder / "in.npz"),
+        (folder / "in.npz", tmp_path / "groups.npy"),
+    ):
+        result = run_here(
+            "data_gen.import_videos",
+            "--inputs",
+            inputs,
+            "--out",
+            out,
+            "--axes",
+            "STHW",
+            "--truth",
+            tmp_path / "groups.npy",
+        )
         assert result.returncode == 1 and (
-            "lies in the input folder" in result.stderr or "is read by this command" in result.stderr), result.stderr
+            "lies in the input folder" in result.stderr or "is read by this command" in result.stderr
+        ), result.stderr
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert (folder / "in.npz").read_bytes() == content and (tmp_path / "groups.npy").read_bytes() == truth
     assert sorted(os.listdir(folder)) == ["in.npz"]
@@ -600,8 +743,22 @@ def test_an_interrupted_import_leaves_nothing(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "source" / "in.npz", rng.integers(0, 256, (400, 10, 64, 64), np.uint8))
     (tmp_path / "out").mkdir()
-    assert interrupt("SIGTERM", tmp_path / "out", "data_gen.import_videos", "--inputs", tmp_path / "source" / "in.npz",
-                     "--axes", "STHW", "--out", tmp_path / "out" / "out.h5", "--compression", 9) == 143
+    assert (
+        interrupt(
+            "SIGTERM",
+            tmp_path / "out",
+            "data_gen.import_videos",
+            "--inputs",
+            tmp_path / "source" / "in.npz",
+            "--axes",
+            "STHW",
+            "--out",
+            tmp_path / "out" / "out.h5",
+            "--compression",
+            9,
+        )
+        == 143
+    )
     assert not os.listdir(tmp_path / "out")
 
 
@@ -610,8 +767,16 @@ def test_a_full_disc_is_one_line_and_leaves_what_was_there(tmp_path):
     np.save(tmp_path / "in.npy", rng.integers(0, 256, (40, 10, 64, 64), np.uint8))
     imported(tmp_path, tmp_path / "in.npy", axes="STHW", n_frames=1, size=(8,))
     before = (tmp_path / "out.h5").read_bytes()
-    result = run_here("data_gen.import_videos", "--inputs", tmp_path / "in.npy", "--axes", "STHW", "--out",
-                         tmp_path / "out.h5", file_limit=500_000)
+    result = run_here(
+        "data_gen.import_videos",
+        "--inputs",
+        tmp_path / "in.npy",
+        "--axes",
+        "STHW",
+        "--out",
+        tmp_path / "out.h5",
+        file_limit=500_000,
+    )
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"error: {tmp_path / 'out.h5'}: File too large"
     assert (tmp_path / "out.h5").read_bytes() == before and sorted(os.listdir(tmp_path)) == ["in.npy", "out.h5"]
 
@@ -623,8 +788,9 @@ def test_memory_does_not_grow_with_the_videos(tmp_path):
     write_film(tmp_path / "in.avi", np.concatenate(list(frames) * 11), "-c:v", "mjpeg")
     for source, options in (("in.npz", {"axes": "STHW"}), ("in.avi", {})):
         tracemalloc.start()
-        got = convert(CommandLine(inputs=(tmp_path / source,), out=tmp_path / "out.h5", cut=True, split_by="time",
-                                  **options))
+        got = convert(
+            CommandLine(inputs=(tmp_path / source,), out=tmp_path / "out.h5", cut=True, split_by="time", **options)
+        )
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert any("training: " in line for line in got)
@@ -637,11 +803,14 @@ def test_memory_does_not_grow_with_the_videos(tmp_path):
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the collected cases are not here")
 def test_the_cases_that_people_ran_into(tmp_path):
-    for case, axes, splits in (("own_npz/own.npz", "TSHWC", SPLITS),
-                               ("sthw_swapped/swapped.h5", "STHWC", dict.fromkeys(hdf5.SPLITS, 40))):
+    for case, axes, splits in (
+        ("own_npz/own.npz", "TSHWC", SPLITS),
+        ("sthw_swapped/swapped.h5", "STHWC", dict.fromkeys(hdf5.SPLITS, 40)),
+    ):
         got, said = run_import(tmp_path, "--inputs", CASES / case, "--axes", axes)
         assert {split: members["features"].shape for split, members in got.items()} == {
-            split: (10, n, 64, 64, 1) for split, n in splits.items()}
+            split: (10, n, 64, 64, 1) for split, n in splits.items()
+        }
         assert f"read: {sum(splits.values())} videos of 10 frames of 64 x 64 x 1, bool" in said
         assert set(np.unique(got["training"]["intensities"])) == {0, 1}
 
@@ -658,7 +827,7 @@ def code_blocks(language):
 def test_the_ten_lines_of_h5py_make_a_file_that_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    code, = code_blocks("python")
+    (code,) = code_blocks("python")
     assert len(code.splitlines()) <= 10
     exec(compile(code, "docs/data.md", "exec"), {})
     with hdf5.open_split("data/mine.h5", "validation") as split:
@@ -681,14 +850,22 @@ def test_the_example_from_film_to_figure(tmp_path):
     assert len(commands) == 3
     (tmp_path / "data").mkdir()
     groups = example_film.write(tmp_path / "data" / "example.mp4", n_frames=410)
-    tiny = {"sqair.train": "--train_itr 2 --log_itr 2 --report_loss_every 1 --fig_itr 2 --save_itr 1 --n_units 1 "
-                           "--glimpse_size 6 --k_particles 2 --n_what 2 --n_steps_per_image 2 --batch_size 4 "
-                           "--shards 1"}
+    tiny = {
+        "sqair.train": "--train_itr 2 --log_itr 2 --report_loss_every 1 --fig_itr 2 --save_itr 1 --n_units 1 "
+        "--glimpse_size 6 --k_particles 2 --n_what 2 --n_steps_per_image 2 --batch_size 4 "
+        "--shards 1"
+    }
     for command in commands:
         python, *words = command.split()
         assert python == ".venv/bin/python" and words[0] == "-m"
-        result = subprocess.run([sys.executable, *words, *tiny.get(words[1], "").split()], cwd=tmp_path, text=True,
-                                capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
+        result = subprocess.run(
+            [sys.executable, *words, *tiny.get(words[1], "").split()],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=300,
+        )
         assert result.returncode == 0, result.stderr[-2000:]
         if words[1] == "data_gen.import_videos":
             check_example(read(tmp_path / "data" / "example.h5"), groups)
@@ -700,8 +877,9 @@ def test_the_example_from_film_to_figure(tmp_path):
 def check_example(got, groups):
     """The room is black and the balls are bright, where they are in the film."""
     assert {split: members["features"].shape for split, members in got.items()} == {
-        split: (10, n, 50, 50, 1) for split, n in (("training", 33), ("validation", 4), ("test", 4))}
-    centres = (np.arange(50) * 2.4 + 1.2).astype(int)       # of the square of 120 in the middle
+        split: (10, n, 50, 50, 1) for split, n in (("training", 33), ("validation", 4), ("test", 4))
+    }
+    centres = (np.arange(50) * 2.4 + 1.2).astype(int)  # of the square of 120 in the middle
     balls = groups[:330, centres[:, None], centres + 20].reshape(33, 10, 50, 50).swapaxes(0, 1) > 0
     images = got["training"]["intensities"][..., 0]
     assert images[balls].mean() > 0.5 and images[~balls].mean() < 0.02 and 0.1 < balls.mean() < 0.25

@@ -52,7 +52,7 @@ def test_first_frame_has_no_overlap_and_lies_inside(block):
     for s in np.flatnonzero(block["nums"][0, :, 1]):
         covered = np.zeros((50, 50), int)
         for d in range(2):
-            covered[y[s, d]:y[s, d] + height[s, d], x[s, d]:x[s, d] + width[s, d]] += 1
+            covered[y[s, d] : y[s, d] + height[s, d], x[s, d] : x[s, d] + width[s, d]] += 1
         assert covered.max() == 1 and covered.sum() == (height[s] * width[s]).sum()
     assert (y + height).max() <= 50 and (x + width).max() <= 50
     np.testing.assert_array_equal(block["coords"][0], np.round(block["coords"][0]))
@@ -62,12 +62,12 @@ def test_boxes_hold_all_the_ink_and_fit_tightly_at_the_start(block):
     n = block["nums"][0].sum(-1)
     for t, s in np.ndindex(10, 300):
         outside = block["features"][t, s, ..., 0].copy()
-        for y, x, height, width in np.round(block["coords"][t, s, :n[s]]).astype(int):
+        for y, x, height, width in np.round(block["coords"][t, s, : n[s]]).astype(int):
             if t == 0:
-                box = outside[y:y + height, x:x + width]
+                box = outside[y : y + height, x : x + width]
                 assert crop_tightly(box).shape == (height, width) == box.shape
-        for y, x, height, width in np.round(block["coords"][t, s, :n[s]]).astype(int):
-            outside[y:y + height, x:x + width] = 0
+        for y, x, height, width in np.round(block["coords"][t, s, : n[s]]).astype(int):
+            outside[y : y + height, x : x + width] = 0
         assert not outside.any()
     assert not block["coords"][:, np.arange(2) >= n[:, None]].any()
     assert not block["labels"][np.arange(2) >= n[:, None]].any()
@@ -79,7 +79,7 @@ def test_labels_name_the_digits_drawn(digits, block):
         known.setdefault(image.tobytes(), set()).add(label)
     for s in np.flatnonzero(block["nums"][0, :, 0])[:100]:
         y, x, height, width = block["coords"][0, s, 0].astype(int)
-        assert block["labels"][s, 0] in known[block["features"][0, s, y:y + height, x:x + width, 0].tobytes()]
+        assert block["labels"][s, 0] in known[block["features"][0, s, y : y + height, x : x + width, 0].tobytes()]
 
 
 def test_motion_keeps_to_the_canvas_and_the_speed_limit():
@@ -133,6 +133,7 @@ def test_same_seed_same_bytes(tmp_path, digits):
 
 def test_command_line_writes_what_the_pipeline_reads(tmp_path):
     from data_gen.pipeline import batches
+
     out = tmp_path / "mnist.h5"
     result = run_command("data_gen.moving_mnist", "--out", out, "--training", "20", "--validation", "4", "--test", "0")
     assert result.returncode == 0, result.stderr
@@ -157,8 +158,12 @@ def test_the_users_own_digits_are_read(tmp_path):
     (tmp_path / "l.gz").write_bytes(gzip.compress(idx(labels)))
     np.savez(tmp_path / "keras.npz", x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
     np.savez_compressed(tmp_path / "plain.npz", images=images, labels=labels.astype(np.int64))
-    for got in (read_digits(tmp_path / "train-images-idx3-ubyte"), read_digits(tmp_path / "i.gz", tmp_path / "l.gz"),
-                read_digits(tmp_path / "keras.npz"), read_digits(tmp_path / "plain.npz")):
+    for got in (
+        read_digits(tmp_path / "train-images-idx3-ubyte"),
+        read_digits(tmp_path / "i.gz", tmp_path / "l.gz"),
+        read_digits(tmp_path / "keras.npz"),
+        read_digits(tmp_path / "plain.npz"),
+    ):
         np.testing.assert_array_equal(got.images, images)
         np.testing.assert_array_equal(got.labels, labels)
 
@@ -176,8 +181,19 @@ def test_files_that_are_not_digits_are_one_line(tmp_path):
     (tmp_path / "text").write_text("hello")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(idx(images))[:500])
     (tmp_path / "l").write_bytes(idx(labels))
-    cases = ["names.npz", "shape.npz", "pairs.npz", "labels.npz", "bits.npz", "danger.npz", "cut", "huge", "text",
-             "cut.gz", "gone"]
+    cases = [
+        "names.npz",
+        "shape.npz",
+        "pairs.npz",
+        "labels.npz",
+        "bits.npz",
+        "danger.npz",
+        "cut",
+        "huge",
+        "text",
+        "cut.gz",
+        "gone",
+    ]
     for name in cases:
         with pytest.raises(UserError, match=name) as error:
             read_digits(tmp_path / name, tmp_path / "l")
@@ -189,11 +205,19 @@ def test_files_that_are_not_digits_are_one_line(tmp_path):
         hold_out(Digits(images[:10], labels[:10]), "test")
 
 
-@pytest.mark.parametrize("dump", [
-    python2_pickle, lambda data: python2_pickle(data, "F"),
-    lambda data: pickle.dumps(data, 2), lambda data: pickle.dumps(data, 4),
-    lambda data: python2_pickle(data | {"coords": data["coords"].astype(">f8"), "nums": data["nums"].astype("<f4")}),
-], ids=["python2", "fortran", "python3 protocol 2", "python3 protocol 4", "other types"])
+@pytest.mark.parametrize(
+    "dump",
+    [
+        python2_pickle,
+        lambda data: python2_pickle(data, "F"),
+        lambda data: pickle.dumps(data, 2),
+        lambda data: pickle.dumps(data, 4),
+        lambda data: python2_pickle(
+            data | {"coords": data["coords"].astype(">f8"), "nums": data["nums"].astype("<f4")}
+        ),
+    ],
+    ids=["python2", "fortran", "python3 protocol 2", "python3 protocol 4", "other types"],
+)
 def test_release_pickles_are_read(tmp_path, dump):
     data = release_data()
     (tmp_path / "train.pickle").write_bytes(dump(data))
@@ -207,8 +231,14 @@ def test_release_pickles_become_one_hdf5_file(tmp_path):
     train, valid = release_data(260), release_data(3)
     (tmp_path / "train.p").write_bytes(python2_pickle(train))
     (tmp_path / "valid.p").write_bytes(python2_pickle(valid))
-    result = run_command("data_gen.moving_mnist", "--from_pickle", tmp_path / "train.p", tmp_path / "valid.p", "--out",
-                         tmp_path / "out.h5")
+    result = run_command(
+        "data_gen.moving_mnist",
+        "--from_pickle",
+        tmp_path / "train.p",
+        tmp_path / "valid.p",
+        "--out",
+        tmp_path / "out.h5",
+    )
     assert result.returncode == 0, result.stderr
     with h5py.File(tmp_path / "out.h5") as file:
         assert list(file) == ["training", "validation"]
@@ -249,22 +279,28 @@ def test_malicious_pickles_are_refused_in_one_line_without_running(tmp_path, mon
     assert os.listdir(tmp_path) == ["bad.pickle"]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"imgs": Danger("made")}, "mkdir"),
-    ({"labels": np.array([[Danger("made"), 1]] * 7)}, "mkdir"),
-    ({"labels": np.array([["a", None]] * 7, object)}, "not an array of numbers"),
-    ({"imgs": np.zeros((4, 7, 50, 50))}, "imgs of type float64"),
-    ({"imgs": np.zeros((4, 6, 50, 50), np.uint8)}, "labels of shape"),
-    ({"nums": np.zeros((1, 3, 7), np.uint8)}, "nums of shape"),
-    ({"nums": np.full((1, 7, 3), 2, np.uint8)}, "nums outside"),
-    ({"coords": np.full((4, 7, 2, 4), np.nan)}, "coords is not finite"),
-    ({"coords": [1, 2, 3]}, "not an array"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"imgs": Danger("made")}, "mkdir"),
+        ({"labels": np.array([[Danger("made"), 1]] * 7)}, "mkdir"),
+        ({"labels": np.array([["a", None]] * 7, object)}, "not an array of numbers"),
+        ({"imgs": np.zeros((4, 7, 50, 50))}, "imgs of type float64"),
+        ({"imgs": np.zeros((4, 6, 50, 50), np.uint8)}, "labels of shape"),
+        ({"nums": np.zeros((1, 3, 7), np.uint8)}, "nums of shape"),
+        ({"nums": np.full((1, 7, 3), 2, np.uint8)}, "nums outside"),
+        ({"coords": np.full((4, 7, 2, 4), np.nan)}, "coords is not finite"),
+        ({"coords": [1, 2, 3]}, "not an array"),
+    ],
+)
 def test_wrong_contents_of_a_pickle_are_one_line(tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.pickle").write_bytes(pickle.dumps(release_data() | change, 2))
-    result = run_command("data_gen.moving_mnist", "--from_pickle", tmp_path / "bad.pickle", "--out", tmp_path / "out.h5"
-                         ) if "mkdir" in message else None
+    result = (
+        run_command("data_gen.moving_mnist", "--from_pickle", tmp_path / "bad.pickle", "--out", tmp_path / "out.h5")
+        if "mkdir" in message
+        else None
+    )
     if result:
         assert result.returncode == 1
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr

@@ -82,8 +82,9 @@ def test_resuming_goes_on_exactly_where_it_stopped(numbered, start):
 
 
 def test_resuming_an_evaluation_keeps_its_end(numbered):
-    np.testing.assert_array_equal(np.concatenate(ids(stream(numbered, repeat=False, shuffle=False, start=68))),
-                                  np.arange(68 * 32, S))
+    np.testing.assert_array_equal(
+        np.concatenate(ids(stream(numbered, repeat=False, shuffle=False, start=68))), np.arange(68 * 32, S)
+    )
 
 
 def test_the_order_does_not_depend_on_the_number_of_frames(numbered):
@@ -155,14 +156,17 @@ def test_mean_image_is_the_mean_over_the_first_frames_of_all_sequences(tmp_path,
         np.testing.assert_allclose(mean, features[:n_frames, :, 1:5].mean((0, 1), np.float64) / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"batch_size": 71}, "70 sequences, fewer than a batch of 71"),
-    ({"n_frames": 7}, "6 frames per sequence, 7 were asked for"),
-    ({"crop": 65}, "crop 65"),
-    ({"crop": 0}, "crop 0"),
-    ({"split": "test"}, "no split 'test'"),
-    ({"path": "/nowhere/x.h5"}, "/nowhere/x.h5: no such file"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 71}, "70 sequences, fewer than a batch of 71"),
+        ({"n_frames": 7}, "6 frames per sequence, 7 were asked for"),
+        ({"crop": 65}, "crop 65"),
+        ({"crop": 0}, "crop 0"),
+        ({"split": "test"}, "no split 'test'"),
+        ({"path": "/nowhere/x.h5"}, "/nowhere/x.h5: no such file"),
+    ],
+)
 def test_bad_requests_fail_at_once_in_one_line(balls, changes, message):
     with pytest.raises(UserError, match=message) as error:
         batches(**{"path": balls, "split": "training", "batch_size": 5, "n_frames": 3} | changes)
@@ -172,8 +176,11 @@ def test_bad_requests_fail_at_once_in_one_line(balls, changes, message):
 def test_a_window_at_most_is_read_ahead(numbered, monkeypatch):
     read = []
     original = hdf5.Split.read
-    monkeypatch.setattr(hdf5.Split, "read", lambda self, wanted, *rest: (
-        read.append(len(np.arange(S)[wanted])), original(self, wanted, *rest))[1])
+    monkeypatch.setattr(
+        hdf5.Split,
+        "read",
+        lambda self, wanted, *rest: (read.append(len(np.arange(S)[wanted])), original(self, wanted, *rest))[1],
+    )
     next(iter(stream(numbered)))
     assert sum(read) <= pipeline.WINDOW + 1 and max(read) <= 50
 
@@ -185,10 +192,13 @@ def test_damage_found_while_streaming_is_one_line_for_the_user(tmp_path):
     features[0, 30] = np.nan
     with h5py.File(path, "w") as file:
         file["training/features"] = features
-    program = ("import sys; from data_gen.console import run_cli; from data_gen.pipeline import batches\n"
-               "run_cli(lambda: [None for _ in batches(sys.argv[1], 'training', 4, 2, crop=None).take(20)] and None)")
-    result = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True,
-                            cwd=ROOT, timeout=120)
+    program = (
+        "import sys; from data_gen.console import run_cli; from data_gen.pipeline import batches\n"
+        "run_cli(lambda: [None for _ in batches(sys.argv[1], 'training', 4, 2, crop=None).take(20)] and None)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert result.returncode == 1
     assert f"error: {path}: training/features: values from nan" in result.stderr
     assert "Traceback" not in result.stderr.splitlines()[-1]
@@ -196,13 +206,16 @@ def test_damage_found_while_streaming_is_one_line_for_the_user(tmp_path):
 
 @pytest.mark.slow
 def test_a_program_may_end_while_batches_are_read_ahead(numbered):
-    program = ("import sys, time; from data_gen import pipeline; read = pipeline._read\n"
-               "def slowly(*arguments):\n"
-               "    time.sleep(1)\n"
-               "    return read(*arguments)\n"
-               "pipeline._read = slowly; data = iter(pipeline.batches(sys.argv[1], 'training', 32, 2, crop=None))\n"
-               "for _ in range(31): next(data)     # the next window of 1,024 sequences is being read now\n"
-               "print('ended')")
-    result = subprocess.run([sys.executable, "-c", program, numbered], capture_output=True, text=True,
-                            cwd=ROOT, timeout=120)
+    program = (
+        "import sys, time; from data_gen import pipeline; read = pipeline._read\n"
+        "def slowly(*arguments):\n"
+        "    time.sleep(1)\n"
+        "    return read(*arguments)\n"
+        "pipeline._read = slowly; data = iter(pipeline.batches(sys.argv[1], 'training', 32, 2, crop=None))\n"
+        "for _ in range(31): next(data)     # the next window of 1,024 sequences is being read now\n"
+        "print('ended')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, numbered], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert result.stdout == "ended\n" and result.returncode == 0

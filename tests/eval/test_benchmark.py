@@ -32,12 +32,28 @@ def matmul_operations(graph, definitions):
     return total
 
 
-@pytest.mark.parametrize("masked, relation", [
-    (True, "none"), (False, "none"), pytest.param(True, "in", marks=pytest.mark.slow),
-    pytest.param(True, "rmc", marks=pytest.mark.slow), (True, "rmc_slots")])
+@pytest.mark.parametrize(
+    "masked, relation",
+    [
+        (True, "none"),
+        (False, "none"),
+        pytest.param(True, "in", marks=pytest.mark.slow),
+        pytest.param(True, "rmc", marks=pytest.mark.slow),
+        (True, "rmc_slots"),
+    ],
+)
 def test_the_formula_counts_the_graph(masked, relation):
-    config = ModelConfig(n_units=2, n_what=6, n_steps_per_image=2, k_particles=3, glimpse_size=8, image_shape=(20, 20),
-                         masked_glimpse=masked, mean_image=False, relation=relation)
+    config = ModelConfig(
+        n_units=2,
+        n_what=6,
+        n_steps_per_image=2,
+        k_particles=3,
+        glimpse_size=8,
+        image_shape=(20, 20),
+        masked_glimpse=masked,
+        mean_image=False,
+        relation=relation,
+    )
     model = SQAIR(config, all_slots=True)
 
     def likelihood(obs):
@@ -46,14 +62,23 @@ def test_the_formula_counts_the_graph(masked, relation):
     function = tf.function(likelihood, autograph=False).get_concrete_function(tf.TensorSpec([2, 4, 20, 20]))
     graphs = {name: f.graph for name, f in function.graph._functions.items()}
     counted = matmul_operations(function.graph, graphs)
-    assert benchmark.flops(config, 2, 4) == pytest.approx(counted, rel=0.02)      # selection, heads of four
+    assert benchmark.flops(config, 2, 4) == pytest.approx(counted, rel=0.02)  # selection, heads of four
 
 
 @pytest.mark.parametrize("bias", [-30.0, 1.0, 30.0])
 def test_the_formula_counts_what_discovery_computes(bias):
     """The rows of products with the discovery RNN's weights while a pass runs: one slot after the first takes one."""
-    model = SQAIR(ModelConfig(n_units=1, n_what=2, n_steps_per_image=3, k_particles=3, glimpse_size=4,
-                              image_shape=(9, 9), mean_image=False))
+    model = SQAIR(
+        ModelConfig(
+            n_units=1,
+            n_what=2,
+            n_steps_per_image=3,
+            k_particles=3,
+            glimpse_size=4,
+            image_shape=(9, 9),
+            mean_image=False,
+        )
+    )
     discover = model.sequence.timestep.discover
     discover.core.steps_predictor.layers[-1].b.assign([bias])
     obs = tf.random.stateless_uniform([3, 4, 9, 9], [0, 0])
@@ -90,8 +115,20 @@ def small_limits(monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_times_cases_in_turns_and_writes_them_down(small_limits, tmp_path):
-    small = ("--lengths", 1, "--modes", "graph", "--batch_size", 2, "--k_particles", 2, "--n_steps_per_image", 1,
-             "--repeats", 8)
+    small = (
+        "--lengths",
+        1,
+        "--modes",
+        "graph",
+        "--batch_size",
+        2,
+        "--k_particles",
+        2,
+        "--n_steps_per_image",
+        1,
+        "--repeats",
+        8,
+    )
     done = run_here("eval.benchmark", "--models", "sqair_balls", "rsqair_in", *small, "--json", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr[-2000:]
     written = json.loads((tmp_path / "b.json").read_text())

@@ -47,12 +47,39 @@ def test_an_empty_slot_has_no_partner():
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     folder = tmp_path_factory.mktemp("breakdown")
-    done = run_command("data_gen.bouncing_balls", "--n_balls", 7, 8, "--training", 0, "--validation", 0, "--test", S,
-                       "--n_frames", T, "--out", folder / "balls.h5")
+    done = run_command(
+        "data_gen.bouncing_balls",
+        "--n_balls",
+        7,
+        8,
+        "--training",
+        0,
+        "--validation",
+        0,
+        "--test",
+        S,
+        "--n_frames",
+        T,
+        "--out",
+        folder / "balls.h5",
+    )
     assert done.returncode == 0, done.stderr
     tiny = save_run(folder / "run", relation="in")
-    done = run_command("eval.breakdown", "--run", tiny, "--data", folder / "balls.h5", "--n_frames", T,
-                       "--k_particles", K, "--batch_size", BATCH, "--out", folder / "breakdown.json")
+    done = run_command(
+        "eval.breakdown",
+        "--run",
+        tiny,
+        "--data",
+        folder / "balls.h5",
+        "--n_frames",
+        T,
+        "--k_particles",
+        K,
+        "--batch_size",
+        BATCH,
+        "--out",
+        folder / "breakdown.json",
+    )
     assert done.returncode == 0, done.stderr
     return tiny, folder / "balls.h5", json.loads((folder / "breakdown.json").read_text()), done.stdout
 
@@ -79,7 +106,7 @@ def test_the_command_scores_the_canvases_of_the_passes(command):
     for name, value in expected.items():
         np.testing.assert_allclose(loss[name]["data_ll"], value, rtol=1e-5)
     assert {"relational_ll", "data_ll"} == set(loss["predicted"])
-    assert len({round(row["data_ll"], 3) for row in loss.values()}) > 3      # replacing changes something
+    assert len({round(row["data_ll"], 3) for row in loss.values()}) > 3  # replacing changes something
     assert f"{loss['inferred']['data_ll']:.1f}" in printed
 
 

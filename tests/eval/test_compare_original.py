@@ -47,6 +47,7 @@ class Compared(NamedTuple):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Recording's name -> `Compared`."""
+
     @functools.cache
     def compute(name):
         folder = redraw.RECORDED / name
@@ -104,17 +105,28 @@ def command(folder, monkeypatch, capsys):
 QUICK = ("cells", "sample_nogen")
 
 
-@pytest.mark.parametrize("name", [
-    *QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in redraw.CARRIED if name not in QUICK),
-    *(pytest.param(name, marks=[needs_recordings, pytest.mark.slow]) for name in ("mnist_default", "generate"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *QUICK,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in redraw.CARRIED if name not in QUICK),
+        *(pytest.param(name, marks=[needs_recordings, pytest.mark.slow]) for name in ("mnist_default", "generate")),
+    ],
+)
 def test_every_recorded_quantity_and_gradient_is_equal(name, compared):
     recording, _ = compared(name)
     rows = compared(name).rows()
     assert failed(rows) == []
     assert len(rows) == len(recording.outputs) + 2 * len(recording.gradients)
     assert (len(recording.outputs), len(recording.gradients)) == {
-        "balls": (51, 105), "mnist_default": (51, 105), "generate": (51, 105), "cells": (49, 105), "l2": (49, 99),
-        "sample_nogen": (49, 95), "generate_guided": (49, 95)}[name]
+        "balls": (51, 105),
+        "mnist_default": (51, 105),
+        "generate": (51, 105),
+        "cells": (49, 105),
+        "l2": (49, 99),
+        "sample_nogen": (49, 95),
+        "generate_guided": (49, 95),
+    }[name]
 
 
 @needs_recordings
@@ -140,8 +152,10 @@ def test_tolerances_are_as_tight_as_rounding_is_small(compared):
     wrong = {name: {**parts, "norm": parts["norm"] * 1.02} for name, parts in recording.gradients.items()}
     assert len(failed(compared("cells").rows(gradients=wrong))) == 105
     # Even 7e-4 fails in half of the gradients' norms: in all that rounding leaves alone.
-    wrong = {name: {**parts, "norm": parts["norm"] * (1.0 + cancels.difference)}
-             for name, parts in recording.gradients.items()}
+    wrong = {
+        name: {**parts, "norm": parts["norm"] * (1.0 + cancels.difference)}
+        for name, parts in recording.gradients.items()
+    }
     assert len(failed(compared("cells").rows(gradients=wrong))) > 50
 
 
@@ -167,8 +181,9 @@ def test_an_error_of_a_sum_that_cancels_fails(compared, monkeypatch, few_passes)
         ours.assign(recorded)
     rows, _ = compare_original.compare(recording, compare_original.measure(recording._replace(model=model)))
     names = (SCALE_OFFSET, SCALE_OFFSET.replace("discovery", "propagation"))
-    assert {row.name for row in rows if not row.passed} == {f"gradient of {x}, {part}" for x in names
-                                                            for part in ("norm", "sum")}
+    assert {row.name for row in rows if not row.passed} == {
+        f"gradient of {x}, {part}" for x in names for part in ("norm", "sum")
+    }
 
 
 @pytest.mark.slow
@@ -181,9 +196,13 @@ def test_l2_counts(compared, few_passes):
     assert len(wrong) > 28 and all(name == "target" or name.startswith("gradient") for name in wrong)
 
 
-@pytest.mark.parametrize("name, recorded, ours", [
-    ("sample_nogen", 6342.69, -740.68),
-    pytest.param("generate", 43969.9, -2429.9, marks=[needs_recordings, pytest.mark.slow])])
+@pytest.mark.parametrize(
+    "name, recorded, ours",
+    [
+        ("sample_nogen", 6342.69, -740.68),
+        pytest.param("generate", 43969.9, -2429.9, marks=[needs_recordings, pytest.mark.slow]),
+    ],
+)
 def test_our_bounds_of_samples_from_the_prior_are_others(name, recorded, ours, compared):
     """docs/port.md has these figures."""
     recording, measured = compared(name)
@@ -205,8 +224,9 @@ def test_a_guided_walk_is_predicted_by_what_was_inferred_in_the_original(compare
 def test_weights_are_put_back_and_passes_in_which_a_presence_flips_are_replaced(compared):
     recording, measured = compared("sample_nogen")
     before = [v.numpy() for v in recording.model.trainable_variables]
-    passes = itertools.cycle([measured.base, measured.base._replace(
-        presences=[1.0 - x for x in measured.base.presences])])
+    passes = itertools.cycle(
+        [measured.base, measured.base._replace(presences=[1.0 - x for x in measured.base.presences])]
+    )
     moved = compare_original.moved_passes(recording.model, lambda: next(passes), measured.base)
     assert moved == [measured.base] * compare_original.MOVED_PASSES
     for variable, value in zip(recording.model.trainable_variables, before):
@@ -249,8 +269,13 @@ def test_redrawn_weights_are_the_recorded_ones(recording):
 def test_command_succeeds_and_names_what_it_does_not_honour(small):
     change_flags(small, l2=0.0, learning_rate=1e-5, train_itr=2e6)
     change_npz(small / "outputs.npz", data_ll=None)
-    done = subprocess.run([sys.executable, "-m", "eval.compare_original", str(small)], cwd=ROOT, text=True,
-                          capture_output=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    done = subprocess.run(
+        [sys.executable, "-m", "eval.compare_original", str(small)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert sum(line.endswith(" pass") for line in lines) == 238 and not any("FAIL" in line for line in lines)
@@ -258,7 +283,7 @@ def test_command_succeeds_and_names_what_it_does_not_honour(small):
     assert "not honoured of flags.json: debug (not known)" in lines
     assert "not honoured of flags.json: learning_rate, train_itr (no part of one pass)" in lines
     line = next(x for x in lines if x.startswith("left out: "))
-    assert {"canvas", "glimpse", "data_ll"} < set(line[len("left out: "):].split(" (")[0].split(", "))
+    assert {"canvas", "glimpse", "data_ll"} < set(line[len("left out: ") :].split(" (")[0].split(", "))
     assert line.endswith(" (not recorded)")
 
 
@@ -268,7 +293,7 @@ def test_slightly_wrong_weights_fail(small, monkeypatch, capsys, few_passes):
     reader = tf.train.load_checkpoint(str(prefix))
     values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     name = "propagation/gru_1/uz"
-    values[name] = np.where(np.arange(32) == 7, 1.5 * values[name], values[name])    # one of 32 columns
+    values[name] = np.where(np.arange(32) == 7, 1.5 * values[name], values[name])  # one of 32 columns
     write_original(str(prefix), values)
     code, out, err = command(small, monkeypatch, capsys)
     assert code == 1 and not err
@@ -297,8 +322,12 @@ def test_recorded_quantities_we_do_not_know_fail(compared):
     gradients["somewhere/else/w"] = gradients.pop("propagation/gru/uz")
     outputs = {"novelty": np.ones(3), "target": np.ones([2]), "presence": recording.outputs["presence"]}
     assert failed(compared("cells").rows(outputs=outputs, gradients=gradients)) == [
-        "novelty", "target", "gradient of somewhere/else/w, norm", "gradient of somewhere/else/w, sum",
-        "gradient of propagation/gru/uz (not recorded)"]
+        "novelty",
+        "target",
+        "gradient of somewhere/else/w, norm",
+        "gradient of somewhere/else/w, sum",
+        "gradient of propagation/gru/uz (not recorded)",
+    ]
 
 
 def test_not_a_number_does_not_pass(compared):
@@ -321,45 +350,60 @@ def test_with_one_particle_the_loss_is_left_out_by_name(small, monkeypatch, caps
     code, out, _ = command(small, monkeypatch, capsys)
     assert code == 0 and "57 of 57 quantities" in out
     line = next(x for x in out.splitlines() if x.startswith("left out: target, gradient of "))
-    assert line.count(" of ") == 190 and line.endswith("(one particle leaves VIMCO none to hold out: not finite in the "
-                                                       "original)")
+    assert line.count(" of ") == 190 and line.endswith(
+        "(one particle leaves VIMCO none to hold out: not finite in the original)"
+    )
 
 
 def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
-@pytest.mark.parametrize("spoil, expected", [
-    (lambda f: change_flags(f, n_what=6),
-     ["does not fit the flags: decoder/air_decoder/decoder/mlp/linear/w has shape [5, 256]", "ask for [6, 256]"]),
-    (lambda f: change_flags(f, n_units=4), ["does not fit the flags", "shape"]),
-    (lambda f: change_flags(f, output_std=0.5), ["does not fit the flags", "output_std"]),
-    (lambda f: change_flags(f, masked_glimpse=False), ["air_encoder/mlp/linear", "has no place in the model"]),
-    (lambda f: change_flags(f, disc_prior_type="geom"),
-     ["discovery/discover/mlp/linear/b has no place in the model", "(and 3 more)"]),
-    (lambda f: change_flags(f, prop_prior_type="rw"), ["random_walk_propagate_prior/linear/w is missing"]),
-    (lambda f: change_flags(f, k_particles=4), ["15 particles", "k_particles 4"]),
-    (lambda f: change_flags(f, relation="in"), ["flags.json", "relation is in", "no relations"]),
-    (lambda f: change_flags(f, target="reinforce"), ["flags.json", "target", "vimco"]),
-    (lambda f: change_flags(f, n_what="many"), ["flags.json", "n_what"]),
-    (lambda f: (f / "flags.json").write_text("[]"), ["flags.json", "list"]),
-    (lambda f: (f / "flags.json").write_text("{"), ["flags.json", "JSON"]),
-    (remove("flags.json"), ["flags.json", "no such file"]),
-    (remove("inputs.npz"), ["inputs.npz", "no such file"]),
-    (remove("outputs.npz"), ["outputs.npz", "no such file"]),
-    (remove("gradient_norms.json"), ["gradient_norms.json"]),
-    (lambda f: (f / "gradient_norms.json").write_text("{\"propagation/gru/uz\": 3}"), ["gradient_norms.json"]),
-    (remove("model.ckpt-0.index"), ["no original checkpoint"]),
-    (remove("model.ckpt-0.data-00000-of-00001"), ["model.ckpt-0", "damaged or incomplete"]),
-    (lambda f: os.truncate(f / "model.ckpt-0.data-00000-of-00001", 5000), ["model.ckpt-0", "damaged or incomplete"]),
-    (lambda f: os.truncate(f / "outputs.npz", 5000), ["outputs.npz", "cannot be read"]),
-    (lambda f: change_npz(f / "inputs.npz", noise_disc_where=None), ["noise_disc_where is missing"]),
-    (lambda f: change_npz(f / "inputs.npz", noise_prop_what=np.zeros([4, 3, 15, 5], np.float32)),
-     ["noise_prop_what", "(4, 3, 15, 5)", "(4, 4, 15, 5)"]),
-    (lambda f: change_npz(f / "inputs.npz", noise_disc_presence=np.zeros([4, 4, 15], np.float32)),
-     ["noise_disc_presence", "(4, 4, 15)"]),
-    (lambda f: shutil.rmtree(f), ["no such file"]),
-])
+@pytest.mark.parametrize(
+    "spoil, expected",
+    [
+        (
+            lambda f: change_flags(f, n_what=6),
+            ["does not fit the flags: decoder/air_decoder/decoder/mlp/linear/w has shape [5, 256]", "ask for [6, 256]"],
+        ),
+        (lambda f: change_flags(f, n_units=4), ["does not fit the flags", "shape"]),
+        (lambda f: change_flags(f, output_std=0.5), ["does not fit the flags", "output_std"]),
+        (lambda f: change_flags(f, masked_glimpse=False), ["air_encoder/mlp/linear", "has no place in the model"]),
+        (
+            lambda f: change_flags(f, disc_prior_type="geom"),
+            ["discovery/discover/mlp/linear/b has no place in the model", "(and 3 more)"],
+        ),
+        (lambda f: change_flags(f, prop_prior_type="rw"), ["random_walk_propagate_prior/linear/w is missing"]),
+        (lambda f: change_flags(f, k_particles=4), ["15 particles", "k_particles 4"]),
+        (lambda f: change_flags(f, relation="in"), ["flags.json", "relation is in", "no relations"]),
+        (lambda f: change_flags(f, target="reinforce"), ["flags.json", "target", "vimco"]),
+        (lambda f: change_flags(f, n_what="many"), ["flags.json", "n_what"]),
+        (lambda f: (f / "flags.json").write_text("[]"), ["flags.json", "list"]),
+        (lambda f: (f / "flags.json").write_text("{"), ["flags.json", "JSON"]),
+        (remove("flags.json"), ["flags.json", "no such file"]),
+        (remove("inputs.npz"), ["inputs.npz", "no such file"]),
+        (remove("outputs.npz"), ["outputs.npz", "no such file"]),
+        (remove("gradient_norms.json"), ["gradient_norms.json"]),
+        (lambda f: (f / "gradient_norms.json").write_text('{"propagation/gru/uz": 3}'), ["gradient_norms.json"]),
+        (remove("model.ckpt-0.index"), ["no original checkpoint"]),
+        (remove("model.ckpt-0.data-00000-of-00001"), ["model.ckpt-0", "damaged or incomplete"]),
+        (
+            lambda f: os.truncate(f / "model.ckpt-0.data-00000-of-00001", 5000),
+            ["model.ckpt-0", "damaged or incomplete"],
+        ),
+        (lambda f: os.truncate(f / "outputs.npz", 5000), ["outputs.npz", "cannot be read"]),
+        (lambda f: change_npz(f / "inputs.npz", noise_disc_where=None), ["noise_disc_where is missing"]),
+        (
+            lambda f: change_npz(f / "inputs.npz", noise_prop_what=np.zeros([4, 3, 15, 5], np.float32)),
+            ["noise_prop_what", "(4, 3, 15, 5)", "(4, 4, 15, 5)"],
+        ),
+        (
+            lambda f: change_npz(f / "inputs.npz", noise_disc_presence=np.zeros([4, 4, 15], np.float32)),
+            ["noise_disc_presence", "(4, 4, 15)"],
+        ),
+        (lambda f: shutil.rmtree(f), ["no such file"]),
+    ],
+)
 def test_folder_that_does_not_fit_is_one_line(spoil, expected, copy, monkeypatch, capsys):
     spoil(copy)
     code, out, err = command(copy, monkeypatch, capsys)

@@ -51,15 +51,17 @@ def make_scene(first_generated=T, **changes):
 def boxes_on(figure):
     """[(x, y, width, height, colour)] of the coloured boxes, in the sheet's pixels."""
     found = [patch for patch in figure.axes[0].patches if to_hex(patch.get_edgecolor()).upper() in drawing.COLOURS]
-    return [(*patch.get_xy(), patch.get_width(), patch.get_height(), to_hex(patch.get_edgecolor()).upper())
-            for patch in found]
+    return [
+        (*patch.get_xy(), patch.get_width(), patch.get_height(), to_hex(patch.get_edgecolor()).upper())
+        for patch in found
+    ]
 
 
 def test_boxes_are_where_the_objects_are_and_keep_their_colour():
     figure = drawing.draw_scenes({"title": [make_scene()]})
     images = figure.axes[0].images
     assert len(images) == 2 * T
-    models = [image.get_extent() for image in images[1::2]]         # left, right, bottom, top
+    models = [image.get_extent() for image in images[1::2]]  # left, right, bottom, top
     found = boxes_on(figure)
     assert len(found) == 2 * T
     for t, (left, _, _, top) in enumerate(models):
@@ -80,8 +82,9 @@ def test_inputs_stand_above_the_model_s_frames_row_0_on_top(tmp_path):
 
     def at(image, row, column):
         left, _, _, top = image.get_extent()
-        return picture.getpixel((round((left + column + 0.5) * picture.width / width),
-                                 round((top + row + 0.5) * picture.height / height)))
+        return picture.getpixel(
+            (round((left + column + 0.5) * picture.width / width), round((top + row + 0.5) * picture.height / height))
+        )
 
     assert at(first, 1, 25) == (255, 255, 255) and at(first, 48, 25) == at(first, 25, 1) == (0, 0, 0)
     assert at(second, 25, 1) == (255, 255, 255) and at(second, 1, 25) == at(second, 25, 48) == (0, 0, 0)
@@ -91,7 +94,7 @@ def test_inputs_stand_above_the_model_s_frames_row_0_on_top(tmp_path):
 
 def test_a_box_surrounds_its_ball():
     y, x = np.mgrid[:SIDE, :SIDE]
-    ball = (y - 20) ** 2 + (x - 31) ** 2 < 6 ** 2
+    ball = (y - 20) ** 2 + (x - 31) ** 2 < 6**2
     scene = make_scene()
     scene.where[0, 0] = where_of(13.5, 24.5, 13, 13)
     (_, (top, left, height, width)), *_ = drawing.boxes(scene, 0)
@@ -105,7 +108,7 @@ def test_a_box_of_what_is_drawn_leaves_a_pixel_free_and_black_objects_have_none(
     box = np.tile([[4.5, 19.5, 12.0, 8.0], [np.nan] * 4, [1, 1, 5, 5]], (T, 1, 1))
     scene = make_scene(box=box)
     for t in range(T):
-        (object_id, found), = drawing.boxes(scene, t)       # the second draws nothing, the third slot is empty
+        ((object_id, found),) = drawing.boxes(scene, t)  # the second draws nothing, the third slot is empty
         assert object_id == scene.object_id[t, 0]
         np.testing.assert_array_equal(found, [3.5, 18.5, 14, 10])
 
@@ -114,8 +117,11 @@ def test_absent_slots_have_no_box_and_predicted_frames_a_dashed_border():
     for first_generated in (T, 1):
         scene = make_scene(first_generated)
         figure = drawing.draw_scenes({"title": [scene, scene]})
-        borders = [patch for patch in figure.axes[0].patches
-                   if to_hex(patch.get_edgecolor()) == "#000000" and patch.get_linestyle() != "-"]
+        borders = [
+            patch
+            for patch in figure.axes[0].patches
+            if to_hex(patch.get_edgecolor()) == "#000000" and patch.get_linestyle() != "-"
+        ]
         assert len(borders) == 2 * (T - first_generated)
         captions = " ".join(text.get_text() for text in figure.axes[0].texts)
         assert ("Dashed border" in captions) == (first_generated < T)
@@ -127,7 +133,7 @@ def test_attention_has_a_matrix_a_frame_whose_rows_are_coloured_by_the_frame_bef
     scene = make_scene(relation=relation, attention=attention)
     figure = drawing.draw_scenes({"title": [scene]}, show_attention=True)
     matrices = [image.get_array() for image in figure.axes[0].images if image.get_array().shape == (rows, rows)]
-    assert len(matrices) == T - 1                       # nothing came before the first frame
+    assert len(matrices) == T - 1  # nothing came before the first frame
     for t, matrix in enumerate(matrices, 1):
         shown = ~np.ma.getmaskarray(matrix)
         np.testing.assert_allclose(matrix[shown], attention[t].mean(0)[shown])
@@ -135,8 +141,8 @@ def test_attention_has_a_matrix_a_frame_whose_rows_are_coloured_by_the_frame_bef
         assert len(colours) == rows
         if relation != "rmc":
             assert colours[:2] == [drawing.colour(i) for i in scene.object_id[t - 1, :2]]
-            assert not shown[2].any() and not shown[:, 2].any()         # the empty slot
-            assert shown[0, 1] and shown[0, 0] == (relation != "in")    # an object does not attend to itself there
+            assert not shown[2].any() and not shown[:, 2].any()  # the empty slot
+            assert shown[0, 1] and shown[0, 0] == (relation != "in")  # an object does not attend to itself there
     chips = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_fill()]
     assert len(chips) == 2 * rows * (T - 1)
 
@@ -166,7 +172,7 @@ def test_bars_show_means_spreads_and_every_sample():
     values = np.array([[1.0, 2, 3], [4, 5, 9]])
     figure = drawing.draw_bars([[drawing.Panel("balls", "nats", {"rsqair_in": drawing.Bar(values, 7.0)}, 11.0), None]])
     axes = figure.axes[0]
-    bar, = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    (bar,) = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert bar.get_height() == 4.0
     segments = axes.containers[-1].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(segments[:, 1], 4 + np.array([-1, 1]) * values.std(ddof=1))
@@ -177,8 +183,10 @@ def test_bars_show_means_spreads_and_every_sample():
 
 
 def test_band_is_over_the_steps_that_two_runs_share():
-    curves = [drawing.Curve(np.array([1, 2, 3]), np.array([1.0, 2, 3])),
-              drawing.Curve(np.array([2, 3, 4]), np.array([6.0, np.nan, 5]))]
+    curves = [
+        drawing.Curve(np.array([1, 2, 3]), np.array([1.0, 2, 3])),
+        drawing.Curve(np.array([2, 3, 4]), np.array([6.0, np.nan, 5])),
+    ]
     np.testing.assert_array_equal(drawing.band(curves), [[2], [4], [2], [6]])
 
 
@@ -195,8 +203,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(folder):
     path = folder / "balls.h5"
-    done = run_command("data_gen.bouncing_balls", "--training", 0, "--validation", 0, "--test", 8, "--n_frames", T,
-                       "--out", path)
+    done = run_command(
+        "data_gen.bouncing_balls", "--training", 0, "--validation", 0, "--test", 8, "--n_frames", T, "--out", path
+    )
     assert done.returncode == 0, done.stderr
     return path
 
@@ -234,8 +243,25 @@ def description(path):
 @pytest.mark.slow
 def test_figure_3_of_a_run_as_a_user_asks_for_it(folder, data, tiny_run):
     out = folder / "new" / "figure3.png"
-    done = run_command("eval.figures", "--run", tiny_run, "--data", data, data, "--n_sequences", 2, "--n_frames", T,
-                       "--generate_after", 1, "--attention", "--gif", "--out", out, out.with_suffix(".pdf"))
+    done = run_command(
+        "eval.figures",
+        "--run",
+        tiny_run,
+        "--data",
+        data,
+        data,
+        "--n_sequences",
+        2,
+        "--n_frames",
+        T,
+        "--generate_after",
+        1,
+        "--attention",
+        "--gif",
+        "--out",
+        out,
+        out.with_suffix(".pdf"),
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in out.parent.iterdir()) == ["figure3.gif", "figure3.pdf", "figure3.png"]
     assert "2 sequences of 4 frames" in description(out) and "frames 2 to 3 are predicted" in description(out)
@@ -266,7 +292,8 @@ def test_a_reconstruction_and_a_rollout_begin_alike(data, loaded):
 def test_boxes_are_of_what_is_drawn_unless_windows_are_asked_for(data, loaded):
     with Source(data, "test", (SIDE, SIDE, 1), T, 4) as source:
         drawn, windows = (
-            drawing.join(figures.scene_parts_from_run(loaded, source, T, 1, kind)) for kind in ("drawn", "window"))
+            drawing.join(figures.scene_parts_from_run(loaded, source, T, 1, kind)) for kind in ("drawn", "window")
+        )
     seen = 0
     for scene, window in zip(drawn, windows):
         assert window.box is None
@@ -276,8 +303,9 @@ def test_boxes_are_of_what_is_drawn_unless_windows_are_asked_for(data, loaded):
             for object_id, box in drawing.boxes(scene, t):
                 # These glimpses are bright all over: what is drawn is the window, as far as the frame reaches, give
                 # or take half of one of the glimpse's 6 x 6 pixels.
-                start, end = np.clip([around[object_id][:2], around[object_id][:2] + around[object_id][2:]], -0.5,
-                                     SIDE - 0.5)
+                start, end = np.clip(
+                    [around[object_id][:2], around[object_id][:2] + around[object_id][2:]], -0.5, SIDE - 0.5
+                )
                 np.testing.assert_allclose(box, [*start - 1, *end - start + 2], atol=5)
                 seen += 1
     assert seen > T
@@ -311,20 +339,25 @@ def test_a_long_video_is_drawn_in_parts(folder, data, tiny_run, loaded, command,
 def test_a_still_shows_some_of_many_frames():
     scene = make_scene(first_generated=2)
     names = ("frames", "canvas", "where", "presence", "object_id")
-    parts = [[scene._replace(**{name: getattr(scene, name)[first:last] for name in names},
-                             times=np.arange(first, last))] for first, last in ((0, 3), (3, T))]
-    whole, = drawing.join(parts)
+    parts = [
+        [scene._replace(**{name: getattr(scene, name)[first:last] for name in names}, times=np.arange(first, last))]
+        for first, last in ((0, 3), (3, T))
+    ]
+    (whole,) = drawing.join(parts)
     for name in names:
         np.testing.assert_array_equal(getattr(whole, name), getattr(scene, name))
-    thin, = drawing.join(parts, 3)
+    (thin,) = drawing.join(parts, 3)
     assert thin.times.tolist() == [0, 3] and len(thin.frames) == 2
     figure = drawing.draw_scenes({"title": [thin]})
     said = [text.get_text() for text in figure.axes[0].texts]
     assert "t = 0" in said and "t = 3" in said and "t = 1" not in said
     assert "One frame in 3 is shown" in " ".join(" ".join(said).split())
-    borders = [patch for patch in figure.axes[0].patches
-               if to_hex(patch.get_edgecolor()) == "#000000" and patch.get_linestyle() != "-"]
-    assert len(borders) == 1                # frame 3 alone is predicted, of those shown
+    borders = [
+        patch
+        for patch in figure.axes[0].patches
+        if to_hex(patch.get_edgecolor()) == "#000000" and patch.get_linestyle() != "-"
+    ]
+    assert len(borders) == 1  # frame 3 alone is predicted, of those shown
 
 
 def test_an_animation_is_written_an_image_at_a_time(tmp_path):
@@ -353,8 +386,22 @@ def test_an_animation_is_written_an_image_at_a_time(tmp_path):
 def test_predictions_in_place_of_a_run(folder, data, tiny_run, loaded, command, monkeypatch):
     monkeypatch.setattr(predict, "load", lambda *_: loaded)
     stored, out = folder / "predictions.h5", folder / "predictions.png"
-    options = ("--run", tiny_run, "--data", data, "--n_frames", T, "--n_samples", 1, "--k_particles", 3,
-               "--n_sequences", 4, "--batch_size", 4)
+    options = (
+        "--run",
+        tiny_run,
+        "--data",
+        data,
+        "--n_frames",
+        T,
+        "--n_samples",
+        1,
+        "--k_particles",
+        3,
+        "--n_sequences",
+        4,
+        "--batch_size",
+        4,
+    )
     assert command(*options, "--out", stored, "--canvases", main=predict.main)[0] == 0
     assert command("--predictions", stored, "--n_frames", T, "--gif", "--out", out)[0] == 0
     assert "R-SQAIR (IN), seed 0, on balls: 4 sequences" in description(out)
@@ -369,14 +416,37 @@ def metrics_file(folder, model, seed, offset=0.0):
     """What eval.tables writes of one run."""
     rng = np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
-    values = {name: (offset + rng.normal(size=size)).tolist() for name, size in (
-        ("data_ll_predicted", 5), ("relational_ll_predicted", 5), ("data_ll_inferred", 5), ("iwae", 1))}
+    values = {
+        name: (offset + rng.normal(size=size)).tolist()
+        for name, size in (
+            ("data_ll_predicted", 5),
+            ("relational_ll_predicted", 5),
+            ("data_ll_inferred", 5),
+            ("iwae", 1),
+        )
+    }
     same = {"n_sequences": 100, "n_frames": 10, "n_generated": 1, "n_samples": 5, "k_particles": 5, "split": "test"}
-    (folder / f"{model}_{seed}.json").write_text(json.dumps({
-        "file": f"{model}_{seed}.h5", "model": model, "seed": seed, "data_set": "balls4mass64", "slots": 4,
-        "trained_slots": 4, "balls": [4], "data_check": 1, "comparable": same, "flags": {},
-        "collapse": "none", "notes": [], "metrics": values, "by_horizon": {"data_ll": [[0.0, 0.0]] * 5},
-        "bounds": {"data_ll_inferred": 712.6, "data_ll_predicted": 712.6, "relational_ll_predicted": 3.8}}))
+    (folder / f"{model}_{seed}.json").write_text(
+        json.dumps(
+            {
+                "file": f"{model}_{seed}.h5",
+                "model": model,
+                "seed": seed,
+                "data_set": "balls4mass64",
+                "slots": 4,
+                "trained_slots": 4,
+                "balls": [4],
+                "data_check": 1,
+                "comparable": same,
+                "flags": {},
+                "collapse": "none",
+                "notes": [],
+                "metrics": values,
+                "by_horizon": {"data_ll": [[0.0, 0.0]] * 5},
+                "bounds": {"data_ll_inferred": 712.6, "data_ll_predicted": 712.6, "relational_ll_predicted": 3.8},
+            }
+        )
+    )
     return values
 
 
@@ -426,17 +496,20 @@ def test_curves(folder, command, monkeypatch):
 def test_curves_beside_the_originals(folder, command, monkeypatch):
     runs = [curve_run(folder / f"beside_{seed}", seed, seq_len=3, max_seq_len=3) for seed in (0, 4)]
     recorded = folder / "original.json"
-    recorded.write_text(json.dumps([{"itr": 0, "elbo_iwae": -3600.0, "data_ll": -1.0},
-                                    {"itr": 100, "elbo_iwae": -2400.0, "data_ll": -2.0}]))
+    recorded.write_text(
+        json.dumps(
+            [{"itr": 0, "elbo_iwae": -3600.0, "data_ll": -1.0}, {"itr": 100, "elbo_iwae": -2400.0, "data_ll": -2.0}]
+        )
+    )
     drawn = []
     monkeypatch.setattr(figures, "draw_curves", lambda *a: drawn.append(a) or drawing.draw_curves(*a))
     out = folder / "beside.png"
     options = ["--quantities", "iwae_per_frame", "kl", "--beside", recorded, "--out", out]
     assert command("curves", "--runs", *runs, *options)[0] == 0
     original = drawn[0][3]
-    assert set(original) == {figures.LABELS["iwae_per_frame"]}         # the file has no KL
-    np.testing.assert_array_equal(original[figures.LABELS["iwae_per_frame"]].values, [-1200, -800])   # a frame of 3
-    dashed, = (line for line in drawing.draw_curves(*drawn[0]).axes[0].lines if line.get_linestyle() == "--")
+    assert set(original) == {figures.LABELS["iwae_per_frame"]}  # the file has no KL
+    np.testing.assert_array_equal(original[figures.LABELS["iwae_per_frame"]].values, [-1200, -800])  # a frame of 3
+    (dashed,) = (line for line in drawing.draw_curves(*drawn[0]).axes[0].lines if line.get_linestyle() == "--")
     np.testing.assert_array_equal(dashed.get_xdata(), [0, 100])
 
     growing = curve_run(folder / "growing", 0, seq_len=2, stage_itr=120, max_seq_len=5)
@@ -447,22 +520,32 @@ def test_curves_beside_the_originals(folder, command, monkeypatch):
     assert code == 1 and 'expected a list of {"itr"' in error
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--run", "{run}", "--data", "{data}", "--out", "a.jpg"],
-     "--out a.jpg: expected a name that ends in .png or .pdf"),
-    (["--run", "{run}", "--out", "{tmp}/a.png"], "give --run with --data, or --predictions alone"),
-    (["--run", "{tmp}", "--data", "{data}", "--out", "{tmp}/a.png"], "no checkpoint in it"),
-    (["--run", "{run}", "--data", "{tmp}/none.h5", "--out", "{tmp}/a.png"], "none.h5: no such file"),
-    (["--run", "{run}", "--data", "{data}", "--out", "{tmp}/a.png"], "has 4 frames per sequence, 10 were asked for"),
-    (["--run", "{run}", "--data", "{data}", "--n_frames", "4", "--generate_after", "3", "--out", "{tmp}/a.png"],
-     "--generate_after 3: no frame of --n_frames 4 is left"),
-    (["--run", "{run}", "--data", "{data}", "--split", "training", "--out", "{tmp}/a.png"], "no split 'training'"),
-    (["--predictions", "{data}", "--out", "{tmp}/a.png"], "not a file of predictions"),
-    (["figure4", "--metrics", "{tmp}", "--out", "{tmp}/a.png"], "no .json in it"),
-    (["figure4", "--metrics", "{run}/flags.json", "--out", "{tmp}/a.png"], "not a file of eval.tables"),
-    (["curves", "--runs", "{run}", "--out", "{tmp}/a.png"], "metrics.csv: no such file"),
-    (["curves", "--runs", "{tmp}", "--out", "{tmp}/a.png"], "flags.json: no such file"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--run", "{run}", "--data", "{data}", "--out", "a.jpg"],
+            "--out a.jpg: expected a name that ends in .png or .pdf",
+        ),
+        (["--run", "{run}", "--out", "{tmp}/a.png"], "give --run with --data, or --predictions alone"),
+        (["--run", "{tmp}", "--data", "{data}", "--out", "{tmp}/a.png"], "no checkpoint in it"),
+        (["--run", "{run}", "--data", "{tmp}/none.h5", "--out", "{tmp}/a.png"], "none.h5: no such file"),
+        (
+            ["--run", "{run}", "--data", "{data}", "--out", "{tmp}/a.png"],
+            "has 4 frames per sequence, 10 were asked for",
+        ),
+        (
+            ["--run", "{run}", "--data", "{data}", "--n_frames", "4", "--generate_after", "3", "--out", "{tmp}/a.png"],
+            "--generate_after 3: no frame of --n_frames 4 is left",
+        ),
+        (["--run", "{run}", "--data", "{data}", "--split", "training", "--out", "{tmp}/a.png"], "no split 'training'"),
+        (["--predictions", "{data}", "--out", "{tmp}/a.png"], "not a file of predictions"),
+        (["figure4", "--metrics", "{tmp}", "--out", "{tmp}/a.png"], "no .json in it"),
+        (["figure4", "--metrics", "{run}/flags.json", "--out", "{tmp}/a.png"], "not a file of eval.tables"),
+        (["curves", "--runs", "{run}", "--out", "{tmp}/a.png"], "metrics.csv: no such file"),
+        (["curves", "--runs", "{tmp}", "--out", "{tmp}/a.png"], "flags.json: no such file"),
+    ],
+)
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, data, tiny_run, command):
     places = {"run": tiny_run, "data": data, "tmp": tmp_path}
     code, error = command(*(str(a).format(**places) for a in arguments))
@@ -472,15 +555,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, 
 
 def test_attention_needs_a_relation(folder, data, command):
     plain = save_run(folder / "none_0")
-    code, error = command("--run", plain, "--data", data, "--n_frames", 2, "--n_sequences", 1, "--attention", "--out",
-                          folder / "x.png")
+    code, error = command(
+        "--run", plain, "--data", data, "--n_frames", 2, "--n_sequences", 1, "--attention", "--out", folder / "x.png"
+    )
     assert code == 1 and "no relational module" in error and not (folder / "x.png").exists()
 
 
 def test_curves_of_an_unknown_quantity_or_set(folder, command):
     place = curve_run(folder / "curve_bad", 1)
-    for options, message in ((["--quantities", "nonsense"], "no column nonsense"),
-                             (["--of", "training", "--quantities", "kl"], "no rows of training")):
+    for options, message in (
+        (["--quantities", "nonsense"], "no column nonsense"),
+        (["--of", "training", "--quantities", "kl"], "no rows of training"),
+    ):
         code, error = command("curves", "--runs", place, *options, "--out", folder / "y.png")
         assert code == 1 and message in error and error.count("\n") == 1
 

@@ -23,8 +23,24 @@ S, T, K = 12, 3, 3
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("likelihood") / "balls.h5"
-    done = run_command("data_gen.bouncing_balls", "--n_balls", 2, 8, "--training", 0, "--validation", 0, "--test", S,
-                       "--n_frames", T, "--seed", 1, "--out", path)
+    done = run_command(
+        "data_gen.bouncing_balls",
+        "--n_balls",
+        2,
+        8,
+        "--training",
+        0,
+        "--validation",
+        0,
+        "--test",
+        S,
+        "--n_frames",
+        T,
+        "--seed",
+        1,
+        "--out",
+        path,
+    )
     assert done.returncode == 0, done.stderr
     return path
 
@@ -59,8 +75,9 @@ def test_figures_of_one_chunk_are_the_models_own_report(model, source):
     collides = seen.collisions.any((0, 2, 3))
     by_frame = found["by_frame"]["relational_ll"]
     assert [value is not None for value in by_frame] == collides.tolist()
-    np.testing.assert_allclose(np.array(by_frame, float)[collides], (weights * parts).sum(-1).mean(0)[collides],
-                               rtol=1e-4)
+    np.testing.assert_allclose(
+        np.array(by_frame, float)[collides], (weights * parts).sum(-1).mean(0)[collides], rtol=1e-4
+    )
     assert found["relational_ll"] == pytest.approx((weights * parts).sum(-1).mean(), rel=1e-4)
 
 
@@ -70,9 +87,10 @@ def test_without_a_collision_there_is_no_relational_figure():
     numbers["relational_ll"] = np.array([[[0.0], [4.0], [0.0]], [[2.0], [0.0], [0.0]]])
     collides = numbers["relational_ll"][..., 0] != 0
     totals = likelihood.Totals(n_slots=2)
-    for b in range(2):              # a batch at a time
-        totals.add({name: value[b:b + 1] for name, value in numbers.items()}, np.ones((1, 3), int),
-                   collides[b:b + 1])
+    for b in range(2):  # a batch at a time
+        totals.add(
+            {name: value[b : b + 1] for name, value in numbers.items()}, np.ones((1, 3), int), collides[b : b + 1]
+        )
     found = totals.result(3)
     assert found["by_frame"]["relational_ll"] == [1.0, 2.0, None] and found["relational_ll"] == pytest.approx(1.0)
     totals = likelihood.Totals(n_slots=2)
@@ -101,15 +119,16 @@ def test_many_frames_are_computed_in_parts_with_the_same_figures(model, source, 
     monkeypatch.setattr(truth_module, "PART", 2)
     told = []
     parts = likelihood.evaluate(model, source, 5, 8, seed=0, advance=told.append)
-    assert told == [16, 8] * 2 + [8, 4] * 2        # batches of 8 and 4 sequences, two chunks of particles, 3 frames
+    assert told == [16, 8] * 2 + [8, 4] * 2  # batches of 8 and 4 sequences, two chunks of particles, 3 frames
     for name in ("iwae", "vae", "data_ll", "relational_ll", "kl", "ess", "count", "count_accuracy"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
     np.testing.assert_allclose(parts["confusion"], whole["confusion"], rtol=1e-4)
     np.testing.assert_allclose(parts["by_frame"]["data_ll"], whole["by_frame"]["data_ll"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("k_particles, batch_size, chunk", [(5, 32, 5), (500, 32, 20), (499, 32, 20), (51, 32, 17),
-                                                            (10, 10_000, 1)])
+@pytest.mark.parametrize(
+    "k_particles, batch_size, chunk", [(5, 32, 5), (500, 32, 20), (499, 32, 20), (51, 32, 17), (10, 10_000, 1)]
+)
 def test_chunks_fit_and_waste_little(k_particles, batch_size, chunk):
     assert likelihood.chunk_size(k_particles, batch_size) == chunk
 
@@ -136,8 +155,25 @@ def test_accuracy_and_confusion_by_hand():
 def test_every_checkpoint_of_an_original_run_folder(data, tmp_path):
     folder = save_original(tmp_path / "original", steps=(20, 3))
     out = tmp_path / "out" / "likelihood.json"
-    done = run_command("eval.likelihood", "--run", folder, "--data", data, "--checkpoint", "all", "--n_frames", 2,
-                       "--k_particles", 2, "--n_sequences", 6, "--batch_size", 4, "--out", out)
+    done = run_command(
+        "eval.likelihood",
+        "--run",
+        folder,
+        "--data",
+        data,
+        "--checkpoint",
+        "all",
+        "--n_frames",
+        2,
+        "--k_particles",
+        2,
+        "--n_sequences",
+        6,
+        "--batch_size",
+        4,
+        "--out",
+        out,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())["results"]
     assert [result["step"] for result in results] == [3, 20]
@@ -146,8 +182,13 @@ def test_every_checkpoint_of_an_original_run_folder(data, tmp_path):
     table = [line for line in done.stdout.splitlines() if line.split()[:1] in (["3"], ["20"])]
     assert [line.split()[:2] for line in table[-2:]] == [[str(r["step"]), f"{r['iwae']:.2f}"] for r in results]
     # The compiled model is filled anew: each row is what the checkpoint gives alone.
-    alone = next(likelihood.results(likelihood.Arguments(
-        run=str(folder), data=str(data), checkpoint="20", n_frames=2, k_particles=2, n_sequences=6, batch_size=4)))[0]
+    alone = next(
+        likelihood.results(
+            likelihood.Arguments(
+                run=str(folder), data=str(data), checkpoint="20", n_frames=2, k_particles=2, n_sequences=6, batch_size=4
+            )
+        )
+    )[0]
     assert alone["iwae"] == pytest.approx(results[1]["iwae"], rel=1e-6)
 
 

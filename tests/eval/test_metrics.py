@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from eval import geometry, metrics
 
-UNIT = 64 / 15      # pixels per unit of the box
+UNIT = 64 / 15  # pixels per unit of the box
 
 
 @pytest.fixture
@@ -122,9 +122,7 @@ def test_segmentation_by_hand():
 def test_pixel_log_likelihood_against_scipy(rng):
     image, canvas = rng.uniform(size=(2, 3, 4, 5))
     std = rng.uniform(0.1, 1, (4, 5))
-    np.testing.assert_allclose(
-        metrics.gaussian_log_likelihood(image, canvas, std), norm.logpdf(image, canvas, std)
-    )
+    np.testing.assert_allclose(metrics.gaussian_log_likelihood(image, canvas, std), norm.logpdf(image, canvas, std))
 
 
 def test_a_pixel_in_colour_adds_up_its_channels(rng):
@@ -132,8 +130,9 @@ def test_a_pixel_in_colour_adds_up_its_channels(rng):
     found = metrics.gaussian_log_likelihood(image, canvas, 0.3, colour=True)
     np.testing.assert_allclose(found, norm.logpdf(image, canvas, 0.3).sum(-1))
     collides = image[..., 0] > 0.5
-    np.testing.assert_allclose(metrics.relational_log_likelihood(image, canvas, collides, 0.3, colour=True),
-                               (found * collides).sum((-2, -1)))
+    np.testing.assert_allclose(
+        metrics.relational_log_likelihood(image, canvas, collides, 0.3, colour=True), (found * collides).sum((-2, -1))
+    )
 
 
 def test_likelihood_of_unsigned_bytes_does_not_wrap():

@@ -40,8 +40,14 @@ def test_a_model_gives_what_its_card_records(folder):
     assert models.check(folder) == []
     told = json.loads((folder / "card.json").read_text())
     assert not told["uncommitted_changes"] and told["validation"]["length"] == 10
-    for said in (told["commit"], told["data_sha256"], f"seed {told['seed']}", f"recipe `{told['recipe']}`",
-                 f"{told['validation']['iwae_per_frame']:.1f}", f"after {told['all_steps']:,} training steps"):
+    for said in (
+        told["commit"],
+        told["data_sha256"],
+        f"seed {told['seed']}",
+        f"recipe `{told['recipe']}`",
+        f"{told['validation']['iwae_per_frame']:.1f}",
+        f"after {told['all_steps']:,} training steps",
+    ):
         assert said in (folder / "README.md").read_text()
 
 
@@ -50,21 +56,43 @@ def tiny(tmp_path_factory):
     """A tiny run, told of as if it had been trained; figures of eval.tables; and the model made of both."""
     folder = tmp_path_factory.mktemp("models")
     made = save_run(folder / "run", relation="in")
-    (made / "versions.json").write_text(json.dumps({"git_commit": COMMIT, "uncommitted_changes": True,
-                                                    "train_data_fingerprint": "abc123"}))
+    (made / "versions.json").write_text(
+        json.dumps({"git_commit": COMMIT, "uncommitted_changes": True, "train_data_fingerprint": "abc123"})
+    )
     for name, columns, rows in (
-            ("metrics", "step data length iwae_per_frame data_ll kl num_step_accuracy", [
-                "5 validation 10 481.25 520.5 38.5 0.995", "6 batch 10 1 1 1 1", "7 validation 10 nan 1 1 1",
-                "8 validation 10 500.0 1 1 1"]),
-            ("resources", "step data seconds_per_step cpu_seconds_per_step", [
-                "2 machine 60.0 90.0", "4 machine nan 90.0", "6 machine 120.0 150.0", "9 machine 1 1"])):
+        (
+            "metrics",
+            "step data length iwae_per_frame data_ll kl num_step_accuracy",
+            [
+                "5 validation 10 481.25 520.5 38.5 0.995",
+                "6 batch 10 1 1 1 1",
+                "7 validation 10 nan 1 1 1",
+                "8 validation 10 500.0 1 1 1",
+            ],
+        ),
+        (
+            "resources",
+            "step data seconds_per_step cpu_seconds_per_step",
+            ["2 machine 60.0 90.0", "4 machine nan 90.0", "6 machine 120.0 150.0", "9 machine 1 1"],
+        ),
+    ):
         with open(made / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows(row.split() for row in [columns, *rows])
     data = folder / "balls.h5"
     models.bouncing_balls.write(models.DATA, data)
     for run_ in (made, save_run(folder / "other", seed=1, relation="in")):
-        predict.write(predict.Arguments(run=str(run_), data=str(data), out=folder / "predictions" / f"{run_.name}.h5",
-                                        n_sequences=4, n_frames=4, n_samples=2, k_particles=3, batch_size=4))
+        predict.write(
+            predict.Arguments(
+                run=str(run_),
+                data=str(data),
+                out=folder / "predictions" / f"{run_.name}.h5",
+                n_sequences=4,
+                n_frames=4,
+                n_samples=2,
+                k_particles=3,
+                batch_size=4,
+            )
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tables", "--predictions", str(folder / "predictions"), "--out", str(folder)])
         tables.main()
@@ -78,19 +106,28 @@ def test_the_card_tells_what_is_known_of_the_run(tiny):
     assert (told["commit"], told["uncommitted_changes"], told["data_sha256"]) == (COMMIT, True, "abc123")
     # 2 steps of a minute and 4 of two: ten for the six that were timed.
     assert told["minutes"] == pytest.approx(10 / 6 * 7) and told["processor_minutes"] == pytest.approx(13 / 6 * 7)
-    assert told["validation"] == {"step": 5, "length": 10, "iwae_per_frame": 481.25, "data_ll": 520.5, "kl": 38.5,
-                                  "num_step_accuracy": 0.995}
-    row, = told["table"]
+    assert told["validation"] == {
+        "step": 5,
+        "length": 10,
+        "iwae_per_frame": 481.25,
+        "data_ll": 520.5,
+        "kl": 38.5,
+        "num_step_accuracy": 0.995,
+    }
+    (row,) = told["table"]
     assert (row["data_set"], row["n_sequences"], row["n_samples"]) == ("balls", 4, 2)
-    of_run, = (json.loads(path.read_text()) for path in (tiny / "metrics").glob("*seed0*"))
+    (of_run,) = (json.loads(path.read_text()) for path in (tiny / "metrics").glob("*seed0*"))
     for name, value in row["figures"].items():
-        values = of_run["metrics"][name]        # one that is not defined is None
+        values = of_run["metrics"][name]  # one that is not defined is None
         assert value is None if None in values else value == pytest.approx(np.mean(values))
     card = (tiny / "model" / "README.md").read_text()
-    for said in ("# R-SQAIR (IN)", f"commit {COMMIT} and changes on top of it",
-                 "in 12 minutes (15 of a processor core)",
-                 "nats per frame: bound (IWAE) 481.2, log p(x|z) 520.5, KL 38.5, count accuracy 0.995",
-                 f"| balls | 4 | {row['figures']['data_ll_predicted']:.2f} |"):
+    for said in (
+        "# R-SQAIR (IN)",
+        f"commit {COMMIT} and changes on top of it",
+        "in 12 minutes (15 of a processor core)",
+        "nats per frame: bound (IWAE) 481.2, log p(x|z) 520.5, KL 38.5, count accuracy 0.995",
+        f"| balls | 4 | {row['figures']['data_ll_predicted']:.2f} |",
+    ):
         assert said in card
 
 
@@ -121,10 +158,11 @@ def test_figures_of_another_checkpoint_are_no_figures_of_this_one(tiny, tmp_path
 def test_every_command_takes_it_as_a_run(tiny, tmp_path, monkeypatch, capsys):
     model, few = tiny / "model", ("--data", tiny / "balls.h5", "--n_frames", 3, "--n_sequences", 2)
     for module, *words in (
-            (likelihood, "--run", model, *few, "--checkpoint", "all", "--out", tmp_path / "likelihood.json"),
-            (predict, "--run", model, *few, "--out", tmp_path / "p.h5", "--n_samples", 1),
-            (figures, "--run", model, *few, "--out", tmp_path / "f.png"),
-            (page, "--results", tmp_path, "--runs", model)):
+        (likelihood, "--run", model, *few, "--checkpoint", "all", "--out", tmp_path / "likelihood.json"),
+        (predict, "--run", model, *few, "--out", tmp_path / "p.h5", "--n_samples", 1),
+        (figures, "--run", model, *few, "--out", tmp_path / "f.png"),
+        (page, "--results", tmp_path, "--runs", model),
+    ):
         code, _, err = command(monkeypatch, capsys, module, *words)
         assert code == 0, err[-1000:]
     assert "relation_embedding" in (tmp_path / "index.html").read_text()

@@ -18,7 +18,8 @@ from eval import drawing, page
 from tests.data_helpers import run_command, run_here
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-TABLE = """# Comparison
+TABLE = (
+    """# Comparison
 
 ## balls4mass64
 
@@ -49,15 +50,23 @@ None.
 
 ### By horizon
 
-""" + "\n| a wide table " + "| column with a long name " * 14 + "|\n|" + "---|" * 15 + "\n" + "| x " * 15 + """|
+"""
+    + "\n| a wide table "
+    + "| column with a long name " * 14
+    + "|\n|"
+    + "---|" * 15
+    + "\n"
+    + "| x " * 15
+    + """|
 
 ## Notes
 
 - MOTA: of boxes.
 """
+)
 
 
-PICTURES = ("sequences.png", "figure4.png", "sequences.gif", "curves.png")     # as they follow each other
+PICTURES = ("sequences.png", "figure4.png", "sequences.gif", "curves.png")  # as they follow each other
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +76,18 @@ def results(tmp_path_factory):
     run_folder = folder / "runs" / "sqair_0"
     run_folder.mkdir(parents=True)
     (folder / "table.md").write_text(TABLE)
-    (folder / "likelihood.json").write_text(json.dumps(
-        {"results": [{"run": "sqair_0", "step": 300, "iwae": -123.456, "confusion": [[1]]}], "notes": []}))
+    (folder / "likelihood.json").write_text(
+        json.dumps({"results": [{"run": "sqair_0", "step": 300, "iwae": -123.456, "confusion": [[1]]}], "notes": []})
+    )
     (run_folder / "flags.json").write_text(json.dumps({"n_what": 5, "relation": "none", "image_shape": [50, 50]}))
-    (run_folder / "versions.json").write_text(json.dumps(
-        {"tensorflow": "2.21.0", "git_commit": "abc123", "command": ["/x/sqair/train.py", "--seed", "0"]}))
+    (run_folder / "versions.json").write_text(
+        json.dumps({"tensorflow": "2.21.0", "git_commit": "abc123", "command": ["/x/sqair/train.py", "--seed", "0"]})
+    )
     figure = Figure((9, 3))
     figure.subplots().plot([0, 1])
     drawing.save(figure, [folder / "curves.png"], "Curves", "How it learned.")
     drawing.save(figure, [folder / "figure4.png"], "Likelihoods", "Bars.")
-    drawing.save(figure, [folder / "sequences.png"], "Sequences", "Balls & \"boxes\" around them.")
+    drawing.save(figure, [folder / "sequences.png"], "Sequences", 'Balls & "boxes" around them.')
     frames = [Image.fromarray(np.full((40, 120), 60 * i, np.uint8)) for i in range(4)]
     drawing.save_gif(frames, folder / "sequences.gif", "Rollout", "Balls that move.")
     (folder / ".half.png").write_bytes(b"not finished")
@@ -110,12 +121,26 @@ def test_everything_is_on_the_page_and_in_one_file(results):
     text = (results / "index.html").read_text()
     found = _Page(text)
     shown = " ".join(found.text)
-    for part in ("399.5 ± 3.1", "R-SQAIR <script>", "-123.456", "n_what", "50, 50", "2.21.0", "abc123",
-                 "./run.sh small", "python -m sqair.train --seed 0", "python -m eval.page --results"):
+    for part in (
+        "399.5 ± 3.1",
+        "R-SQAIR <script>",
+        "-123.456",
+        "n_what",
+        "50, 50",
+        "2.21.0",
+        "abc123",
+        "./run.sh small",
+        "python -m sqair.train --seed 0",
+        "python -m eval.page --results",
+    ):
         assert part in shown, part
     assert "script" not in found.tags
-    assert [image["alt"] for image in found.images] == ["Balls & \"boxes\" around them.", "Bars.", "Balls that move.",
-                                                        "How it learned."]
+    assert [image["alt"] for image in found.images] == [
+        'Balls & "boxes" around them.',
+        "Bars.",
+        "Balls that move.",
+        "How it learned.",
+    ]
     stored = [base64.b64decode(image["src"].split(",")[1]) for image in found.images]
     assert stored == [(results / name).read_bytes() for name in PICTURES]
     assert all(target.startswith(("data:", "#")) for target in found.targets)
@@ -127,12 +152,14 @@ def test_it_opens_with_figure_figure_4_and_headline_tables_and_folds_the_others(
     main = (results / "index.html").read_text().split("<main>")[1]
     folded = re.findall(r"<details><summary>([^<]*)</summary>(.*?)</details>", main, re.S)
     shown = re.sub(r"<details>.*?</details>", "", main, flags=re.S)
-    places = [shown.index(text) for text in ("Balls &amp;", "Bars.", "399.5 ± 3.1", "None.", "-164.1",
-                                             "Balls that move.", "How it learned.")]
+    places = [
+        shown.index(text)
+        for text in ("Balls &amp;", "Bars.", "399.5 ± 3.1", "None.", "-164.1", "Balls that move.", "How it learned.")
+    ]
     assert places == sorted(places)
     inside = dict(folded)
     assert '<th scope="col">seeds</th>' in shown and '<th scope="row">SQAIR</th>' in shown
-    assert '<h4>balls4mass64</h4>' in shown and shown.count('<div aria-label="table"') == 2
+    assert "<h4>balls4mass64</h4>" in shown and shown.count('<div aria-label="table"') == 2
     assert "0.958" in inside["All metrics"] and "a wide table" in inside["By horizon"]
     assert "of boxes" in inside["Notes"] and "-123.456" in inside["Likelihoods"]
     assert not any(text in shown for text in ("0.958", "a wide table", "of boxes", "-123.456"))
@@ -149,17 +176,22 @@ def test_settings_tell_what_differs(tmp_path):
         (tmp_path / f"run_{seed}" / "flags.json").write_text(json.dumps({"seed": seed, "n_what": 5}))
     drawing.save_gif([Image.new("L", (4, 4))], tmp_path / "a.gif", "t", "d")
     text = page.build(tmp_path, "t")
-    differ, same = re.search(r"Settings that differ.*?</table>", text).group(), re.search(r"Settings of all.*?</table>",
-                                                                                         text).group()
+    differ, same = (
+        re.search(r"Settings that differ.*?</table>", text).group(),
+        re.search(r"Settings of all.*?</table>", text).group(),
+    )
     assert "seed" in differ and "run_1" in differ and "n_what" not in differ
     assert "n_what" in same and "seed" not in same
 
 
-@pytest.mark.parametrize("name, content, message", [
-    (None, b"", "no table.md, likelihood.json, PNG or GIF in it"),
-    ("figure.png", b"\x89PNG\r\n\x1a\n cut short", "figure.png: not a whole picture"),
-    ("likelihood.json", b"{", "likelihood.json: not a JSON file"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (None, b"", "no table.md, likelihood.json, PNG or GIF in it"),
+        ("figure.png", b"\x89PNG\r\n\x1a\n cut short", "figure.png: not a whole picture"),
+        ("likelihood.json", b"{", "likelihood.json: not a JSON file"),
+    ],
+)
 def test_bad_results_are_one_line(tmp_path, name, content, message):
     if name:
         (tmp_path / name).write_bytes(content)
@@ -181,15 +213,27 @@ class Browser:
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
 
-        def connect():                      # Chromium reads commands from 3 and writes answers to 4
+        def connect():  # Chromium reads commands from 3 and writes answers to 4
             a, b = os.dup(to_browser), os.dup(from_browser)
             os.dup2(a, 3)
             os.dup2(b, 4)
 
         self._process = subprocess.Popen(
-            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                BROWSER,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--remote-debugging-pipe",
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
+            preexec_fn=connect,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_browser)
         os.close(from_browser)
         self._buffer, self._number, self.events = b"", 0, []
@@ -251,28 +295,35 @@ def test_a_browser_shows_it(results, tmp_path, width, scheme):
         url = (results / "index.html").as_uri()
         browser.call("Page.navigate", url=url)
         browser.wait_for("Page.loadEventFired")
-        sizes = browser.evaluate("Promise.all([...document.images].map(i => i.decode().then("
-                                 "() => [i.naturalWidth, i.naturalHeight, i.width])))")
+        sizes = browser.evaluate(
+            "Promise.all([...document.images].map(i => i.decode().then("
+            "() => [i.naturalWidth, i.naturalHeight, i.width])))"
+        )
         overflow = browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         dom = browser.evaluate("document.documentElement.outerHTML")
         background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
         is_seen = "[...document.querySelectorAll('td')].find(c => c.textContent == '{}').checkVisibility()"
         headline, other = (browser.evaluate(is_seen.format(text)) for text in ("399.5 ± 3.1", "0.958"))
-        browser.evaluate("[...document.querySelectorAll('summary')].find(s => s.textContent == 'All metrics').click()"
-                         " || true")
+        browser.evaluate(
+            "[...document.querySelectorAll('summary')].find(s => s.textContent == 'All metrics').click() || true"
+        )
         opened = browser.evaluate(is_seen.format("0.958"))
         picture = base64.b64decode(browser.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
         events = browser.events
     # The pictures are there, and at their size.
     expected = [Image.open(results / name).size for name in PICTURES]
     assert [tuple(size[:2]) for size in sizes] == expected
-    assert all(0 < size[2] <= max(width, 45 * 16) for size in sizes)     # wide ones scroll by themselves
+    assert all(0 < size[2] <= max(width, 45 * 16) for size in sizes)  # wide ones scroll by themselves
     assert (headline, other, opened) == (True, False, True)
     # Nothing was asked for but the file, and nothing went wrong.
     asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
     assert {address for address in asked if not address.startswith("data:")} == {url}
-    trouble = [event for event in events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown",
-                                                                "Runtime.consoleAPICalled", "Network.loadingFailed")]
+    trouble = [
+        event
+        for event in events
+        if event["method"]
+        in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed")
+    ]
     assert trouble == []
     # It fits a phone, follows the scheme, and the table's text is text.
     assert overflow <= 0

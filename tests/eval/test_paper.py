@@ -29,11 +29,12 @@ def tiny(monkeypatch):
 def test_the_plan_is_models_by_seeds():
     steps = paper.plan(paper.Arguments())
     assert [len(stage) for stage in (steps.data, steps.training, steps.prediction)] == [2, 15, 40]
-    assert [len(predictions) for _, predictions in steps.runs[:3]] == [3, 3, 2]     # rmc cannot be run with 8 slots
+    assert [len(predictions) for _, predictions in steps.runs[:3]] == [3, 3, 2]  # rmc cannot be run with 8 slots
     runs = [command.run for command in steps.training]
     assert len(set(runs)) == 15
-    assert runs[:4] == [f"runs/paper/{name}" for name in ("sqair_balls_0", "rsqair_in_0", "rsqair_rmc_0",
-                                                         "sqair_balls_1")]     # one seed of each model comes first
+    assert runs[:4] == [
+        f"runs/paper/{name}" for name in ("sqair_balls_0", "rsqair_in_0", "rsqair_rmc_0", "sqair_balls_1")
+    ]  # one seed of each model comes first
     assert not any("--xla" in command.arguments for command in steps.training)
     assert all("--xla" in command.arguments for command in paper.plan(paper.Arguments(xla=True)).training)
     assert not any("rmc" in c.run and "8" in c.arguments[c.arguments.index("--n_slots") + 1] for c in steps.prediction)
@@ -41,15 +42,26 @@ def test_the_plan_is_models_by_seeds():
 
 def test_the_short_scale_is_the_papers_protocol_with_the_short_recipe():
     whole = paper.plan(paper.Arguments(models=("sqair", "rmc_slots")))
-    short = paper.plan(paper.Arguments(models=("sqair", "rmc_slots"), scale="short", runs=pathlib.Path("/runs"),
-                                       data_dir=pathlib.Path("/data")))
-    assert all(" --recipe short " in f"{command} " and "--run_dir /runs/" in str(command)
-               and command.arguments[-1] == "/data/balls4mass64.h5" for command in short.training)
-    as_whole = [str(command).replace("/runs", "runs/paper").replace("/data", "data").replace("/short/", "/paper/")
-                for command in short.prediction]
+    short = paper.plan(
+        paper.Arguments(
+            models=("sqair", "rmc_slots"), scale="short", runs=pathlib.Path("/runs"), data_dir=pathlib.Path("/data")
+        )
+    )
+    assert all(
+        " --recipe short " in f"{command} "
+        and "--run_dir /runs/" in str(command)
+        and command.arguments[-1] == "/data/balls4mass64.h5"
+        for command in short.training
+    )
+    as_whole = [
+        str(command).replace("/runs", "runs/paper").replace("/data", "data").replace("/short/", "/paper/")
+        for command in short.prediction
+    ]
     assert as_whole == [str(command) for command in whole.prediction]
     assert [command.arguments[4:-2] for command in short.data] == [
-        "--n_frames 10 --training 20000 --validation 2000 --test 2000".split(), "--n_frames 10 --test 2000".split()]
+        "--n_frames 10 --training 20000 --validation 2000 --test 2000".split(),
+        "--n_frames 10 --test 2000".split(),
+    ]
     few = paper.plan(paper.Arguments(scale="small", n_sequences=5)).prediction
     assert all(c.arguments.count("--n_sequences") == 1 and c.arguments[-2:] == ["--n_sequences", "5"] for c in few)
 
@@ -67,19 +79,30 @@ def test_given_data_files_are_used_and_not_made(tmp_path):
     assert steps.data == []
     assert all(str(tmp_path / "a.h5") in command.arguments for command in steps.training)
     assert {c.arguments[c.arguments.index("--data") + 1] for c in steps.prediction} == {
-        str(tmp_path / "a.h5"), str(tmp_path / "b.h5")}
+        str(tmp_path / "a.h5"),
+        str(tmp_path / "b.h5"),
+    }
 
 
 # What was asked for.
 
 
-@pytest.mark.parametrize("wrong, named", [
-    (dict(jobs=0), "--jobs 0"), (dict(models=()), "--models"), (dict(seeds=()), "--seeds"),
-    (dict(seeds=(0, 1, 0)), "0 is there twice"), (dict(models=("in", "in")), "in is there twice"),
-    (dict(seeds=(-1,)), "-1 is no seed"), (dict(seeds=(2**31,)), "2147483648 is no seed"),
-    (dict(n_sequences=0), "--n_sequences 0"), (dict(runs=pathlib.Path("")), "--runs is empty"),
-    (dict(name="a/b"), "--name a/b"), (dict(name=""), "--name is empty"),
-])
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        (dict(jobs=0), "--jobs 0"),
+        (dict(models=()), "--models"),
+        (dict(seeds=()), "--seeds"),
+        (dict(seeds=(0, 1, 0)), "0 is there twice"),
+        (dict(models=("in", "in")), "in is there twice"),
+        (dict(seeds=(-1,)), "-1 is no seed"),
+        (dict(seeds=(2**31,)), "2147483648 is no seed"),
+        (dict(n_sequences=0), "--n_sequences 0"),
+        (dict(runs=pathlib.Path("")), "--runs is empty"),
+        (dict(name="a/b"), "--name a/b"),
+        (dict(name=""), "--name is empty"),
+    ],
+)
 def test_impossible_arguments_are_refused(wrong, named):
     with pytest.raises(UserError, match=named):
         paper.Arguments(**wrong)
@@ -103,7 +126,7 @@ def test_data_made_with_other_settings_are_named(tmp_path, tiny):
     bouncing_balls.write(attrs.evolve(settings, seed=1), command.result)
     with pytest.raises(UserError, match="seed 1, asked is 0"):
         command.reason()
-    with h5py.File(command.result, "r+") as file:       # R-NEM's files do not say
+    with h5py.File(command.result, "r+") as file:  # R-NEM's files do not say
         del file.attrs["settings"]
     assert command.reason() == ""
 
@@ -112,7 +135,7 @@ def test_dry_run_runs_nothing(tmp_path, monkeypatch, capsys):
     assert call_main(monkeypatch, tmp_path, "--dry_run", "--seeds", "0", "--models", "in") == 0
     output = capsys.readouterr().out
     assert "sqair.train --preset rsqair_in" in output and not list(tmp_path.iterdir())
-    assert subprocess.run(["bash", "-n"], input=output, text=True).returncode == 0      # it can be kept as a script
+    assert subprocess.run(["bash", "-n"], input=output, text=True).returncode == 0  # it can be kept as a script
 
 
 # Failures and signals.
@@ -130,8 +153,11 @@ def python_command(folder, name, code):
 def test_a_failure_does_not_stop_the_others_and_finished_ones_are_skipped(tmp_path, capsys):
     command = functools.partial(python_command, tmp_path)
     (tmp_path / "there").write_text("")
-    commands = [command("there", "raise SystemExit(7)"), command("bad", "print('why'); raise SystemExit(3)"),
-                command("good", f"open({str(tmp_path / 'good')!r}, 'w')")]
+    commands = [
+        command("there", "raise SystemExit(7)"),
+        command("bad", "print('why'); raise SystemExit(3)"),
+        command("good", f"open({str(tmp_path / 'good')!r}, 'w')"),
+    ]
     with paper.Processes() as processes:
         processes.run_chains([iter([one]) for one in commands], 2)
     output = capsys.readouterr().out
@@ -142,10 +168,14 @@ def test_a_failure_does_not_stop_the_others_and_finished_ones_are_skipped(tmp_pa
 
 
 def test_as_many_run_at_a_time_as_asked_and_a_chain_keeps_its_order(tmp_path):
-    code = ("import pathlib, time; here = pathlib.Path({0!r}); open(here / '{1}.on', 'w'); time.sleep(1); "
-            "open(here / '{1}', 'w').write(str(len(list(here.glob('*.on'))))); (here / '{1}.on').unlink()")
-    chains = [[python_command(tmp_path, name, code.format(str(tmp_path), name)) for name in names]
-              for names in (["a1", "a2"], ["b1", "b2"], ["c1"])]
+    code = (
+        "import pathlib, time; here = pathlib.Path({0!r}); open(here / '{1}.on', 'w'); time.sleep(1); "
+        "open(here / '{1}', 'w').write(str(len(list(here.glob('*.on'))))); (here / '{1}.on').unlink()"
+    )
+    chains = [
+        [python_command(tmp_path, name, code.format(str(tmp_path), name)) for name in names]
+        for names in (["a1", "a2"], ["b1", "b2"], ["c1"])
+    ]
     with paper.Processes() as processes:
         processes.run_chains([iter(chain) for chain in chains], 2)
     assert not processes.failed
@@ -169,8 +199,9 @@ raise SystemExit(128 + processes.signal)
 
 @contextlib.contextmanager
 def one_command(code, folder):
-    with subprocess.Popen([sys.executable, "-c", ONE_COMMAND, ROOT, f"{code}; open('begun', 'w'); time.sleep(600)"],
-                          cwd=folder) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", ONE_COMMAND, ROOT, f"{code}; open('begun', 'w'); time.sleep(600)"], cwd=folder
+    ) as process:
         wait_for((folder / "begun").exists, process)
         yield process
 

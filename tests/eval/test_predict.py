@@ -26,8 +26,22 @@ def folder(tmp_path_factory):
 def data(folder):
     # Many balls, so that some collide within the few frames.
     path = folder / "balls.h5"
-    done = run_command("data_gen.bouncing_balls", "--n_balls", 7, 8, "--training", 0, "--validation", 0, "--test", 40,
-                       "--n_frames", T, "--out", path)
+    done = run_command(
+        "data_gen.bouncing_balls",
+        "--n_balls",
+        7,
+        8,
+        "--training",
+        0,
+        "--validation",
+        0,
+        "--test",
+        40,
+        "--n_frames",
+        T,
+        "--out",
+        path,
+    )
     assert done.returncode == 0, done.stderr
     return path
 
@@ -40,8 +54,26 @@ def tiny_run(folder):
 @pytest.fixture(scope="module")
 def command(folder, data, tiny_run):
     """The real command's options, and the file it wrote."""
-    options = ["--run", tiny_run, "--data", data, "--n_frames", T, "--n_generated", T - FIRST, "--n_samples", M,
-               "--k_particles", K, "--n_sequences", S, "--batch_size", BATCH, "--seed", SEED]
+    options = [
+        "--run",
+        tiny_run,
+        "--data",
+        data,
+        "--n_frames",
+        T,
+        "--n_generated",
+        T - FIRST,
+        "--n_samples",
+        M,
+        "--k_particles",
+        K,
+        "--n_sequences",
+        S,
+        "--batch_size",
+        BATCH,
+        "--seed",
+        SEED,
+    ]
     done = run_command("eval.predict", *options, "--canvases", "--out", folder / "out" / "predictions.h5")
     assert done.returncode == 0, done.stderr
     return options, folder / "out" / "predictions.h5"
@@ -125,12 +157,12 @@ def test_the_last_batch_is_filled_up_without_a_trace(model, data, computed):
 
 def test_parts_of_the_frames_give_what_all_at_once_do(model, data, folder, monkeypatch):
     def forget(split):
-        del split["radii"], split["n"]          # which are then read off all frames
+        del split["radii"], split["n"]  # which are then read off all frames
 
     path = altered(data, folder / "no_radii.h5", forget)
     whole = recompute(model, path)
     monkeypatch.setattr(truth, "PART", 3)
-    for kept in (T, T - 1):                     # computed once, or twice
+    for kept in (T, T - 1):  # computed once, or twice
         monkeypatch.setattr(predict, "KEPT", kept)
         parts = recompute(model, path)
         assert parts.keys() == whole.keys()
@@ -158,8 +190,10 @@ def test_progress_counts_every_frame_that_is_computed(model, data, monkeypatch):
 def true_pixels(data):
     """Images, colliding pixels and owners of the crop, [S, T, 50, 50], straight from the data file."""
     with h5py.File(data) as file:
-        return tuple(np.array(file["test"][name][:T, :S, 7:57, 7:57, 0]).swapaxes(0, 1)
-                     for name in ("features", "collisions", "groups"))
+        return tuple(
+            np.array(file["test"][name][:T, :S, 7:57, 7:57, 0]).swapaxes(0, 1)
+            for name in ("features", "collisions", "groups")
+        )
 
 
 def test_log_likelihoods_are_masked_sums_over_the_canvas(model, data, computed, stored):
@@ -173,15 +207,21 @@ def test_log_likelihoods_are_masked_sums_over_the_canvas(model, data, computed, 
     pixels = norm.logpdf(images[:BATCH], canvas, 0.3)
     np.testing.assert_allclose(computed["rollout/data_ll"][:BATCH, 0], pixels.sum((2, 3)), rtol=1e-5)
     np.testing.assert_allclose(computed["rollout/data_ll"][:BATCH, 0], forward.data_ll.numpy()[:, drawn].T, rtol=1e-5)
-    np.testing.assert_allclose(computed["rollout/relational_ll"][:BATCH, 0], (pixels * collisions[:BATCH]).sum((2, 3)),
-                               rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        computed["rollout/relational_ll"][:BATCH, 0], (pixels * collisions[:BATCH]).sum((2, 3)), rtol=1e-5, atol=1e-4
+    )
     for ball in range(8):
-        np.testing.assert_allclose(computed["rollout/object_ll"][:BATCH, 0, :, ball],
-                                   (pixels * (groups[:BATCH] == ball + 1)).sum((2, 3)), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            computed["rollout/object_ll"][:BATCH, 0, :, ball],
+            (pixels * (groups[:BATCH] == ball + 1)).sum((2, 3)),
+            rtol=1e-5,
+            atol=1e-4,
+        )
     # The stored canvases are rounded to 1/255: a pixel at most (1/.09)/510 off.
     pixels = norm.logpdf(images[:, None], stored["rollout/canvas"][:] / 255, 0.3) * collisions[:, None]
-    assert np.all(np.abs(pixels.sum((3, 4)) - stored["rollout/relational_ll"][:])
-                  <= 0.03 * collisions.sum((2, 3))[:, None] + 1e-3)
+    assert np.all(
+        np.abs(pixels.sum((3, 4)) - stored["rollout/relational_ll"][:]) <= 0.03 * collisions.sum((2, 3))[:, None] + 1e-3
+    )
 
 
 def test_without_collisions_the_relational_likelihood_is_left_out_with_a_note(model, data, folder):
@@ -203,8 +243,8 @@ def test_predicted_frames_keep_objects_and_discover_none(computed):
         if t >= FIRST:
             assert not new.any()
         discovered += new.sum()
-    assert discovered                                     # inferred frames do discover some
-    assert (presence[:, :, FIRST:].sum(-1) < presence[:, :, FIRST - 1:-1].sum(-1)).any()     # and the prior loses some
+    assert discovered  # inferred frames do discover some
+    assert (presence[:, :, FIRST:].sum(-1) < presence[:, :, FIRST - 1 : -1].sum(-1)).any()  # and the prior loses some
 
 
 def test_nothing_drawn_depends_on_the_frames_that_are_predicted(model, data, folder, computed):
@@ -221,8 +261,9 @@ def test_nothing_drawn_depends_on_the_frames_that_are_predicted(model, data, fol
 def test_the_particle_is_drawn_by_its_weight_on_the_inferred_frames(model, data, computed):
     images = true_pixels(data)[0]
     rng = predict.generator(SEED, 0, 1)
-    forward = predict.infer(model, tf.constant(images[:BATCH].swapaxes(0, 1).astype(np.float32)),
-                            predict.noise_seed(rng), FIRST)
+    forward = predict.infer(
+        model, tf.constant(images[:BATCH].swapaxes(0, 1).astype(np.float32)), predict.noise_seed(rng), FIRST
+    )
     log_weights = forward.log_weights_per_frame.numpy()[:FIRST].sum(0).reshape(BATCH, K)
     np.testing.assert_allclose(computed["rollout/log_weights"][:BATCH, 0], log_weights, rtol=1e-5)
     weights = np.exp(log_weights - log_weights.max(-1, keepdims=True))
@@ -235,8 +276,9 @@ def test_nothing_generated_infers_every_frame(model, data):
     members = recompute(model, data, n_sequences=BATCH, first=T)
     with Source(data, "test", (50, 50, 1), T, BATCH) as source:
         seen = next(source.batches(BATCH))[1]
-    forward = predict.infer(model, tf.constant(seen.frames.swapaxes(0, 1)),
-                            predict.noise_seed(predict.generator(SEED, 0, 1)))
+    forward = predict.infer(
+        model, tf.constant(seen.frames.swapaxes(0, 1)), predict.noise_seed(predict.generator(SEED, 0, 1))
+    )
     np.testing.assert_allclose(members["rollout/log_weights"][:, 0], forward.log_weights, rtol=1e-5)
 
 
@@ -245,31 +287,36 @@ def test_nothing_generated_infers_every_frame(model, data):
 
 def test_segmentation_names_the_slot_that_adds_most(model):
     where = np.zeros((N, 4), np.float32)
-    where[:, :2] = -2.0                                    # sigmoid: .12 of the frame
+    where[:, :2] = -2.0  # sigmoid: .12 of the frame
     where[0, 2:], where[1, 2:], where[2, 2:] = (-0.5, -0.5), (0.5, 0.5), (0.5, 0.5)
     glimpse = np.ones((N, 36), np.float32) * np.array([[1.0], [0.4], [0.7]])
     row, column = 25 + int(24.5 * np.tanh(0.5)), 24 - int(24.5 * np.tanh(0.5))
 
     def labels(presence, factor=1.0):
-        segments = geometry.segmentation(predict.paste(model, tf.constant(factor * glimpse, tf.float32),
-                                                      tf.constant(where), tf.constant(presence, tf.float32)))
+        segments = geometry.segmentation(
+            predict.paste(
+                model, tf.constant(factor * glimpse, tf.float32), tf.constant(where), tf.constant(presence, tf.float32)
+            )
+        )
         return segments[column, column], segments[row, row], segments[24, 24]
 
     assert labels([1, 1, 1]) == (1, 3, 0)
     assert labels([1, 1, 0]) == (1, 2, 0)
     assert labels([0, 0, 1]) == (0, 3, 0)
-    assert labels([1, 1, 1], factor=0.12) == (1, 0, 0)     # .12 and .084 of white
+    assert labels([1, 1, 1], factor=0.12) == (1, 0, 0)  # .12 and .084 of white
 
 
 def test_what_an_object_draws_is_its_pasted_glimpse_alone(model, data, computed, stored):
     """Where slot n alone shows: the canvas of a model without a mean image, less that of the other slots."""
     images = true_pixels(data)[0]
     rng = predict.generator(SEED, 0, 1)
-    forward = predict.infer(model, tf.constant(images[:BATCH].swapaxes(0, 1).astype(np.float32)),
-                            predict.noise_seed(rng), FIRST)
+    forward = predict.infer(
+        model, tf.constant(images[:BATCH].swapaxes(0, 1).astype(np.float32)), predict.noise_seed(rng), FIRST
+    )
     particle = computed["rollout/particle"][:BATCH, 0] + K * np.arange(BATCH)
-    glimpse, where, presence = (tf.gather(x, particle, axis=1)
-                                for x in (forward.glimpse, forward.latents.where, forward.presence))
+    glimpse, where, presence = (
+        tf.gather(x, particle, axis=1) for x in (forward.glimpse, forward.latents.where, forward.presence)
+    )
     drawn = predict.paste(model, glimpse, where, presence).numpy()
     np.testing.assert_allclose(drawn.sum(2), forward.canvas.numpy()[:, particle], atol=1e-5)
     assert (drawn[presence == 0] == 0).all()
@@ -306,8 +353,19 @@ def test_the_truth_of_files_without_radii_and_numbers_is_read_off_the_pixels(dat
 
 
 def test_another_number_of_slots(data, folder, tiny_run):
-    predict.write(predict.Arguments(run=str(tiny_run), data=str(data), out=folder / "five.h5", n_frames=1, n_samples=1,
-                                    n_generated=0, n_sequences=4, batch_size=4, n_slots=5))
+    predict.write(
+        predict.Arguments(
+            run=str(tiny_run),
+            data=str(data),
+            out=folder / "five.h5",
+            n_frames=1,
+            n_samples=1,
+            n_generated=0,
+            n_sequences=4,
+            batch_size=4,
+            n_slots=5,
+        )
+    )
     with Predictions(folder / "five.h5") as predictions:
         assert predictions.sizes["N"] == 5 and predictions.about.data_set == "balls, 5 slots"
         assert predictions.about.trained_slots == N
@@ -326,19 +384,28 @@ def test_bad_input_is_one_line_and_leaves_no_file(command, folder, data, tiny_ru
     assert len(errors) == 1 and f"test has {T} frames per sequence, {T + 1} were asked for" in errors[0]
     assert "Traceback" not in done.stderr
 
-    for options, message in (({"run": str(folder / "none")}, "no such run folder"),
-                             ({"n_generated": 10}, "at least one of the"),
-                             ({"checkpoint": "8"}, "no checkpoint 8; choose best, newest, or one of")):
+    for options, message in (
+        ({"run": str(folder / "none")}, "no such run folder"),
+        ({"n_generated": 10}, "at least one of the"),
+        ({"checkpoint": "8"}, "no checkpoint 8; choose best, newest, or one of"),
+    ):
         with pytest.raises(UserError, match=message):
-            predict.write(predict.Arguments(**{"run": str(tiny_run), "data": str(data), "out": folder / "no.h5"}
-                                            | options))
+            predict.write(
+                predict.Arguments(**{"run": str(tiny_run), "data": str(data), "out": folder / "no.h5"} | options)
+            )
     assert not (folder / "no.h5").exists()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"path": "/none.h5"}, "no such file"), ({"split": "training"}, "no split 'training'"),
-    ({"n_sequences": 41}, "has 40 sequences, 41 were asked for"), ({"image_size": (50, 50, 3)}, "cannot be cut"),
-    ({"image_size": (65, 65, 1)}, "frames of 64 x 64 x 1, from which the model's 65 x 65 x 1 cannot be cut")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"path": "/none.h5"}, "no such file"),
+        ({"split": "training"}, "no split 'training'"),
+        ({"n_sequences": 41}, "has 40 sequences, 41 were asked for"),
+        ({"image_size": (50, 50, 3)}, "cannot be cut"),
+        ({"image_size": (65, 65, 1)}, "frames of 64 x 64 x 1, from which the model's 65 x 65 x 1 cannot be cut"),
+    ],
+)
 def test_data_that_do_not_fit_are_refused(data, options, message):
     with pytest.raises(UserError, match=message):
         Source(**{"path": data, "split": "test", "image_size": (50, 50, 1), "n_frames": 2} | options)

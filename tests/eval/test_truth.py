@@ -64,7 +64,7 @@ def test_discs_lie_on_their_pixels_in_frames_of_any_size(balls, tmp_path):
         top, left, height, width = found.box[b, t, k]
         inside = top > 0 and left > 0 and top + height < 39 and left + width < 39
         rows, columns = np.nonzero(found.groups[b, t] == k + 1)
-        if inside and len(rows) > 0.7 * height * width:      # hardly covered
+        if inside and len(rows) > 0.7 * height * width:  # hardly covered
             compared += 1
             np.testing.assert_allclose([rows.mean(), columns.mean()], found.centre[b, t, k], atol=0.3)
             assert abs(np.ptp(rows) + 1 - height) < 1.5 and abs(np.ptp(columns) + 1 - width) < 1.5
@@ -77,8 +77,9 @@ def test_boxes_move_with_the_crop(tmp_path):
     ink = np.zeros((28, 28), np.uint8)
     ink[5:15, 4:16] = 255
     digits = moving_mnist.Digits(np.stack([ink] * 20), np.arange(20) % 10)
-    moving_mnist.write(moving_mnist.MovingMNIST(n_frames=T, training=0, validation=0, test=8), tmp_path / "digits.h5",
-                       digits)
+    moving_mnist.write(
+        moving_mnist.MovingMNIST(n_frames=T, training=0, validation=0, test=8), tmp_path / "digits.h5", digits
+    )
     whole, _ = read(tmp_path / "digits.h5")
     cropped, _ = read(tmp_path / "digits.h5", 40)
     np.testing.assert_allclose(cropped.box[..., :2], whole.box[..., :2] - 5)

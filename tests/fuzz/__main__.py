@@ -29,7 +29,7 @@ def complaint(read, folder):
         return "", False
     except UserError as error:
         message = str(error)
-    except OSError as error:            # as in `console.run_cli`
+    except OSError as error:  # as in `console.run_cli`
         if not error.filename:
             return traceback.format_exc(limit=-6), False
         message = f"{error.filename}: {error.strerror}"
@@ -50,8 +50,11 @@ def main():
     """Tries cases 0..n-1 of each format and notes them in FOLDER/cases.jsonl; those that are there already are left."""
     work, n, *names = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:]
     log, case = work / "cases.jsonl", work / "case"
-    begun = {(row["format"], row["case"]) for row in map(json.loads, log.read_text().splitlines())
-             } if log.exists() else set()
+    begun = (
+        {(row["format"], row["case"]) for row in map(json.loads, log.read_text().splitlines())}
+        if log.exists()
+        else set()
+    )
     with open(log, "a", buffering=1) as file:
         for name in names:
             format_, whole = FORMATS[name], work / f"{name}_whole"
@@ -67,8 +70,12 @@ def main():
                 print(json.dumps({"format": name, "case": number, "damage": said}), file=file)
                 problem, refused = complaint(format_.read, case)
                 memory = int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
-                print(json.dumps({"format": name, "case": number, "refused": refused, "problem": problem,
-                                  "memory_mb": memory}), file=file)
+                print(
+                    json.dumps(
+                        {"format": name, "case": number, "refused": refused, "problem": problem, "memory_mb": memory}
+                    ),
+                    file=file,
+                )
 
 
 if __name__ == "__main__":

@@ -28,22 +28,23 @@ def damage_index(rng, path):
         offset, at = varint(at)
         size, at = varint(at)
         handles.append((offset, size))
-    blocks = [(0, min(offset for offset, _ in handles) - 5), *handles]      # one data block, then the two of the footer
+    blocks = [(0, min(offset for offset, _ in handles) - 5), *handles]  # one data block, then the two of the footer
     offset, size = rng.choice([blocks[0]] * 5 + blocks[1:])
-    block = bytearray(content[offset:offset + size])
+    block = bytearray(content[offset : offset + size])
     said = []
     for _ in range(rng.choice([1, 1, 2, 4])):
         i, j = rng.randrange(size), rng.choice([1, 1, 2, 4])
-        block[i:i + j] = rng.choice([rng.randbytes(j), b"\xff" * j, bytes(j)])[:size - i]
+        block[i : i + j] = rng.choice([rng.randbytes(j), b"\xff" * j, bytes(j)])[: size - i]
         said.append(f"{i}:{i + j}")
-    block = bytes(block) + content[offset + size:offset + size + 1]
-    path.write_bytes(content[:offset] + block + struct.pack("<I", masked_crc32c(block)) + content[offset + size + 5:])
+    block = bytes(block) + content[offset + size : offset + size + 1]
+    path.write_bytes(content[:offset] + block + struct.pack("<I", masked_crc32c(block)) + content[offset + size + 5 :])
     return f"{path.name}: block at {offset}, bytes {', '.join(said)}, with the right checksum"
 
 
 def damage_values(rng, prefix):
     """Writes a checkpoint of other values: other types and shapes, not finite, missing, foreign."""
     import tensorflow as tf
+
     reader = tf.train.load_checkpoint(str(prefix))
     values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     said = []
@@ -58,12 +59,15 @@ def damage_values(rng, prefix):
         elif kind == "type":
             values[name] = value.astype(rng.choice(["f8", "i4", "i8", "?", "c8", "f2", "u1"]))
         elif kind == "shape":
-            values[name] = np.zeros(rng.choice([(), (1,), (0,), (2, 3), (*value.shape, 1), value.shape[1:], (1,) * 8]),
-                                    np.float32 if value.dtype == object else value.dtype)
+            values[name] = np.zeros(
+                rng.choice([(), (1,), (0,), (2, 3), (*value.shape, 1), value.shape[1:], (1,) * 8]),
+                np.float32 if value.dtype == object else value.dtype,
+            )
         elif kind == "value":
             with np.errstate(all="ignore"):
-                values[name] = np.full(value.shape, rng.choice([np.nan, np.inf, -np.inf, 1e30, -1, 2.0**62])
-                                       ).astype(value.dtype)
+                values[name] = np.full(value.shape, rng.choice([np.nan, np.inf, -np.inf, 1e30, -1, 2.0**62])).astype(
+                    value.dtype
+                )
         elif kind == "foreign":
             values["some/layer/w"] = value
         elif kind == "empty":
@@ -99,7 +103,7 @@ def damage_checkpoint_files(rng, folder):
 
 def damage_checkpoint(rng, folder):
     indices = sorted(folder.rglob("*.index"))
-    flags, = folder.rglob("flags.json")
+    (flags,) = folder.rglob("flags.json")
     kind = rng.choice(["bytes"] * 3 + ["index"] * 4 + ["values"] * 4 + ["files", "flags"])
     if kind == "bytes":
         return damage_file(rng, folder)
@@ -107,7 +111,7 @@ def damage_checkpoint(rng, folder):
         return damage_checkpoint_files(rng, folder)
     if kind == "flags":
         return damage_json(rng, flags)
-    chosen = indices if rng.random() < 0.5 else [rng.choice(indices)]       # all: nothing sound to fall back to
+    chosen = indices if rng.random() < 0.5 else [rng.choice(indices)]  # all: nothing sound to fall back to
     state, said = rng.getstate(), []
     for index in chosen:
         rng.setstate(state)
@@ -122,12 +126,14 @@ def _quick_models():
     """Makes a model of a configuration once; loading assigns all its variables anew."""
     from sqair import model as sqair_model
     from sqair.model import SQAIR
+
     if "models" not in _KEPT:
         sqair_model.SQAIR = _KEPT["models"] = functools.lru_cache(10)(SQAIR)
 
 
 def make_checkpoint(folder):
     from tests.run_helpers import make_run
+
     make_run(folder / "run", steps=(5, 8))
 
 
@@ -139,7 +145,8 @@ def check_model(model):
 def read_checkpoint(folder):
     from sqair.runs import loading, saving
     from tests.run_helpers import make_state
-    folder, = folder.iterdir()
+
+    (folder,) = folder.iterdir()
     _quick_models()
     if "state" not in _KEPT:
         _KEPT["state"] = make_state()
@@ -163,6 +170,7 @@ def read_checkpoint(folder):
 
 def read_checkpoint_values(folder):
     from sqair.runs.values import read_values
+
     for index in sorted(folder.rglob("*.index")):
         for name, value in read_values(str(index.with_suffix(""))).items():
             assert value.dtype.kind != "f" or np.isfinite(value).all() or "best_bound" in name
@@ -172,6 +180,7 @@ def make_original(folder):
     from sqair import export
     from sqair.runs import loading
     from tests.run_helpers import make_run
+
     make_run(folder / "ours", steps=(5, 8))
     for which in ("5", "8"):
         export.export(loading.load_run(folder / "ours", which), folder / "run")
@@ -180,7 +189,8 @@ def make_original(folder):
 
 def read_original(folder):
     from sqair.runs import loading
-    folder, = folder.iterdir()
+
+    (folder,) = folder.iterdir()
     _quick_models()
     run = loading.load_run(folder)
     check_model(run.model)
@@ -192,14 +202,15 @@ def make_safetensors(folder):
     from sqair import export
     from sqair.runs import loading
     from tests.run_helpers import make_run
+
     make_run(folder / "ours")
     export.save_safetensors(loading.load_run(folder / "ours"), folder / "model")
     shutil.rmtree(folder / "ours")
 
 
 def damage_safetensors(rng, folder):
-    folder, = folder.iterdir()
-    for name in ("README.md", "card.json"):         # for people; not read where a model is loaded
+    (folder,) = folder.iterdir()
+    for name in ("README.md", "card.json"):  # for people; not read where a model is loaded
         (folder / name).unlink()
     kind = rng.choice(["bytes", "bytes", "header", "header", "header", "config", "files"])
     if kind == "bytes":
@@ -210,19 +221,20 @@ def damage_safetensors(rng, folder):
         return damage_checkpoint_files(rng, folder)
     path = folder / "model.safetensors"
     content = path.read_bytes()
-    size, = struct.unpack("<Q", content[:8])
+    (size,) = struct.unpack("<Q", content[:8])
     header = folder / "header"
-    header.write_bytes(content[8:8 + size])
+    header.write_bytes(content[8 : 8 + size])
     said = damage_json(rng, header)
     new = header.read_bytes()
     header.unlink()
-    path.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + size:])
+    path.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + size :])
     return said
 
 
 def read_safetensors(folder):
     from sqair.runs import loading
-    folder, = folder.iterdir()
+
+    (folder,) = folder.iterdir()
     _quick_models()
     run = loading.load_run(folder)
     check_model(run.model)

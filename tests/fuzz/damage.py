@@ -2,7 +2,7 @@
 
 import json
 
-_NUMBERS = [0, 1, -1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, -2**31, 2**32 - 1, 2**40, 2**62, -2**63]
+_NUMBERS = [0, 1, -1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, -(2**31), 2**32 - 1, 2**40, 2**62, -(2**63)]
 
 
 def _span(rng, size):
@@ -13,24 +13,24 @@ def _span(rng, size):
 
 def number(rng, size=None):
     content = rng.choice(_NUMBERS).to_bytes(16, rng.choice(["little", "big"]), signed=True)
-    return content[:size or rng.choice([1, 2, 4, 8])]
+    return content[: size or rng.choice([1, 2, 4, 8])]
 
 
 def _swap(rng, b, i, j):
     k = rng.randrange(j, len(b) + 1)
-    return b[:i] + b[k:k + j - i] + b[j:k] + b[i:j] + b[k + j - i:]
+    return b[:i] + b[k : k + j - i] + b[j:k] + b[i:j] + b[k + j - i :]
 
 
 BYTE_DAMAGE = {
-    "flip": lambda rng, b, i, j: b[:i] + bytes([b[i] ^ 1 << rng.randrange(8)]) + b[i + 1:],
+    "flip": lambda rng, b, i, j: b[:i] + bytes([b[i] ^ 1 << rng.randrange(8)]) + b[i + 1 :],
     "overwrite": lambda rng, b, i, j: b[:i] + rng.randbytes(j - i) + b[j:],
-    "number": lambda rng, b, i, j: b[:i] + (n := number(rng)) + b[i + len(n):],
+    "number": lambda rng, b, i, j: b[:i] + (n := number(rng)) + b[i + len(n) :],
     "insert": lambda rng, b, i, j: b[:i] + rng.randbytes(j - i) + b[i:],
     "delete": lambda rng, b, i, j: b[:i] + b[j:],
-    "truncate": lambda rng, b, i, j: b[:rng.randrange(len(b))],
+    "truncate": lambda rng, b, i, j: b[: rng.randrange(len(b))],
     "zeros": lambda rng, b, i, j: b[:i] + bytes(j - i) + b[j:],
     "ones": lambda rng, b, i, j: b[:i] + b"\xff" * (j - i) + b[j:],
-    "copy": lambda rng, b, i, j: b[:(k := rng.randrange(len(b)))] + b[i:j] + b[k + j - i:],
+    "copy": lambda rng, b, i, j: b[: (k := rng.randrange(len(b)))] + b[i:j] + b[k + j - i :],
     "swap": _swap,
     "repeat": lambda rng, b, i, j: b[:j] + b[i:j] * rng.choice([1, 100]) + b[j:],
 }
@@ -56,11 +56,44 @@ def damage_file(rng, path):
     return f"{path.name}: {said}"
 
 
-HOSTILE = ["null", "true", "[]", "{}", "0", "-1", "0.5", "-0.0", "NaN", "Infinity", "1e400", "-1e400", "1e308",
-           "1e-320", "2147483648", "9223372036854775808", "9" * 400, "9" * 5000, '""', '"x"', '"-2,nan"', '"\\ud800"',
-           '"\\u0663"', '"\\u001b[31m\\nred"', f'"{"x" * 3_000_000}"', "[[[1]]]", '{"a": {"b": [null]}}',
-           "[" * 100_000 + "]" * 100_000, "[1, [2], 3]", "[4096, 4096, 16]", '["prior", 1]', "256", "4096", "1000000",
-           "[" + "0," * 100_000 + "0]", "{\"a\":" * 5_000 + "1" + "}" * 5_000]
+HOSTILE = [
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "0",
+    "-1",
+    "0.5",
+    "-0.0",
+    "NaN",
+    "Infinity",
+    "1e400",
+    "-1e400",
+    "1e308",
+    "1e-320",
+    "2147483648",
+    "9223372036854775808",
+    "9" * 400,
+    "9" * 5000,
+    '""',
+    '"x"',
+    '"-2,nan"',
+    '"\\ud800"',
+    '"\\u0663"',
+    '"\\u001b[31m\\nred"',
+    f'"{"x" * 3_000_000}"',
+    "[[[1]]]",
+    '{"a": {"b": [null]}}',
+    "[" * 100_000 + "]" * 100_000,
+    "[1, [2], 3]",
+    "[4096, 4096, 16]",
+    '["prior", 1]',
+    "256",
+    "4096",
+    "1000000",
+    "[" + "0," * 100_000 + "0]",
+    '{"a":' * 5_000 + "1" + "}" * 5_000,
+]
 
 
 def damage_json(rng, path):

@@ -38,20 +38,44 @@ def damage_pickle(rng, folder):
         op = rng.choice(pickletools.opcodes)
         new = op.code.encode("latin1")
         if op.arg is not None:
-            new += rng.choice([number(rng, 8), b"os\nsystem\n", b"builtins\neval\n", b"numpy\nndarray\n",
-                               b"1" * 5000 + b"\n",
-                               b"\n", b"nan\n", struct.pack("<I", 2**31 - 1), struct.pack("<Q", 2**62), b"\x05abcde"])
-        new = rng.choice([new, new, new * 1000, b"cos\nsystem\n(S'touch made'\ntR", b"(" * 100_000, b"]" * 100_000,
-                          b"2" * 100_000, b"]" + b"2a" * 50, b"\x8c\x02os\x8c\x06system\x93", b"\x82\x01", b"Qx"])
+            new += rng.choice(
+                [
+                    number(rng, 8),
+                    b"os\nsystem\n",
+                    b"builtins\neval\n",
+                    b"numpy\nndarray\n",
+                    b"1" * 5000 + b"\n",
+                    b"\n",
+                    b"nan\n",
+                    struct.pack("<I", 2**31 - 1),
+                    struct.pack("<Q", 2**62),
+                    b"\x05abcde",
+                ]
+            )
+        new = rng.choice(
+            [
+                new,
+                new,
+                new * 1000,
+                b"cos\nsystem\n(S'touch made'\ntR",
+                b"(" * 100_000,
+                b"]" * 100_000,
+                b"2" * 100_000,
+                b"]" + b"2a" * 50,
+                b"\x8c\x02os\x8c\x06system\x93",
+                b"\x82\x01",
+                b"Qx",
+            ]
+        )
         place = rng.choice(positions)
-        content = content[:place] + new + content[place + rng.choice([0, 1]):]
+        content = content[:place] + new + content[place + rng.choice([0, 1]) :]
         said.append(f"{new[:30]!r} x {len(new)} at {place}")
     kept.write_bytes(content)
     return f"{kept.name} {', '.join(said)}"
 
 
 def read_pickle(folder):
-    path, = folder.iterdir()
+    (path,) = folder.iterdir()
     arrays = release_pickle.read_release_pickle(path)
     t, s, h, w = arrays["imgs"].shape
     assert arrays["imgs"].dtype == np.uint8
@@ -93,7 +117,7 @@ def damage_digits(rng, folder):
 
 
 def read_digits(folder):
-    kept, = folder.iterdir()
+    (kept,) = folder.iterdir()
     path = kept / ("digits.npz" if (kept / "digits.npz").exists() else "digits")
     digits = moving_mnist.read_digits(path, None if path.suffix else kept / "labels")
     assert digits.images.shape == (len(digits.labels), 28, 28) and digits.labels.max() <= 9

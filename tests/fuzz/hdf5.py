@@ -12,12 +12,14 @@ def _hostile_array(rng, like):
     """An array that differs from another in type, shape or values; says how."""
     kind = rng.choice(["type", "shape", "values"])
     if kind == "type":
-        dtype = rng.choice(["S3", "c8", "f2", "f8", ">f4", ">i2", "i1", "i8", "u8", "?", "f16", "O", "V4",
-                            [("a", "i4"), ("b", "f4")]])
+        dtype = rng.choice(
+            ["S3", "c8", "f2", "f8", ">f4", ">i2", "i1", "i8", "u8", "?", "f16", "O", "V4", [("a", "i4"), ("b", "f4")]]
+        )
         if dtype == "O":
             return np.full(like.shape, "text", object), kind + " O"
         return np.zeros(like.shape, dtype) if not isinstance(dtype, str) or dtype[0] in "SV" else (
-            like.astype(dtype)), f"{kind} {dtype}"
+            like.astype(dtype)
+        ), f"{kind} {dtype}"
     if kind == "shape":
         shape = list(like.shape)
         change = rng.choice(["drop", "add", "zero", "longer", "shorter", "shuffle", "scalar", "many"])
@@ -34,7 +36,7 @@ def _hostile_array(rng, like):
             shape = [1] * 30
         rng.shuffle(shape) if change == "shuffle" else None
         return np.zeros(shape, like.dtype), f"shape {shape}"
-    value = rng.choice([np.nan, np.inf, -np.inf, -1, 0.5, 2, 255, 256, 65536, 2**40, -2**40, 1e30, 1e-30])
+    value = rng.choice([np.nan, np.inf, -np.inf, -1, 0.5, 2, 255, 256, 65536, 2**40, -(2**40), 1e30, 1e-30])
     with np.errstate(all="ignore"):
         dtype = rng.choice([like.dtype, np.dtype("f4"), np.dtype("f8"), np.dtype("i8")])
         array = like.astype(dtype)
@@ -55,8 +57,9 @@ def packed_zeros(size):
 
 def _storage(rng, file, name, array):
     """Stores an array in an unusual way; says how."""
-    kind = rng.choice(["declared only", "huge", "bomb", "overlong chunk", "twice compressed", "filters", "compact",
-                       "wide chunks"])
+    kind = rng.choice(
+        ["declared only", "huge", "bomb", "overlong chunk", "twice compressed", "filters", "compact", "wide chunks"]
+    )
     if kind == "declared only":
         shape = [size * rng.choice([1, 1000, 2**20, 2**40]) for size in array.shape]
         chunks = rng.choice([None, array.shape])
@@ -76,32 +79,49 @@ def _storage(rng, file, name, array):
             plist.set_chunk(tuple(shape))
             plist.set_deflate(1)
             plist.set_deflate(1)
-            h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(array.dtype, logical=True),
-                            h5py.h5s.create_simple(tuple(shape)), plist)
+            h5py.h5d.create(
+                file.id,
+                name.encode(),
+                h5py.h5t.py_create(array.dtype, logical=True),
+                h5py.h5s.create_simple(tuple(shape)),
+                plist,
+            )
         else:
             file.create_dataset(name, shape, array.dtype, chunks=tuple(shape), compression="gzip")
         nbytes = int(np.prod(shape)) * array.dtype.itemsize
         if nbytes > 2**28:
             return f"{kind} {shape}"
-        size = {"bomb": rng.choice([2**28, 3 * 2**30]), "overlong chunk": nbytes + rng.choice([-nbytes, 1, 10**6])
-                }.get(kind, nbytes)
+        size = {"bomb": rng.choice([2**28, 3 * 2**30]), "overlong chunk": nbytes + rng.choice([-nbytes, 1, 10**6])}.get(
+            kind, nbytes
+        )
         packed = packed_zeros(size)
         if kind == "twice compressed":
             packed = zlib.compress(packed if rng.random() < 0.5 else zlib.compress(bytes(10**8)))
         file[name].id.write_direct_chunk((0,) * len(shape), packed)
         return f"{kind} {shape}, {len(packed)} bytes"
     if kind == "filters":
-        options = rng.choice([dict(compression="lzf"), dict(fletcher32=True), dict(shuffle=True, compression="gzip"),
-                              dict(maxshape=(None,) * array.ndim),
-                              dict(scaleoffset=0 if array.dtype.kind in "iu" else 3)])
+        options = rng.choice(
+            [
+                dict(compression="lzf"),
+                dict(fletcher32=True),
+                dict(shuffle=True, compression="gzip"),
+                dict(maxshape=(None,) * array.ndim),
+                dict(scaleoffset=0 if array.dtype.kind in "iu" else 3),
+            ]
+        )
         file.create_dataset(name, data=array.astype("f4") if array.dtype == bool else array, chunks=True, **options)
         return f"{kind} {options}"
     if kind == "compact":
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_layout(h5py.h5d.COMPACT)
         array = array[(slice(1),) * array.ndim]
-        data = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(array.dtype, logical=True),
-                               h5py.h5s.create_simple(array.shape), plist)
+        data = h5py.h5d.create(
+            file.id,
+            name.encode(),
+            h5py.h5t.py_create(array.dtype, logical=True),
+            h5py.h5s.create_simple(array.shape),
+            plist,
+        )
         if array.nbytes < 60_000:
             data.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(array))
         return kind
@@ -109,8 +129,28 @@ def _storage(rng, file, name, array):
     return kind
 
 
-_ATTRIBUTES = [np.nan, -1.0, 0.0, np.inf, "text", b"\xff\xfe", [1.0, 2.0], 1 + 2j, True, "1", 1e-300, "x" * 60_000, [],
-               np.array([["a"]], "S1"), 2**63 - 1, "NaN", "[]", "{}", "null", "[" * 5000]
+_ATTRIBUTES = [
+    np.nan,
+    -1.0,
+    0.0,
+    np.inf,
+    "text",
+    b"\xff\xfe",
+    [1.0, 2.0],
+    1 + 2j,
+    True,
+    "1",
+    1e-300,
+    "x" * 60_000,
+    [],
+    np.array([["a"]], "S1"),
+    2**63 - 1,
+    "NaN",
+    "[]",
+    "{}",
+    "null",
+    "[" * 5000,
+]
 
 
 def damage_hdf5(rng, path):
@@ -145,8 +185,12 @@ def damage_hdf5(rng, path):
             return f"{kind} {name}: half done, {error}"
         if kind == "link":
             said = rng.choice(["soft", "self", "external", "hard"])
-            file[name] = {"soft": h5py.SoftLink("/nowhere"), "self": h5py.SoftLink(name),
-                          "external": h5py.ExternalLink(str(path), "/"), "hard": file}[said]
+            file[name] = {
+                "soft": h5py.SoftLink("/nowhere"),
+                "self": h5py.SoftLink(name),
+                "external": h5py.ExternalLink(str(path), "/"),
+                "hard": file,
+            }[said]
         elif kind == "type":
             said = "named type"
             file[name] = np.dtype("f4")
@@ -158,22 +202,32 @@ def damage_hdf5(rng, path):
 
 def make_hdf5(folder):
     from data_gen import bouncing_balls, moving_mnist
+
     balls = bouncing_balls.BouncingBalls(n_balls=(2, 3), n_frames=4, training=6, validation=0, test=3, seed=5)
     bouncing_balls.write(balls, folder / "balls.h5")
     rng = np.random.default_rng(0)
-    digits = moving_mnist.Digits(np.pad(rng.integers(1, 255, (40, 12, 9), np.uint8), [(0, 0), (8, 8), (9, 10)]),
-                                 np.arange(40, dtype=np.uint8) % 10)
-    moving_mnist.write(moving_mnist.MovingMNIST(n_frames=3, training=4, validation=0, test=2), folder / "mnist.h5",
-                       digits)
-    for path, dtype in (("rnem.h5", np.float32), ("integers.h5", np.uint8)):     # as R-NEM wrote them
+    digits = moving_mnist.Digits(
+        np.pad(rng.integers(1, 255, (40, 12, 9), np.uint8), [(0, 0), (8, 8), (9, 10)]),
+        np.arange(40, dtype=np.uint8) % 10,
+    )
+    moving_mnist.write(
+        moving_mnist.MovingMNIST(n_frames=3, training=4, validation=0, test=2), folder / "mnist.h5", digits
+    )
+    for path, dtype in (("rnem.h5", np.float32), ("integers.h5", np.uint8)):  # as R-NEM wrote them
         with h5py.File(folder / path, "w") as file:
             for split in ("training", "test"):
                 features = (rng.random((4, 5, 64, 64, 1)) < 0.1).astype(dtype)
-                for name, data in {"features": features, "groups": features * 2, "collisions": features,
-                                   "positions": np.float32(rng.random((4, 5, 3, 2)) * 15)}.items():
-                    file.create_dataset(f"{split}/{name}", data=data,
-                                        compression="gzip" if split == "training" else
-                                        "lzf" if path == "integers.h5" else None)
+                for name, data in {
+                    "features": features,
+                    "groups": features * 2,
+                    "collisions": features,
+                    "positions": np.float32(rng.random((4, 5, 3, 2)) * 15),
+                }.items():
+                    file.create_dataset(
+                        f"{split}/{name}",
+                        data=data,
+                        compression="gzip" if split == "training" else "lzf" if path == "integers.h5" else None,
+                    )
 
 
 def damage_one_hdf5(rng, folder):
@@ -189,6 +243,7 @@ def damage_one_hdf5(rng, folder):
 
 def check_members(read, n_frames, n_sequences):
     from data_gen import hdf5
+
     for name, array in read.items():
         member = hdf5.MEMBERS[name]
         assert array.ndim == len(member.axes)
@@ -203,7 +258,8 @@ def check_members(read, n_frames, n_sequences):
 
 def read_hdf5(folder):
     from data_gen import hdf5
-    path, = folder.iterdir()
+
+    (path,) = folder.iterdir()
     for split in ("training", "test"):
         with hdf5.open_split(path, split, optional=hdf5.MEMBERS) as data:
             n = min(data.n_sequences, 10)
@@ -213,7 +269,8 @@ def read_hdf5(folder):
 def read_pipeline(folder):
     from data_gen import pipeline
     from eval.truth import Source
-    path, = folder.iterdir()
+
+    (path,) = folder.iterdir()
     for batch in pipeline.batches(path, "training", 3, 3, None, repeat=False):
         assert np.isfinite(batch.observations).all() and np.max(batch.observations) <= 1
         assert (batch.counts.numpy() >= -1).all() and batch.counts.shape == batch.observations.shape[:2]

@@ -20,6 +20,7 @@ def damage_predictions(rng, folder):
 def read_predictions(folder):
     from eval import comparison, scores, tables
     from eval.predictions import MEMBERS, Predictions
+
     with Predictions(folder / "predictions.h5") as predictions:
         for name in MEMBERS:
             if name in predictions:
@@ -33,6 +34,7 @@ def read_predictions(folder):
 def make_metrics_json(folder):
     from eval import scores
     from eval.predictions import Predictions
+
     for seed in (0, 1):
         save(folder / "p.h5", seed=seed)
         with Predictions(folder / "p.h5") as predictions:
@@ -48,6 +50,7 @@ def damage_metrics_json(rng, folder):
 
 def read_metrics_json(folder):
     from eval import figures
+
     data_sets = figures.read_metrics([folder])
     panels = figures.likelihood_panels(data_sets)
     for panel in (panel for row in panels for panel in row if panel):

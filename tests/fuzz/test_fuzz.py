@@ -30,13 +30,15 @@ from tests.fuzz.hdf5 import packed_zeros
 from tests.mnist_helpers import Danger, release_data
 
 CASES = int(os.environ.get("FUZZ_CASES", 60))
-HANGS = 1200            # looks, a tenth of a second apart, without a new case
+HANGS = 1200  # looks, a tenth of a second apart, without a new case
 MEMORY_MB = 2000
 MOST_CRASHES = 20
 
 # Formats that one process reads, after another: TensorFlow is loaded for the last ones only.
-PROCESSES = (("hdf5", "predictions", "pickle", "digits", "flags", "csv"),
-             ("pipeline", "curves", "metrics", "checkpoint", "values", "original", "safetensors"))
+PROCESSES = (
+    ("hdf5", "predictions", "pickle", "digits", "flags", "csv"),
+    ("pipeline", "curves", "metrics", "checkpoint", "values", "original", "safetensors"),
+)
 
 
 def memory_mb(process):
@@ -53,7 +55,7 @@ def watch(process, log):
     size, looks = -1, 0
     while process.poll() is None:
         time.sleep(0.1)
-        looks += 1      # not time: a machine that stops everything for a minute stops us too
+        looks += 1  # not time: a machine that stops everything for a minute stops us too
         if log.exists() and log.stat().st_size != size:
             size, looks = log.stat().st_size, 0
         memory = memory_mb(process)
@@ -83,33 +85,50 @@ def try_cases(folder, formats, n):
             assert "damage" in last, f"{trouble} outside of a case, after {last}: {stderr.read()[-2000:]}"
             crashes.append(f"{last['format']} {last['case']} {trouble}: {last['damage']}")
     rows = list(map(json.loads, log.read_text().splitlines()))
-    return [{**begun, **row} for begun in rows if "damage" in begun for row in rows
-            if "problem" in row and (row["format"], row["case"]) == (begun["format"], begun["case"])], crashes
+    return [
+        {**begun, **row}
+        for begun in rows
+        if "damage" in begun
+        for row in rows
+        if "problem" in row and (row["format"], row["case"]) == (begun["format"], begun["case"])
+    ], crashes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("formats", PROCESSES, ids=" ".join)
 def test_broken_files_are_read_or_refused_in_one_line(formats, tmp_path):
     tried, crashes = try_cases(tmp_path, formats, CASES)
-    problems = crashes + [f"{row['format']} {row['case']}: {row['damage']}: {row['problem']}"
-                          for row in tried if row["problem"]]
+    problems = crashes + [
+        f"{row['format']} {row['case']}: {row['damage']}: {row['problem']}" for row in tried if row["problem"]
+    ]
     assert not problems, f"{len(problems)} of {len(tried)}:\n" + "\n".join(problems[:10])
     assert max(row["memory_mb"] for row in tried) < MEMORY_MB
     for name in formats:
         refused = [row["refused"] for row in tried if row["format"] == name]
         assert len(refused) >= CASES * FORMATS[name].share and not all(refused), name
-        assert any(refused) or name == "csv", name          # of a table, only what is damaged is dropped
+        assert any(refused) or name == "csv", name  # of a table, only what is damaged is dropped
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-                    | st.sampled_from(["GRU", "in", "adam", "-2,1", "nan", "1e999"]),
-                    lambda values: (st.lists(values, max_size=4)
-                                    | st.dictionaries(st.text(max_size=3), values, max_size=3)), max_leaves=6)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["GRU", "in", "adam", "-2,1", "nan", "1e999"]),
+    lambda values: (st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3)),
+    max_leaves=6,
+)
 FLAG = st.sampled_from(sorted(to_flags(Config())))
 
 
-@settings(max_examples=max(CASES, 100), derandomize=True, deadline=None, database=None,
-          suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=max(CASES, 100),
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(st.dictionaries(FLAG | st.text(max_size=5), JSON, max_size=3))
 @example({"scale_prior": 10**400})
 def test_any_flags_make_a_configuration_that_lasts_or_one_line(flags):
@@ -158,8 +177,19 @@ def bomb(path):
 
 
 LIKELIHOOD = ("eval.likelihood", "--run", "run", "--data", "balls.h5", "--n_frames", 2)
-TRAIN = ("sqair.train", "--preset", "sqair_balls", "--train_data", "balls.h5", "--max_seq_len", 2, "--batch_size", 2,
-         "--run_dir", "new")
+TRAIN = (
+    "sqair.train",
+    "--preset",
+    "sqair_balls",
+    "--train_data",
+    "balls.h5",
+    "--max_seq_len",
+    2,
+    "--batch_size",
+    2,
+    "--run_dir",
+    "new",
+)
 CONVERT = ("data_gen.moving_mnist", "--from_pickle", "release.pickle", "--out", "out.h5")
 DIGITS = ("data_gen.moving_mnist", "--digits", "digits", "--digit_labels", "labels", "--out", "out.h5")
 TABLES = ("eval.tables", "--predictions", "balls.h5", "--out", "out")
@@ -172,15 +202,21 @@ COMMANDS = {
     "digits missing": (lambda f: None, DIGITS),
     "predictions are data": (lambda f: None, TABLES),
     "predictions cut": (lambda f: cut(f / "balls.h5"), TABLES),
-    "figures of junk": (lambda f: (f / "m.json").write_text('{"metrics": [[' + "[" * 10**5),
-                        ("eval.figures", "figure4", "--metrics", "m.json", "--out", "out.png")),
+    "figures of junk": (
+        lambda f: (f / "m.json").write_text('{"metrics": [[' + "[" * 10**5),
+        ("eval.figures", "figure4", "--metrics", "m.json", "--out", "out.png"),
+    ),
     "data cut": (lambda f: cut(f / "balls.h5"), TRAIN),
     "data a bomb": (lambda f: bomb(f / "balls.h5"), LIKELIHOOD),
-    "flags too large": (lambda f: (f / "run/flags.json").write_text('{"n_units": 256, "image_shape": [4096, 4096]}'),
-                        LIKELIHOOD),
+    "flags too large": (
+        lambda f: (f / "run/flags.json").write_text('{"n_units": 256, "image_shape": [4096, 4096]}'),
+        LIKELIHOOD,
+    ),
     "checkpoint cut": (lambda f: cut(next((f / "run").rglob("*.data*"))), LIKELIHOOD),
-    "checkpoint index of junk": (lambda f: next((f / "run").rglob("*.index")).write_bytes(b"\0" * 500),
-                                 ("sqair.export", "original", "run", "new")),
+    "checkpoint index of junk": (
+        lambda f: next((f / "run").rglob("*.index")).write_bytes(b"\0" * 500),
+        ("sqair.export", "original", "run", "new"),
+    ),
 }
 
 
@@ -192,10 +228,11 @@ def test_commands_end_in_one_error_line(kind, sound, tmp_path):
     spoil(folder)
     before = sorted(folder.rglob("*"))
     names = ("run", "new", "out", "out.h5", "out.png", "balls.h5", "release.pickle", "digits", "labels", "m.json")
-    call = run_command if module == "sqair.train" else run_here     # it sets TensorFlow up as it needs it
+    call = run_command if module == "sqair.train" else run_here  # it sets TensorFlow up as it needs it
     done = call(module, *(folder / word if word in names else word for word in arguments))
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 1 and len(lines) == 1 and str(folder) in lines[0], done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    assert [path for path in folder.rglob("*") if path.is_file() and path not in before
-            and path.name != "run.lock"] == []
+    assert [
+        path for path in folder.rglob("*") if path.is_file() and path not in before and path.name != "run.lock"
+    ] == []

@@ -35,15 +35,20 @@ def axis_weights(scale, shift, n_out, n_in):
 def crop(image, where, size):
     """image [H, W, C] -> [size, size, C]."""
     sx, sy, tx, ty = coords(where)
-    return np.einsum("ih,hwc,jw->ijc", axis_weights(sy, ty, size, image.shape[0]), image,
-                     axis_weights(sx, tx, size, image.shape[1]))
+    return np.einsum(
+        "ih,hwc,jw->ijc", axis_weights(sy, ty, size, image.shape[0]), image, axis_weights(sx, tx, size, image.shape[1])
+    )
 
 
 def paste(glimpse, where, height, width):
     """glimpse [h, w, C] -> [H, W, C]."""
     sx, sy, tx, ty = coords(where)
-    return np.einsum("ih,hwc,jw->ijc", axis_weights(1 / sy, -ty / sy, height, glimpse.shape[0]), glimpse,
-                     axis_weights(1 / sx, -tx / sx, width, glimpse.shape[1]))
+    return np.einsum(
+        "ih,hwc,jw->ijc",
+        axis_weights(1 / sy, -ty / sy, height, glimpse.shape[0]),
+        glimpse,
+        axis_weights(1 / sx, -tx / sx, width, glimpse.shape[1]),
+    )
 
 
 class NumpySQAIR:
@@ -74,23 +79,25 @@ class NumpySQAIR:
         x = np.concatenate(x)
         if f"{scope}/in_to_hidden/w" in self.w:
             return np.tanh(self.linear(f"{scope}/in_to_hidden", x) + self.linear(f"{scope}/hidden_to_hidden", state))
-        w = {gate: (self.w[f"{scope}/w{gate}"], self.w[f"{scope}/u{gate}"], self.w[f"{scope}/b{gate}"])
-             for gate in "zrh"}
+        w = {
+            gate: (self.w[f"{scope}/w{gate}"], self.w[f"{scope}/u{gate}"], self.w[f"{scope}/b{gate}"]) for gate in "zrh"
+        }
         z, r = (sigmoid(x @ w[gate][0] + state @ w[gate][1] + w[gate][2]) for gate in "zr")
         return (1 - z) * state + z * np.tanh(x @ w["h"][0] + (r * state) @ w["h"][1] + w["h"][2])
 
     def gaussian(self, scope, x):
         if len(x) != 2 * self.c.n_what:
             x = self.linear(f"{scope}/gaussian_from_param_vec/linear", x)
-        return x[:self.c.n_what], softplus(x[self.c.n_what:]) + 0.01
+        return x[: self.c.n_what], softplus(x[self.c.n_what :]) + 0.01
 
     def encode(self, image, where, temporal=None):
         glimpse = crop(image, where, self.c.glimpse_size)
         if self.c.masked_glimpse and temporal is not None:
             mask = sigmoid(self.mlp("discovery/discovery_core/air_encoder", 1, temporal, out=True))
             glimpse = glimpse * mask.reshape(self.c.glimpse_size, self.c.glimpse_size, 1)
-        return self.gaussian("discovery/discovery_core/air_encoder",
-                             self.mlp("discovery/discovery_core/encoder_1", 2, glimpse.ravel()))
+        return self.gaussian(
+            "discovery/discovery_core/air_encoder", self.mlp("discovery/discovery_core/encoder_1", 2, glimpse.ravel())
+        )
 
     def where_head(self, scope, *x):
         y = self.mlp(f"{scope}/stochastic_transform_param", 2, *x, out=True)
@@ -107,18 +114,35 @@ class NumpySQAIR:
         what, where, presence = np.zeros(self.c.n_what), np.zeros(4), np.ones(1)
         found = []
         for k in range(self.c.n_steps_per_image):
-            state = self.cell(f"discovery/{self.disc_cell}", state,
-                              self.mlp("discovery/discovery_core/encoder", 2, image.ravel()), conditioning, what, where,
-                              presence)
+            state = self.cell(
+                f"discovery/{self.disc_cell}",
+                state,
+                self.mlp("discovery/discovery_core/encoder", 2, image.ravel()),
+                conditioning,
+                what,
+                where,
+                presence,
+            )
             where_loc, raw = self.where_head("discovery/discovery_core", state)
             where_scale = softplus(raw) + 0.01
             where = where_loc + where_scale * noise["disc_where"][k]
             what_loc, what_scale = self.encode(image, where)
             what = what_loc + what_scale * noise["disc_what"][k]
-            presence, logit = self.presence("discovery/discovery_core", presence, noise["disc_presence"][k], state,
-                                            what)
-            found.append(dict(what=what, what_loc=what_loc, what_scale=what_scale, where=where, where_loc=where_loc,
-                              where_scale=where_scale, presence=presence, presence_logit=logit))
+            presence, logit = self.presence(
+                "discovery/discovery_core", presence, noise["disc_presence"][k], state, what
+            )
+            found.append(
+                dict(
+                    what=what,
+                    what_loc=what_loc,
+                    what_scale=what_scale,
+                    where=where,
+                    where_loc=where_loc,
+                    where_scale=where_scale,
+                    presence=presence,
+                    presence_logit=logit,
+                )
+            )
         return found
 
     def propagate(self, image, objects, noise):
@@ -130,8 +154,9 @@ class NumpySQAIR:
             s = old["temporal"]
             bias = 0.1 * self.mlp(f"{core}/rnn_inpt", 1, s, out=True)
             m, _ = self.encode(image, old["where"] + bias, s)
-            state = self.cell(f"propagation/{rnn}", state, m, what, where, presence, old["what"], old["where"],
-                              old["presence"], s)
+            state = self.cell(
+                f"propagation/{rnn}", state, m, what, where, presence, old["what"], old["where"], old["presence"], s
+            )
             update, raw = self.where_head(core, state, old["where"], s)
             where_loc, where_scale = old["where"] + update, softplus(raw - 1) + 0.01
             where = where_loc + self.where_tril(where_scale) @ noise["prop_where"][k]
@@ -143,8 +168,19 @@ class NumpySQAIR:
             what_scale = (1 - i) * g_scale + (1 - t) * n_scale
             what = what_loc + what_scale * noise["prop_what"][k]
             presence, logit = self.presence(core, old["presence"], noise["prop_presence"][k], state, s, what)
-            kept.append(dict(what=what, what_loc=what_loc, what_scale=what_scale, where=where, where_loc=where_loc,
-                             where_scale=where_scale, presence=presence, presence_logit=logit, temporal=temporal))
+            kept.append(
+                dict(
+                    what=what,
+                    what_loc=what_loc,
+                    what_scale=what_scale,
+                    where=where,
+                    where_loc=where_loc,
+                    where_scale=where_scale,
+                    presence=presence,
+                    presence_logit=logit,
+                    temporal=temporal,
+                )
+            )
         return kept
 
     def where_tril(self, scale):
@@ -154,8 +190,11 @@ class NumpySQAIR:
         return np.diag(scale) + scale[:, None] * np.tril(full)
 
     def prior(self, old):
-        scope = {"rnn": "propagate_prior", "rw": "random_walk_propagate_prior",
-                 "guided": "guided_walk_propagate_prior"}[self.c.prop_prior_type]
+        scope = {
+            "rnn": "propagate_prior",
+            "rw": "random_walk_propagate_prior",
+            "guided": "guided_walk_propagate_prior",
+        }[self.c.prop_prior_type]
         state = self.cell(f"propagation/{self.cells[2]}", old["prior"], old["what"], old["where"])
         y = self.linear(f"propagation/{scope}/linear", state)
         d = self.c.n_what
@@ -165,8 +204,14 @@ class NumpySQAIR:
             guide = 0.1 * (self.c.prop_prior_type == "guided")
             where_loc, what_loc = old["where"] + guide * where_loc, old["what"] + guide * what_loc
             logit = old["presence_logit"] + 0.1 * logit
-        return dict(state=state, logit=logit, where_loc=where_loc, what_loc=what_loc,
-                    where_scale=softplus(where_raw) + 0.01, what_scale=softplus(what_raw) + 0.01)
+        return dict(
+            state=state,
+            logit=logit,
+            where_loc=where_loc,
+            what_loc=what_loc,
+            where_scale=softplus(where_raw) + 0.01,
+            what_scale=softplus(what_raw) + 0.01,
+        )
 
     # Log-probabilities.
     def propagation_terms(self, objects, kept, priors):
@@ -177,8 +222,10 @@ class NumpySQAIR:
             white = np.linalg.solve(tril, new["where"] - new["where_loc"])
             density = normal(white, 0, 1).sum() - np.log(np.abs(np.diag(tril))).sum()
             q += both * (normal(new["what"], new["what_loc"], new["what_scale"]).sum() + density)
-            p += both * (normal(new["what"], prior["what_loc"], prior["what_scale"]).sum()
-                         + normal(new["where"], prior["where_loc"], prior["where_scale"]).sum())
+            p += both * (
+                normal(new["what"], prior["what_loc"], prior["what_scale"]).sum()
+                + normal(new["where"], prior["where_loc"], prior["where_scale"]).sum()
+            )
             for logit, is_q in ((new["presence_logit"], True), (prior["logit"], False)):
                 term = old["presence"][0] * -softplus(-logit if new["presence"][0] else logit)[0]
                 q, p, discrete = q + term * is_q, p + term * (not is_q), discrete + term * is_q
@@ -194,22 +241,33 @@ class NumpySQAIR:
         q, p = discrete, 0.0
         if self.c.rec_where_prior:
             scope = "discovery/discover/recurrent_normal_impl"
-            state = elu(self.linear(f"{scope}/linear_1", self.w[f"{scope}/{scope}/vanilla_rnn_initial_state_0/w"][0],
-                                    conditioning, expected))
+            state = elu(
+                self.linear(
+                    f"{scope}/linear_1",
+                    self.w[f"{scope}/{scope}/vanilla_rnn_initial_state_0/w"][0],
+                    conditioning,
+                    expected,
+                )
+            )
             previous = self.w[f"{scope}/init_sample"][0]
         for new in found:
             loc, scale = where_mean, 1.0
             if self.c.rec_where_prior:
                 y = self.linear(f"{scope}/linear", self.cell(f"{scope}/vanilla_rnn", state, previous))
                 loc, scale, previous = y[:4], softplus(y[4:]) + 0.01, new["where"]
-            q += new["presence"][0] * (normal(new["what"], new["what_loc"], new["what_scale"]).sum()
-                                       + normal(new["where"], new["where_loc"], new["where_scale"]).sum())
+            q += new["presence"][0] * (
+                normal(new["what"], new["what_loc"], new["what_scale"]).sum()
+                + normal(new["where"], new["where_loc"], new["where_scale"]).sum()
+            )
             p += new["presence"][0] * (normal(new["what"], 0, 1).sum() + normal(new["where"], loc, scale).sum())
         if self.c.disc_prior_type == "geom":
             return q, p + n * np.log(self.c.step_success_prob) + np.log(1 - self.c.step_success_prob), discrete
         scope = "model/sequential_air/while/sqair_timestep/discover"
-        logits = elu(self.w[f"{scope}/step_prior_bias"] + (t > 0) * self.w[f"{scope}/step_prior_timestep_bias"]
-                     + self.mlp("discovery/discover", 1, expected, out=True))
+        logits = elu(
+            self.w[f"{scope}/step_prior_bias"]
+            + (t > 0) * self.w[f"{scope}/step_prior_timestep_bias"]
+            + self.mlp("discovery/discover", 1, expected, out=True)
+        )
         return q, p + logits[n] - np.logaddexp.reduce(logits), discrete
 
     def decode(self, objects, height, width, channels):
@@ -228,16 +286,29 @@ class NumpySQAIR:
         """One particle: images [T, H, W, C]; noise name -> [T, N, d]. Returns a list of dictionaries, one per frame."""
         n = self.c.n_steps_per_image
         _, temporal, prior = self.cells
-        start = {"temporal": self.w[f"sequence/sequential_air/propagation/{temporal}_initial_state_0/w"][0],
-                 "prior": self.w[f"sequence/sequential_air/propagation/{prior}_initial_state_0/w"][0]}
-        objects = [dict(what=np.zeros(self.c.n_what), where=np.zeros(4), presence=np.zeros(1),
-                        presence_logit=np.zeros(1), id=-1, **start) for _ in range(n)]
+        start = {
+            "temporal": self.w[f"sequence/sequential_air/propagation/{temporal}_initial_state_0/w"][0],
+            "prior": self.w[f"sequence/sequential_air/propagation/{prior}_initial_state_0/w"][0],
+        }
+        objects = [
+            dict(
+                what=np.zeros(self.c.n_what),
+                where=np.zeros(4),
+                presence=np.zeros(1),
+                presence_logit=np.zeros(1),
+                id=-1,
+                **start,
+            )
+            for _ in range(n)
+        ]
         last_id, frames = -1, []
         for t, image in enumerate(images):
             here = {name: value[t] for name, value in noise.items()}
             kept, priors = self.propagate(image, objects, here), [self.prior(old) for old in objects]
-            conditioning = sum(new["presence"] * self.mlp("sequence/sequential_air/sqair_timestep", 2, new["what"],
-                                                          new["where"]) for new in kept)
+            conditioning = sum(
+                new["presence"] * self.mlp("sequence/sequential_air/sqair_timestep", 2, new["what"], new["where"])
+                for new in kept
+            )
             expected = sum(sigmoid(prior["logit"]) - 0.5 for prior in priors) / n
             found = self.discover(image, conditioning, here)
             q_prop, p_prop, discrete_prop = self.propagation_terms(objects, kept, priors)
@@ -252,11 +323,19 @@ class NumpySQAIR:
             objects = sorted(kept + found, key=lambda new: new["presence"][0] == 0)[:n]
             canvas = self.decode(objects, *image.shape)
             data_ll = normal(image, canvas, self.c.output_std).sum()
-            frames.append(dict(
-                data_ll=data_ll, log_q=q_prop + q_disc, log_p=p_prop + p_disc, canvas=canvas,
-                discrete_log_prob=discrete_prop + discrete_disc, object_id=[new["id"] for new in objects],
-                what=[new["presence"] * new["what"] for new in objects],
-                where=[new["presence"] * new["where"] for new in objects],
-                n_propagated=sum(new["presence"][0] for new in kept), n_discovered=sum(x["presence"][0] for x in found),
-                log_weights_per_frame=data_ll - q_prop - q_disc + p_prop + p_disc))
+            frames.append(
+                dict(
+                    data_ll=data_ll,
+                    log_q=q_prop + q_disc,
+                    log_p=p_prop + p_disc,
+                    canvas=canvas,
+                    discrete_log_prob=discrete_prop + discrete_disc,
+                    object_id=[new["id"] for new in objects],
+                    what=[new["presence"] * new["what"] for new in objects],
+                    where=[new["presence"] * new["where"] for new in objects],
+                    n_propagated=sum(new["presence"][0] for new in kept),
+                    n_discovered=sum(x["presence"][0] for x in found),
+                    log_weights_per_frame=data_ll - q_prop - q_disc + p_prop + p_disc,
+                )
+            )
         return frames

@@ -17,11 +17,19 @@ from sqair.model import SQAIR
 from sqair.runs import original
 
 HERE = Path(__file__).parent
-RECORDED = HERE.parents[2] / "shared" / "reference"   # the whole recordings, not part of the repository
-SEEDS = {"mnist_default": 0, "balls": 1, "relational": 3, "cells": 12, "l2": 14, "generate": 21, "generate_guided": 22,
-         "sample_nogen": 23}
-ADDED = ("cells", "l2")     # recordings in which what was drawn for a bias was added to its initial value
-CARRIED = ("balls", "cells", "l2", "sample_nogen", "generate_guided")   # here, canvases and glimpses but for balls not
+RECORDED = HERE.parents[2] / "shared" / "reference"  # the whole recordings, not part of the repository
+SEEDS = {
+    "mnist_default": 0,
+    "balls": 1,
+    "relational": 3,
+    "cells": 12,
+    "l2": 14,
+    "generate": 21,
+    "generate_guided": 22,
+    "sample_nogen": 23,
+}
+ADDED = ("cells", "l2")  # recordings in which what was drawn for a bias was added to its initial value
+CARRIED = ("balls", "cells", "l2", "sample_nogen", "generate_guided")  # here, canvases and glimpses but for balls not
 
 
 def redraw(variable: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -61,11 +69,15 @@ def redraw_sqair(recording: str, flags: dict, mean_image: np.ndarray) -> dict[st
         "discovery/discovery_core/steps_predictor/mlp/linear_1/b": [flags["disc_step_bias"] - 0.5],
     }
     scale_prior = [float(x) for x in flags["scale_prior"].split(",")]
-    initial = {
-        "propagation/propagation_core/what/linear/b": 1.0,
-        "discovery/discovery_core/air_encoder/mlp/linear_1/b": 1.0,
-        "discovery/discover/recurrent_normal_impl/linear/b": [scale_prior[0], scale_prior[-1], 0, 0, 1, 1, 1, 1],
-    } if recording in ADDED else {}
+    initial = (
+        {
+            "propagation/propagation_core/what/linear/b": 1.0,
+            "discovery/discovery_core/air_encoder/mlp/linear_1/b": 1.0,
+            "discovery/discover/recurrent_normal_impl/linear/b": [scale_prior[0], scale_prior[-1], 0, 0, 1, 1, 1, 1],
+        }
+        if recording in ADDED
+        else {}
+    )
     values = {}
     for name, shape in variable_shapes(recording).items():
         if name.endswith("/min_std"):

@@ -207,7 +207,7 @@ def test_relation_rmc_gives_every_object_the_whole_output():
     relations = relation(states, presence, memory)
     states[:, 2:] = 0  # absent objects enter as zeros
     expected = core.step(states.reshape([3, 44]), memory)
-    assert relations.gamma.shape == (3, 1, relation.gamma_size) == (3, 1, 160)      # the same for all objects
+    assert relations.gamma.shape == (3, 1, relation.gamma_size) == (3, 1, 160)  # the same for all objects
     np.testing.assert_array_equal(relations.gamma[:, 0], expected.output)
     np.testing.assert_array_equal(relations.memory, expected.memory)
     assert relation.memory_size == 40 and not relation.memory_follows_objects
@@ -279,7 +279,16 @@ def test_a_relation_is_what_it_says(kind):
 
 
 def test_operations_of_more_blocks_keys_and_input_rows_by_hand():
-    core = RelationalMemory(7, mem_slots=3, head_size=2, num_heads=2, num_blocks=2, attention_mlp_layers=1, key_size=5,
-                            input_rows=2, gate_style="memory")
-    block = 5 * (4 * 2 * (5 + 5 + 2) + 4 * 4) + 5 * 5 * 2 * (5 + 2)      # 5 rows of 4; queries, keys, values; products
+    core = RelationalMemory(
+        7,
+        mem_slots=3,
+        head_size=2,
+        num_heads=2,
+        num_blocks=2,
+        attention_mlp_layers=1,
+        key_size=5,
+        input_rows=2,
+        gate_style="memory",
+    )
+    block = 5 * (4 * 2 * (5 + 5 + 2) + 4 * 4) + 5 * 5 * 2 * (5 + 2)  # 5 rows of 4; queries, keys, values; products
     assert core.multiply_adds() == 2 * 7 * 4 + 2 * block + 3 * 4 * 2 + 8 * 2

@@ -17,13 +17,16 @@ def make_discover(**flags):
     return discover
 
 
-@pytest.mark.parametrize("probs, expected", [
-    ([0.5, 0.8, 0.25], [0.5, 0.1, 0.3, 0.1]),
-    ([1.0, 1.0, 1.0], [0, 0, 0, 1]),
-    ([0.0, 0.7, 0.7], [1, 0, 0, 0]),
-    ([1.0, 0.0, 0.5], [0, 1, 0, 0]),
-    ([0.3], [0.7, 0.3]),
-])
+@pytest.mark.parametrize(
+    "probs, expected",
+    [
+        ([0.5, 0.8, 0.25], [0.5, 0.1, 0.3, 0.1]),
+        ([1.0, 1.0, 1.0], [0, 0, 0, 1]),
+        ([0.0, 0.7, 0.7], [1, 0, 0, 0]),
+        ([1.0, 0.0, 0.5], [0, 1, 0, 0]),
+        ([0.3], [0.7, 0.3]),
+    ],
+)
 def test_number_of_steps_by_hand(probs, expected):
     probs = tf.constant([probs, probs])
     with tf.GradientTape() as tape:
@@ -38,7 +41,7 @@ def test_number_of_steps_gradient_by_hand():
     probs = tf.constant([0.0, 0.7])
     with tf.GradientTape() as tape:
         tape.watch(probs)
-        p_two = number_of_steps(probs)[2]       # p1 p2
+        p_two = number_of_steps(probs)[2]  # p1 p2
     np.testing.assert_allclose(tape.gradient(p_two, probs), [0.7, 0.0], atol=1e-7)
 
 
@@ -58,8 +61,9 @@ def test_posterior_counts_present_slots_only():
     s = tf.nest.map_structure(lambda x: x.numpy().astype(np.float64), slots)
     presence = np.array([[1, 1, 0], [0, 0, 0]])
     np.testing.assert_allclose(log_probs.what, normal(s.what, s.what_loc, s.what_scale).sum(-1) * presence, rtol=1e-4)
-    np.testing.assert_allclose(log_probs.where, normal(s.where, s.where_loc, s.where_scale).sum(-1) * presence,
-                               rtol=1e-4)
+    np.testing.assert_allclose(
+        log_probs.where, normal(s.where, s.where_loc, s.where_scale).sum(-1) * presence, rtol=1e-4
+    )
     p = 1 / (1 + np.exp(-s.presence_logit[..., 0]))
     discrete = np.log([p[0, 0] * p[0, 1] * (1 - p[0, 2]), 1 - p[1, 0]])
     np.testing.assert_allclose(log_probs.discrete, discrete, rtol=1e-4)
@@ -71,8 +75,9 @@ def test_categorical_prior_by_hand(later):
     discover = make_discover()
     presence = [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
     expected = draw(3, 1, seed=5)
-    steps = discover.prior_log_probs(make_slots(presence), tf.zeros([3, 32]), tf.constant(expected),
-                                     tf.constant(later)).discrete
+    steps = discover.prior_log_probs(
+        make_slots(presence), tf.zeros([3, 32]), tf.constant(expected), tf.constant(later)
+    ).discrete
     first, second = discover.steps_mlp.layers
     hidden = elu(expected @ first.w["x"].numpy() + first.b)
     bias = discover.step_bias + later * discover.timestep_bias.numpy()
@@ -89,9 +94,10 @@ def test_categorical_prior_starts_with_no_discovery_after_the_first_frame():
 
 def test_geometric_prior_by_hand():
     discover = make_discover(disc_prior_type="geom", step_success_prob=0.6)
-    steps = discover.prior_log_probs(make_slots([[1, 1, 1], [1, 0, 0], [0, 0, 0]]), tf.zeros([3, 32]),
-                                     tf.zeros([3, 1]), tf.constant(1.0)).discrete
-    np.testing.assert_allclose(steps, np.log([0.6 ** 3 * 0.4, 0.6 * 0.4, 0.4]), rtol=1e-5)
+    steps = discover.prior_log_probs(
+        make_slots([[1, 1, 1], [1, 0, 0], [0, 0, 0]]), tf.zeros([3, 32]), tf.zeros([3, 1]), tf.constant(1.0)
+    ).discrete
+    np.testing.assert_allclose(steps, np.log([0.6**3 * 0.4, 0.6 * 0.4, 0.4]), rtol=1e-5)
     assert discover.steps_mlp is None
 
 
@@ -101,8 +107,9 @@ def test_prior_of_where_without_recurrence(scale_prior, mean):
     presence = np.array([[1, 1, 0], [0, 0, 0]])
     slots = make_slots(presence)
     log_probs = discover.prior_log_probs(slots, tf.zeros([2, 32]), tf.zeros([2, 1]), tf.constant(1.0))
-    np.testing.assert_allclose(log_probs.where, normal(slots.where.numpy(), np.array(mean), 1).sum(-1) * presence,
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        log_probs.where, normal(slots.where.numpy(), np.array(mean), 1).sum(-1) * presence, rtol=1e-5
+    )
     np.testing.assert_allclose(log_probs.what, normal(slots.what.numpy(), 0, 1).sum(-1) * presence, rtol=1e-5)
     assert discover.where_prior is None
 
@@ -116,7 +123,7 @@ def test_recurrent_prior_starts_at_the_scale_prior(scale_prior, start):
 def test_recurrent_prior_is_a_loop_from_one_state():
     prior = RecurrentNormal(4, 6, [0.0] * 8)
     make_busy(prior)
-    where, conditioning = draw(2, 5, 3, 4), draw(2, 5, 6, seed=1)       # [T, P, N, 4], [T, P, c]
+    where, conditioning = draw(2, 5, 3, 4), draw(2, 5, 6, seed=1)  # [T, P, N, 4], [T, P, c]
     distribution = prior(tf.constant(where), tf.constant(conditioning))
     weights = np.concatenate([prior.conditioning.w["state"], prior.conditioning.w["conditioning"]])
     start = np.broadcast_to(prior.initial_state, [2, 5, 4])

@@ -41,8 +41,15 @@ def test_mask_starts_open_and_may_be_missing():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mean_image", [True, False])
 def test_decoder_adds_the_mean_image_where_it_drew(channels, mean_image):
-    decoder = Decoder((9, 11, channels), (4, 4, channels), n_what=3, n_hidden=8, output_scale=0.7, output_std=0.3,
-                      mean_image=mean_image)
+    decoder = Decoder(
+        (9, 11, channels),
+        (4, 4, channels),
+        n_what=3,
+        n_hidden=8,
+        output_scale=0.7,
+        output_std=0.3,
+        mean_image=mean_image,
+    )
     make_busy(decoder)
     what, where = draw(3, 2, 3, 3), draw(3, 2, 3, 4, seed=1)
     presence = np.float32([[[1, 0, 1], [0, 0, 0]], [[1, 1, 1], [0, 1, 0]], [[0, 0, 1], [1, 1, 0]]])

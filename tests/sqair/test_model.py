@@ -26,26 +26,32 @@ def n_parameters(model):
     return sum(v.shape.num_elements() for v in model.trainable_variables)
 
 
-@pytest.mark.parametrize("flags", [
-    {},
-    {"prop_prior_type": "rw"},
-    {"prop_prior_type": "guided", "prior_transition": "VanillaRNN"},
-    {"disc_prior_type": "geom", "step_success_prob": 0.6},
-    {"rec_where_prior": False, "scale_prior": "-1,0.5"},
-    {"rec_where_prior": True, "scale_prior": "-1,0.5", "masked_glimpse": False},
-    {"mean_image": False, "output_std": 0.5},
-    {"transition": "GRU"},
-    {"time_transition": "VanillaRNN", "n_steps_per_image": 1},
-    {"transition": "GRU", "time_transition": "VanillaRNN", "prior_transition": "VanillaRNN"},
-    {"n_what": 16},                                                     # half of R: heads without weights
-    {"image_shape": (9, 11, 3), "prop_prior_type": "guided", "disc_prior_type": "geom", "rec_where_prior": False},
-    {"image_shape": (9, 11, 3), "masked_glimpse": False, "mean_image": False, "prop_prior_step_bias": -1.0},
-], ids=lambda flags: " ".join(f"{key}={value}" for key, value in flags.items()) or "default")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"prop_prior_type": "rw"},
+        {"prop_prior_type": "guided", "prior_transition": "VanillaRNN"},
+        {"disc_prior_type": "geom", "step_success_prob": 0.6},
+        {"rec_where_prior": False, "scale_prior": "-1,0.5"},
+        {"rec_where_prior": True, "scale_prior": "-1,0.5", "masked_glimpse": False},
+        {"mean_image": False, "output_std": 0.5},
+        {"transition": "GRU"},
+        {"time_transition": "VanillaRNN", "n_steps_per_image": 1},
+        {"transition": "GRU", "time_transition": "VanillaRNN", "prior_transition": "VanillaRNN"},
+        {"n_what": 16},  # half of R: heads without weights
+        {"image_shape": (9, 11, 3), "prop_prior_type": "guided", "disc_prior_type": "geom", "rec_where_prior": False},
+        {"image_shape": (9, 11, 3), "masked_glimpse": False, "mean_image": False, "prop_prior_step_bias": -1.0},
+    ],
+    ids=lambda flags: " ".join(f"{key}={value}" for key, value in flags.items()) or "default",
+)
 def test_equals_the_specification(flags):
     model = busy_model(**flags)
     names = original.original_names(model)
-    weights = {name: original.gather_original(columns, [c.variable.numpy() for c in columns])
-               for name, columns in names.items()}
+    weights = {
+        name: original.gather_original(columns, [c.variable.numpy() for c in columns])
+        for name, columns in names.items()
+    }
     reference = NumpySQAIR(model.config, weights)
     obs, noise = make_inputs(model)
     forward = model(obs, noise)
@@ -54,27 +60,45 @@ def test_equals_the_specification(flags):
     present = forward.latents.presence
     counts = np.zeros(2)
     for p in range(4):
-        one = {f"{phase}_{field}": getattr(record, field).numpy()[:, :, p].astype(np.float64)
-               for phase, record in zip(("prop", "disc"), noise) for field in record._fields}
+        one = {
+            f"{phase}_{field}": getattr(record, field).numpy()[:, :, p].astype(np.float64)
+            for phase, record in zip(("prop", "disc"), noise)
+            for field in record._fields
+        }
         for t, expected in enumerate(reference.run(images[:, p // 2].astype(np.float64), one)):
             counts += expected.pop("n_propagated"), expected.pop("n_discovered")
-            ours = dict(data_ll=forward.data_ll, log_q=forward.log_q, log_p=forward.log_p,
-                        log_weights_per_frame=forward.log_weights_per_frame, object_id=forward.frame.object_id,
-                        discrete_log_prob=forward.discrete_log_prob, what=present * forward.latents.what,
-                        where=present * forward.latents.where, canvas=canvas)
+            ours = dict(
+                data_ll=forward.data_ll,
+                log_q=forward.log_q,
+                log_p=forward.log_p,
+                log_weights_per_frame=forward.log_weights_per_frame,
+                object_id=forward.frame.object_id,
+                discrete_log_prob=forward.discrete_log_prob,
+                what=present * forward.latents.what,
+                where=present * forward.latents.where,
+                canvas=canvas,
+            )
             for name, value in expected.items():
-                np.testing.assert_allclose(np.reshape(ours[name][t, p], np.shape(value)), value, rtol=1e-3, atol=2e-4,
-                                           err_msg=f"{name}, particle {p}, frame {t}")
-    assert counts.min() > 0             # objects are both found and kept
+                np.testing.assert_allclose(
+                    np.reshape(ours[name][t, p], np.shape(value)),
+                    value,
+                    rtol=1e-3,
+                    atol=2e-4,
+                    err_msg=f"{name}, particle {p}, frame {t}",
+                )
+    assert counts.min() > 0  # objects are both found and kept
 
 
-@pytest.mark.parametrize("flags, count", [
-    ({}, 2_951_522),
-    ({"n_what": 5}, 2_663_117),
-    ({"n_steps_per_image": 4}, 2_951_535),
-    ({"n_what": 5, "n_steps_per_image": 4}, 2_663_130),
-    ({"n_what": 5, "n_steps_per_image": 4, "mean_image": False}, 2_660_630),
-])
+@pytest.mark.parametrize(
+    "flags, count",
+    [
+        ({}, 2_951_522),
+        ({"n_what": 5}, 2_663_117),
+        ({"n_steps_per_image": 4}, 2_951_535),
+        ({"n_what": 5, "n_steps_per_image": 4}, 2_663_130),
+        ({"n_what": 5, "n_steps_per_image": 4, "mean_image": False}, 2_660_630),
+    ],
+)
 def test_parameter_counts_of_sqair(flags, count):
     model = SQAIR(ModelConfig(**flags))
     assert n_parameters(model) == count
@@ -82,12 +106,15 @@ def test_parameter_counts_of_sqair(flags, count):
     assert len(original.original_names(model)) == 105 - ("mean_image" in flags)
 
 
-@pytest.mark.parametrize("relation, inputs, added", [
-    ("in", ("rnn", "where"), 9_389),
-    ("rmc", ("rnn", "where"), 98_880),
-    ("in", ("prior", "rnn", "where"), 21_677),
-    ("rmc", ("prior", "rnn", "where"), 221_760),
-])
+@pytest.mark.parametrize(
+    "relation, inputs, added",
+    [
+        ("in", ("rnn", "where"), 9_389),
+        ("rmc", ("rnn", "where"), 98_880),
+        ("in", ("prior", "rnn", "where"), 21_677),
+        ("rmc", ("prior", "rnn", "where"), 221_760),
+    ],
+)
 def test_parameter_counts_of_r_sqair(relation, inputs, added):
     config = attrs.evolve(PRESETS["sqair_balls"].model, relation=relation, relation_inputs=inputs, mean_image=False)
     assert n_parameters(SQAIR(config)) == 2_660_630 + added
@@ -97,8 +124,13 @@ def test_parameter_counts_of_r_sqair(relation, inputs, added):
 def test_relation_enters_where_it_is_asked_to(relation_inputs):
     model = SQAIR(small_config(relation="in", relation_inputs=relation_inputs))
     places = {"prior/rnn": "prior", "core/rnn": "rnn", "core/where_head": "where"}
-    found = {place for v in model.trainable_variables if "w_gamma" in v.name
-             for part, place in places.items() if part in v.name}
+    found = {
+        place
+        for v in model.trainable_variables
+        if "w_gamma" in v.name
+        for part, place in places.items()
+        if part in v.name
+    }
     assert found == set(relation_inputs)
 
 
@@ -120,7 +152,7 @@ def test_relational_model_filled_from_sqair_computes_its_bound(relation):
     assert len(done.filled) == len(plain.trainable_variables) and len(done.widened) == 3
     forward, _, gradients = loss_and_gradients(related, obs, noise)
     np.testing.assert_allclose(forward.log_weights, plain(obs, noise).log_weights, rtol=1e-5)
-    for name in done.widened:           # and it can leave that state
+    for name in done.widened:  # and it can leave that state
         assert np.any(gradients[name]), name
 
 
@@ -136,7 +168,7 @@ def test_gradients_reach_every_variable(relation):
 @pytest.mark.slow
 def test_eager_graph_and_xla_agree(request):
     model = busy_model(relation="in", n_steps_per_image=2)
-    model.sequence.all_slots = True         # as for XLA
+    model.sequence.all_slots = True  # as for XLA
     obs, noise = make_inputs(model, n_frames=2)
     variables = model.trainable_variables
 
@@ -151,7 +183,7 @@ def test_eager_graph_and_xla_agree(request):
     tf.config.run_functions_eagerly(False)
     request.addfinalizer(lambda: tf.config.run_functions_eagerly(True))
     graph = tf.function(step).get_concrete_function(obs, noise)
-    xla = tf.function(lambda *inputs: graph(*inputs), jit_compile=True)       # traced once for both
+    xla = tf.function(lambda *inputs: graph(*inputs), jit_compile=True)  # traced once for both
     for compiled in (graph, xla):
         compiled = tf.nest.flatten(compiled(obs, noise))
         assert len(compiled) == len(eager) > 100
@@ -160,8 +192,9 @@ def test_eager_graph_and_xla_agree(request):
             np.testing.assert_allclose(ours, expected, atol=2e-4 * scale)
 
 
-@pytest.mark.parametrize("kind, relation", [("rnn", "none"), ("rw", "none"), ("guided", "none"), ("rnn", "rmc"),
-                                            ("rnn", "rmc_slots")])
+@pytest.mark.parametrize(
+    "kind, relation", [("rnn", "none"), ("rw", "none"), ("guided", "none"), ("rnn", "rmc"), ("rnn", "rmc_slots")]
+)
 def test_skipping_propagation_at_the_first_frame_changes_nothing(kind, relation):
     model = busy_model(prop_prior_type=kind, relation=relation)
     inputs = make_inputs(model, n_frames=2)
@@ -172,8 +205,9 @@ def test_skipping_propagation_at_the_first_frame_changes_nothing(kind, relation)
         np.testing.assert_allclose(getattr(skipped, name), getattr(whole, name), rtol=1e-5, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(skipped.frame.expected, whole.frame.expected, atol=1e-7)
     for name, gradient in whole_gradients.items():
-        np.testing.assert_allclose(skipped_gradients[name], gradient, rtol=1e-3,
-                                   atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            skipped_gradients[name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name
+        )
     # Absent slots differ: what is stored is all that is skipped.
     assert np.abs(whole.frame.propagated.where[0]).max() > 0 == np.abs(skipped.frame.propagated.where[0]).max()
 
@@ -197,7 +231,7 @@ def test_leaving_out_absent_slots_changes_no_number(kind, relation, request):
 
     whole, left_out = compiled(True), compiled(False)
     found = []
-    for value in (-30.0, -1.0, 30.0):       # nothing is found, little, all
+    for value in (-30.0, -1.0, 30.0):  # nothing is found, little, all
         bias.assign([value])
         expected, ours = whole(obs, noise), left_out(obs, noise)
         presence = expected[0].frame.discovered.presence[1:, :, :, 0].numpy()
@@ -205,13 +239,15 @@ def test_leaving_out_absent_slots_changes_no_number(kind, relation, request):
         np.testing.assert_array_equal(ours[0].frame.discovered.presence, expected[0].frame.discovered.presence)
         np.testing.assert_array_equal(ours[0].frame.object_id, expected[0].frame.object_id)
         for name in ("log_weights_per_frame", "log_p", "log_q", "discrete_log_prob", "canvas"):
-            np.testing.assert_allclose(getattr(ours[0], name), getattr(expected[0], name), rtol=1e-5, atol=1e-5,
-                                       err_msg=name)
+            np.testing.assert_allclose(
+                getattr(ours[0], name), getattr(expected[0], name), rtol=1e-5, atol=1e-5, err_msg=name
+            )
         np.testing.assert_allclose(ours[0].frame.expected, expected[0].frame.expected, atol=1e-7)
         np.testing.assert_allclose(ours[1], expected[1], rtol=1e-6)
         for name, gradient in expected[2].items():
-            np.testing.assert_allclose(ours[2][name], gradient, rtol=1e-3,
-                                       atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                ours[2][name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name
+            )
         if value == -1.0:
             # What is stored for absent slots is all that differs, and it does: they are left out.
             absent = presence[:, :, 0] == 0
@@ -231,8 +267,9 @@ def test_a_loop_in_the_graph_computes_what_unrolled_frames_do(relation, all_slot
 
     def results(unrolled):
         model.sequence.UNROLLED = model.decoder.UNROLLED = unrolled
-        return tf.function(lambda obs, noise: loss_and_gradients(model, obs, noise, generate_after=2),
-                           autograph=False)(*inputs)
+        return tf.function(lambda obs, noise: loss_and_gradients(model, obs, noise, generate_after=2), autograph=False)(
+            *inputs
+        )
 
     expected, ours = results(5), results(4)
     for name, x, y in zip(Forward._fields, expected[0], ours[0]):
@@ -241,8 +278,9 @@ def test_a_loop_in_the_graph_computes_what_unrolled_frames_do(relation, all_slot
     np.testing.assert_allclose(ours[1], expected[1], rtol=1e-6)
     assert 0 < np.mean(expected[0].presence) < 1
     for name, gradient in expected[2].items():
-        np.testing.assert_allclose(ours[2][name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max() + 1e-6,
-                                   err_msg=name)
+        np.testing.assert_allclose(
+            ours[2][name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name
+        )
 
 
 @pytest.mark.slow
@@ -267,8 +305,13 @@ def test_parts_of_a_sequence_one_after_another_are_the_sequence(relation):
     whole = model(obs, noise, generate_after=2)
     state = None
     for first, last in ((0, 2), (2, 4), (4, 5)):
-        part = model(obs[first:last], model.draw_noise([0, 1], last - first, 2, first), generate_after=2, state=state,
-                     first=first)
+        part = model(
+            obs[first:last],
+            model.draw_noise([0, 1], last - first, 2, first),
+            generate_after=2,
+            state=state,
+            first=first,
+        )
         state = part.state
         for name in set(Forward._fields) - {"log_weights", "state"}:
             for ours, expected in zip(tf.nest.flatten(getattr(part, name)), tf.nest.flatten(getattr(whole, name))):
@@ -294,7 +337,7 @@ def test_predicted_frames_discover_nothing_and_keep_ids(generating):
         for p in range(ids.shape[1]):
             now = ids[t, p][ids[t, p] >= 0].tolist()
             before = ids[t - 1, p][ids[t - 1, p] >= 0].tolist()
-            kept = forward.frame.propagated.presence[t, p, :len(before), 0].numpy() > 0
+            kept = forward.frame.propagated.presence[t, p, : len(before), 0].numpy() > 0
             assert now == [i for i, k in zip(before, kept) if k]
             survivors += len(now)
     assert survivors > 3
@@ -327,7 +370,7 @@ def test_prediction_does_not_see_the_predicted_frames(generating):
     np.testing.assert_array_equal(changed.frame.object_id, forward.frame.object_id)
     assert np.abs(changed.data_ll[2:] - forward.data_ll[2:]).min() > 1
     posterior = model(obs, noise)
-    for name in ("canvas", "log_weights_per_frame"):      # what was inferred before is as without prediction
+    for name in ("canvas", "log_weights_per_frame"):  # what was inferred before is as without prediction
         np.testing.assert_array_equal(getattr(forward, name)[:2], getattr(posterior, name)[:2])
     assert np.abs(forward.canvas[2:] - posterior.canvas[2:]).max() > 1e-2
 
@@ -335,7 +378,7 @@ def test_prediction_does_not_see_the_predicted_frames(generating):
 def test_prediction_asked_for_by_flags():
     model = busy_model(sample_from_prior=True, generate_after=1)
     plain = busy_model(sample_from_prior=False, generate_after=1)
-    never = busy_model(sample_from_prior=True, generate_after=0)        # as the original: not below 1
+    never = busy_model(sample_from_prior=True, generate_after=0)  # as the original: not below 1
     obs, noise = make_inputs(model)
     predicted = plain(obs, noise, generate_after=1).canvas
     np.testing.assert_array_equal(model(obs, noise).canvas, predicted)
@@ -358,11 +401,15 @@ def test_loss_is_per_frame_and_adds_the_penalty():
     discrete = tf.reshape(tf.reduce_sum(forward.discrete_log_prob, 0), [2, 2])
     vimco = objectives.vimco(forward.log_weights, discrete) / 3
     np.testing.assert_allclose(model.loss(forward), vimco, rtol=1e-6)
-    np.testing.assert_allclose(model.loss(forward, "vimco_textbook"),
-                               objectives.vimco(forward.log_weights, discrete, textbook=True) / 3, rtol=1e-6)
-    np.testing.assert_allclose(model.loss(forward, "iwae"), -tf.reduce_mean(objectives.iwae(forward.log_weights)) / 3,
-                               rtol=1e-6)
-    squares = sum(float(tf.reduce_sum(v ** 2)) for v in model.trainable_variables)
+    np.testing.assert_allclose(
+        model.loss(forward, "vimco_textbook"),
+        objectives.vimco(forward.log_weights, discrete, textbook=True) / 3,
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        model.loss(forward, "iwae"), -tf.reduce_mean(objectives.iwae(forward.log_weights)) / 3, rtol=1e-6
+    )
+    squares = sum(float(tf.reduce_sum(v**2)) for v in model.trainable_variables)
     np.testing.assert_allclose(model.loss(forward, l2=0.5), vimco + 0.25 * squares, rtol=1e-5)
 
 
@@ -372,9 +419,12 @@ def hand_made():
     model = busy_model()
     forward = model(*make_inputs(model, n_frames=2))
     return forward._replace(
-        log_weights=tf.math.log([[1.0, 3.0], [2.0, 2.0]]), data_ll=tf.constant([[1.0, 2, 3, 4], [5, 6, 7, 8]]),
-        mse=tf.constant([[0.0, 1, 0, 0], [0, 0, 0, 0]]), log_q=tf.constant([[4.0, 0, 0, 0], [0, 0, 0, 0]]),
-        log_p=tf.zeros([2, 4]))
+        log_weights=tf.math.log([[1.0, 3.0], [2.0, 2.0]]),
+        data_ll=tf.constant([[1.0, 2, 3, 4], [5, 6, 7, 8]]),
+        mse=tf.constant([[0.0, 1, 0, 0], [0, 0, 0, 0]]),
+        log_q=tf.constant([[4.0, 0, 0, 0], [0, 0, 0, 0]]),
+        log_p=tf.zeros([2, 4]),
+    )
 
 
 def test_report_weighs_by_importance(hand_made):

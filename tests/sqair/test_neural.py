@@ -43,8 +43,13 @@ def test_linear_starts_as_a_truncated_normal_by_fan_in_over_all_inputs():
 def test_gru_starts_glorot_uniform_by_gate():
     cell = neural.GRU(dict(x=20, y=30), 100)
     square = math.sqrt(6 / 200)
-    limits = {"inputs/w_x": math.sqrt(6 / 150), "inputs/w_y": math.sqrt(6 / 150), "inputs/b": square,
-              "recurrent/w": square, "candidate/w": square}
+    limits = {
+        "inputs/w_x": math.sqrt(6 / 150),
+        "inputs/w_y": math.sqrt(6 / 150),
+        "inputs/b": square,
+        "recurrent/w": square,
+        "candidate/w": square,
+    }
     variables = {v.name.split(":")[0].split("/", 1)[1]: v.numpy() for v in cell.trainable_variables}
     assert set(variables) == set(limits)
     for name, limit in limits.items():
@@ -59,12 +64,13 @@ def test_initial_states_are_trainable_zeros():
 
 def test_vanilla_rnn_formula():
     cell = neural.VanillaRNN(dict(x=3, y=2), 4)
-    assert {v.shape.as_list()[0] for v in (cell.inputs.b, cell.recurrent.b)} == {4}     # two biases
+    assert {v.shape.as_list()[0] for v in (cell.inputs.b, cell.recurrent.b)} == {4}  # two biases
     randomise(cell)
     x, y, s = draw(5, 3), draw(5, 2, seed=1), draw(5, 4, seed=2)
     weights = np.concatenate([cell.inputs.w["x"], cell.inputs.w["y"]])
-    expected = np.tanh(np.concatenate([x, y], 1) @ weights + cell.inputs.b + s @ cell.recurrent.w["x"].numpy()
-                       + cell.recurrent.b)
+    expected = np.tanh(
+        np.concatenate([x, y], 1) @ weights + cell.inputs.b + s @ cell.recurrent.w["x"].numpy() + cell.recurrent.b
+    )
     np.testing.assert_allclose(cell(cell.inputs(x=t(x), y=t(y)), t(s)), expected, rtol=1e-5)
     np.testing.assert_allclose(cell(cell.inputs(x=t(x), y=t(y)), t(s), cell.recurrent(t(s))), expected, rtol=1e-5)
 
@@ -132,7 +138,8 @@ def test_gaussian_head_of_an_input_of_its_own_width_has_no_weights():
 @pytest.mark.parametrize("leading", [(5,), (2, 5), (2, 3, 5)])
 def test_matmul_of_any_rank_in_a_graph_of_unknown_length(leading):
     x, w = draw(*leading, 3), draw(3, 2)
-    compiled = tf.function(neural.matmul, input_signature=[tf.TensorSpec([None] * len(leading) + [3]),
-                                                           tf.TensorSpec([3, 2])])
+    compiled = tf.function(
+        neural.matmul, input_signature=[tf.TensorSpec([None] * len(leading) + [3]), tf.TensorSpec([3, 2])]
+    )
     np.testing.assert_allclose(neural.matmul(tf.constant(x), tf.constant(w)), x @ w, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(compiled(x, w), x @ w, rtol=1e-5, atol=1e-6)

@@ -30,7 +30,7 @@ def test_distributions_and_independence():
         assert 0 <= x.min() and x.max() < 1
         assert np.allclose(np.histogram(x, 10, (0, 1))[0] / numbers, 0.1, atol=0.01)
     for x in normals:
-        assert abs(x.mean()) < 0.03 and abs(x.std() - 1) < 0.03 and abs((x ** 3).mean()) < 0.1
+        assert abs(x.mean()) < 0.03 and abs(x.std() - 1) < 0.03 and abs((x**3).mean()) < 0.1
     correlation = np.corrcoef(uniforms + normals) - np.eye(20)
     assert np.abs(correlation).max() < 0.04
 
@@ -56,7 +56,7 @@ def test_a_part_of_a_draw_is_that_part_of_the_whole(sizes):
     for first, n_frames in ((0, 4), (1, 3), (4, 4), (8, 1)):
         part = [x.numpy() for x in tf.nest.flatten(noise.draw([7, 8], n_frames, *sizes, first=first))]
         for ours, expected in zip(part, whole):
-            np.testing.assert_array_equal(ours, expected[first:first + n_frames])
+            np.testing.assert_array_equal(ours, expected[first : first + n_frames])
 
 
 def test_numbers_are_those_of_tensorflows_own_functions():
@@ -64,11 +64,14 @@ def test_numbers_are_those_of_tensorflows_own_functions():
     seed, options = tf.constant([7, 8]), dict(alg=tf.random.Algorithm.PHILOX)
     np.testing.assert_array_equal(
         tf.concat([drawn.propagation.where, drawn.propagation.what, drawn.discovery.where, drawn.discovery.what], -1),
-        tf.random.stateless_normal([3, 2, 5, 16], seed, **options))
-    np.testing.assert_array_equal(tf.concat([drawn.propagation.presence, drawn.discovery.presence], -1),
-                                  tf.random.stateless_uniform([3, 2, 5, 2], ~seed, **options))
+        tf.random.stateless_normal([3, 2, 5, 16], seed, **options),
+    )
+    np.testing.assert_array_equal(
+        tf.concat([drawn.propagation.presence, drawn.discovery.presence], -1),
+        tf.random.stateless_uniform([3, 2, 5, 2], ~seed, **options),
+    )
 
 
-@pytest.mark.parametrize("step", [0, 2 ** 31 - 1])
+@pytest.mark.parametrize("step", [0, 2**31 - 1])
 def test_any_step_of_a_run_may_be_drawn(step):
-    assert all(np.all(np.isfinite(x)) for x in arrays([2 ** 31 - 1, step], 1, 1, 1, 1))
+    assert all(np.all(np.isfinite(x)) for x in arrays([2**31 - 1, step], 1, 1, 1, 1))

@@ -49,7 +49,7 @@ def test_textbook_vimco_is_unbiased_after_weighing_by_particles():
     The loss is a mean over particles where the estimator is a sum: K times its score term is compared.
     """
     k, a = 3, tf.constant(0.3)
-    log_joint = np.array([-1.0, -2.5])                 # log p(x, b)
+    log_joint = np.array([-1.0, -2.5])  # log p(x, b)
 
     def log_q(b, a):
         return -tf.nn.softplus(-a) if b else -tf.nn.softplus(a)

@@ -16,8 +16,12 @@ PRESENCE = np.float32([[1, 1, 0], [1, 0, 0]])
 
 
 def make_objects():
-    return Latents(tf.constant(draw(P, N, D)), tf.constant(draw(P, N, 4, seed=1)),
-                   tf.constant(PRESENCE[..., None]), tf.constant(draw(P, N, 1, seed=2)))
+    return Latents(
+        tf.constant(draw(P, N, D)),
+        tf.constant(draw(P, N, 4, seed=1)),
+        tf.constant(PRESENCE[..., None]),
+        tf.constant(draw(P, N, 1, seed=2)),
+    )
 
 
 @pytest.mark.parametrize("kind", ["rnn", "rw", "guided"])
@@ -48,7 +52,7 @@ def test_where_has_the_covariance_of_the_spec():
     posterior.cholesky_scale.assign(c)
     loc, scale, noise = draw(2, 3, 4), np.exp(draw(2, 3, 4, seed=1)), draw(2, 3, 4, seed=2)
     tril = scale[..., None] * tfp.math.fill_triangular(c).numpy() + np.apply_along_axis(np.diag, -1, scale)
-    assert np.diag(tfp.math.fill_triangular(c).numpy() + np.eye(4)).min() < 0      # the determinant's sign matters too
+    assert np.diag(tfp.math.fill_triangular(c).numpy() + np.eye(4)).min() < 0  # the determinant's sign matters too
     x = loc + scale * posterior.correlate(tf.constant(noise))
     np.testing.assert_allclose(x, loc + np.einsum("...ij,...j->...i", tril, noise), rtol=1e-4, atol=1e-5)
     covariance = tril @ np.swapaxes(tril, -1, -2)
@@ -66,7 +70,7 @@ def test_presence_needs_presence_before():
     np.testing.assert_array_equal(logit, [[3.0], [-88.0]])
     for uniform, expected in ((0.0, [[1.0], [0.0]]), (0.94, [[1.0], [0.0]]), (0.96, [[0.0], [0.0]])):
         alive = sample_presence(logit, tf.constant([[1.0], [0.0]]), tf.fill([2, 1], uniform))
-        np.testing.assert_array_equal(alive, expected)      # sigmoid(3) = 0.953
+        np.testing.assert_array_equal(alive, expected)  # sigmoid(3) = 0.953
 
 
 def make_propagate(**flags):
@@ -102,5 +106,5 @@ def test_prior_is_a_sample_when_generating(kind):
         np.testing.assert_allclose(slots.where[:, k], where, rtol=1e-5)
         np.testing.assert_allclose(slots.what[:, k], what, rtol=1e-5)
     np.testing.assert_array_equal(slots.presence[..., 0], PRESENCE)
-    if kind == "guided":        # a walk's logit alone would let absent objects come back
+    if kind == "guided":  # a walk's logit alone would let absent objects come back
         assert np.any(tf.sigmoid(prior.presence_logit).numpy()[PRESENCE == 0] > 1e-6)

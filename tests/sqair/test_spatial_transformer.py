@@ -33,13 +33,22 @@ def bilinear(image, y, x):
 def resample(image, sx, sy, tx, ty, height, width):
     """An output of height x width pixels whose pixel (v, u) reads the image at (sy v + ty, sx u + tx)."""
     grid_y, grid_x = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
-    return np.array([[bilinear(image, (sy * v + ty + 1) * (image.shape[0] - 1) / 2,
-                               (sx * u + tx + 1) * (image.shape[1] - 1) / 2) for u in grid_x] for v in grid_y])
+    return np.array(
+        [
+            [
+                bilinear(
+                    image, (sy * v + ty + 1) * (image.shape[0] - 1) / 2, (sx * u + tx + 1) * (image.shape[1] - 1) / 2
+                )
+                for u in grid_x
+            ]
+            for v in grid_y
+        ]
+    )
 
 
-@pytest.mark.parametrize("spread", [0.5, 3.0])      # 3: most windows stand partly or wholly outside
+@pytest.mark.parametrize("spread", [0.5, 3.0])  # 3: most windows stand partly or wholly outside
 def test_crop_is_a_bilinear_gather(spread):
-    images, where = draw(2, *IMAGE), spread * draw(2, 6, 4, seed=1)     # 2 images, 3 particles each, 2 windows
+    images, where = draw(2, *IMAGE), spread * draw(2, 6, 4, seed=1)  # 2 images, 3 particles each, 2 windows
     ours = crops.crop(crops.image_to_columns(tf.constant(images), 1), tf.constant(where), GLIMPSE).numpy()
     assert ours.shape == (2, 6, 16)
     for p in range(6):
@@ -67,7 +76,7 @@ def test_paste_is_the_sum_of_inverse_gathers(spread):
 
 def test_whole_image_crops_and_pastes_to_itself():
     image = draw(1, 5, 5)
-    where = tf.constant([[[40.0, 40.0, 0.0, 0.0]]], tf.float64)      # scale 1, no shift
+    where = tf.constant([[[40.0, 40.0, 0.0, 0.0]]], tf.float64)  # scale 1, no shift
     glimpse = crops.crop(crops.image_to_columns(tf.constant(image), 1), where, (5, 5, 1))
     np.testing.assert_allclose(glimpse[0, 0], image.ravel(), atol=1e-12)
     pasted = st.paste(glimpse, where, tf.ones([1, 1], tf.float64), (5, 5, 1), (5, 5))
@@ -121,8 +130,9 @@ def test_colour_is_grey_for_every_channel():
     for c in range(3):
         grey = crops.crop(crops.image_to_columns(tf.constant(images[..., c]), 1), tf.constant(where), GLIMPSE).numpy()
         np.testing.assert_allclose(pixels[..., c].reshape(4, 2, 16), grey, atol=1e-12)
-        np.testing.assert_allclose(canvas[..., c], st.paste(tf.constant(grey), tf.constant(where), presence, GLIMPSE,
-                                                            IMAGE), atol=1e-12)
+        np.testing.assert_allclose(
+            canvas[..., c], st.paste(tf.constant(grey), tf.constant(where), presence, GLIMPSE, IMAGE), atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 3, 5, 4, 1)])

@@ -27,8 +27,9 @@ def test_present_first_is_a_stable_sort(m, n):
     np.testing.assert_array_equal(order.sum(-1), 1)
     np.testing.assert_array_equal(order.argmax(-1), [stable_order(row, n) for row in presence])
     x = draw(200, m, 5)
-    np.testing.assert_array_equal(pick(tf.constant(order), tf.constant(x)),
-                                  [row[stable_order(p, n)] for row, p in zip(x, presence)])
+    np.testing.assert_array_equal(
+        pick(tf.constant(order), tf.constant(x)), [row[stable_order(p, n)] for row, p in zip(x, presence)]
+    )
 
 
 class Steps:
@@ -53,8 +54,9 @@ class Steps:
     def run(self, state, t, **options):
         discover = self.timestep.discover
         code = discover.core.rnn.inputs(frame=discover.frame_encoder(tf.reshape(self.obs[t], [4, -1])))
-        return self.timestep(state, tf.repeat(code, 2, 0), self.frame(t),
-                             tf.nest.map_structure(lambda x: x[t], self.noise), **options)
+        return self.timestep(
+            state, tf.repeat(code, 2, 0), self.frame(t), tf.nest.map_structure(lambda x: x[t], self.noise), **options
+        )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_busy_enough(steps):
     """The tests below see objects that stay, go, come, and more of them than there is room for."""
     presence = np.stack([presences(record) for record in steps.records])
     assert (presence.sum(-1) > N).any() and (presence.sum(-1) < N).any()
-    assert ((presence[1:, :, 0] == 0) & (presence[1:, :, 1] == 1)).any()        # the second one moves to the first slot
+    assert ((presence[1:, :, 0] == 0) & (presence[1:, :, 1] == 1)).any()  # the second one moves to the first slot
     assert (presence[1:, :, N:].sum(-1) > 0).any()
 
 
@@ -148,8 +150,9 @@ def test_memory_rows(relation):
     assert moved or relation == "rmc"
 
 
-@pytest.mark.parametrize("kind, relation", [("rnn", "none"), ("guided", "none"), ("rnn", "in"), ("rnn", "rmc"),
-                                            ("rnn", "rmc_slots")])
+@pytest.mark.parametrize(
+    "kind, relation", [("rnn", "none"), ("guided", "none"), ("rnn", "in"), ("rnn", "rmc"), ("rnn", "rmc_slots")]
+)
 def test_absent_slots_do_not_matter(kind, relation):
     """Junk in the stored values of absent slots changes nothing of the present ones, nor any log-probability."""
     steps = Steps(prop_prior_type=kind, relation=relation)
@@ -162,7 +165,7 @@ def test_absent_slots_do_not_matter(kind, relation):
         return x + 3.0 * absent * draw(*x.shape, seed=seed)
 
     objects = state.objects._replace(what=junk(state.objects.what, 1), where=junk(state.objects.where, 2))
-    if kind == "rnn":       # a walk's prior goes on from the logit, and all of them count as expected
+    if kind == "rnn":  # a walk's prior goes on from the logit, and all of them count as expected
         objects = objects._replace(presence_logit=junk(objects.presence_logit, 3))
     spoilt = state._replace(objects=objects, temporal=junk(state.temporal, 4), prior=junk(state.prior, 5))
     if relation == "rmc_slots":
@@ -172,15 +175,29 @@ def test_absent_slots_do_not_matter(kind, relation):
         after, record = steps.run(start, t)
         present = after.objects.presence
         presence_prev = record.presence_prev
-        terms = (timestep.propagate.posterior_log_probs(record.propagated, presence_prev),
-                 timestep.propagate.prior_log_probs(record.propagated, record.prior, presence_prev),
-                 timestep.discover.posterior_log_probs(record.discovered),
-                 timestep.discover.prior_log_probs(record.discovered, record.conditioning, record.expected,
-                                                   tf.constant(1.0)))
-        results.append([after.objects.presence, after.object_id, present * after.objects.what,
-                        present * after.objects.where, present * after.temporal, present * after.prior,
-                        record.conditioning, record.expected, record.discovered.presence, *tf.nest.flatten(terms)]
-                       + [present * after.memory] * (relation == "rmc_slots"))
+        terms = (
+            timestep.propagate.posterior_log_probs(record.propagated, presence_prev),
+            timestep.propagate.prior_log_probs(record.propagated, record.prior, presence_prev),
+            timestep.discover.posterior_log_probs(record.discovered),
+            timestep.discover.prior_log_probs(
+                record.discovered, record.conditioning, record.expected, tf.constant(1.0)
+            ),
+        )
+        results.append(
+            [
+                after.objects.presence,
+                after.object_id,
+                present * after.objects.what,
+                present * after.objects.where,
+                present * after.temporal,
+                present * after.prior,
+                record.conditioning,
+                record.expected,
+                record.discovered.presence,
+                *tf.nest.flatten(terms),
+            ]
+            + [present * after.memory] * (relation == "rmc_slots")
+        )
     for ours, expected in zip(*results):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
     assert np.abs(steps.run(spoilt, t)[0].objects.where - steps.run(state, t)[0].objects.where).max() > 0.1

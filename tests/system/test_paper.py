@@ -114,9 +114,11 @@ def test_a_run_of_other_flags_is_named_and_nothing_starts(copied, monkeypatch, c
 
 def test_a_run_of_other_data_is_named_and_training_refuses_to_go_on(copied):
     other = copied / "other.h5"
-    bouncing_balls.write(attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=10, training=16, validation=8,
-                                      test=8, seed=1), other)
-    command, = paper.plan(arguments(copied, data_4=other)).training
+    bouncing_balls.write(
+        attrs.evolve(bouncing_balls.PRESETS["balls4mass64"], n_frames=10, training=16, validation=8, test=8, seed=1),
+        other,
+    )
+    (command,) = paper.plan(arguments(copied, data_4=other)).training
     with pytest.raises(UserError, match="trained on other data than .*other.h5"):
         command.reason()
     before = (copied / "runs" / "sqair_balls_0" / "versions.json").read_text()
@@ -124,7 +126,7 @@ def test_a_run_of_other_data_is_named_and_training_refuses_to_go_on(copied):
     assert result.returncode == 1 and "is not the data that" in result.stderr
     assert (copied / "runs" / "sqair_balls_0" / "versions.json").read_text() == before
     moved = shutil.copy(copied / "data" / "balls4mass64.h5", copied / "moved.h5")
-    same, = paper.plan(arguments(copied, data_4=moved)).training
+    (same,) = paper.plan(arguments(copied, data_4=moved)).training
     assert same.reason() == ""
 
 
@@ -132,10 +134,10 @@ def test_an_older_run_that_does_not_tell_its_data_is_known_by_their_path(copied)
     versions = copied / "runs" / "sqair_balls_0" / "versions.json"
     versions.write_text("{}")
     flags = json.loads((copied / "runs" / "sqair_balls_0" / "flags.json").read_text())
-    moved, = paper.plan(arguments(copied)).training
+    (moved,) = paper.plan(arguments(copied)).training
     with pytest.raises(UserError, match="trained on other data"):
         moved.reason()
-    same, = paper.plan(arguments(copied, data_4=pathlib.Path(flags["train_data"]))).training
+    (same,) = paper.plan(arguments(copied, data_4=pathlib.Path(flags["train_data"]))).training
     assert same.reason() == ""
 
 
@@ -145,7 +147,7 @@ def test_the_whole_and_what_was_asked_for(copied, monkeypatch, capsys):
     output = capsys.readouterr().out
     results = copied / "results"
     assert f"up to date: {copied / 'runs' / 'sqair_balls_0'}\n" in output and "all done (2 of 2 runs)" in output
-    assert output.count("\ndone (") == 1 + 5 + 2 + 5     # training, predictions, tables after each run, report
+    assert output.count("\ndone (") == 1 + 5 + 2 + 5  # training, predictions, tables after each run, report
     for name in ("table.md", "table.tex", "figure3.png", "figure3.gif", "figure4.pdf", "curves.png", "index.html"):
         assert (results / name).stat().st_size > 0
 
@@ -170,8 +172,9 @@ def checkout(tmp_path_factory):
     folder = make_checkout(tmp_path_factory.mktemp("checkout") / "r-sqair")
     for preset, sizes in (("balls4mass64", dict(training=64, validation=32, test=8)), ("balls678mass64", dict(test=8))):
         (folder / "data").mkdir(exist_ok=True)
-        bouncing_balls.write(attrs.evolve(bouncing_balls.PRESETS[preset], n_frames=10, **sizes),
-                             folder / "data" / f"{preset}.h5")
+        bouncing_balls.write(
+            attrs.evolve(bouncing_balls.PRESETS[preset], n_frames=10, **sizes), folder / "data" / f"{preset}.h5"
+        )
     return folder
 
 
@@ -179,8 +182,14 @@ def start(checkout, folder, *words, **environment):
     """Starts run.sh in a folder, in a session of its own as from another terminal."""
     folder.mkdir(exist_ok=True)
     log = open(folder / "output.txt", "w")
-    return subprocess.Popen([checkout / "run.sh", *words], cwd=folder, stdout=log, stderr=log, start_new_session=True,
-                            env=os.environ | environment)
+    return subprocess.Popen(
+        [checkout / "run.sh", *words],
+        cwd=folder,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env=os.environ | environment,
+    )
 
 
 PAPER = ("--seeds", "0", "1", "--jobs", "2")
@@ -192,8 +201,18 @@ def paper_in_training(checkout, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     shutil.copytree(checkout / "data", folder / "given")
-    process = start(checkout, folder, "paper", *PAPER, "--data_4", "given/balls4mass64.h5", "--data_678",
-                    "given/balls678mass64.h5", SCALE="small", MODELS="sqair")
+    process = start(
+        checkout,
+        folder,
+        "paper",
+        *PAPER,
+        "--data_4",
+        "given/balls4mass64.h5",
+        "--data_678",
+        "given/balls678mass64.h5",
+        SCALE="small",
+        MODELS="sqair",
+    )
     try:
         logs = [folder / "runs" / "small" / f"sqair_balls_{seed}" / "train.log" for seed in (0, 1)]
         wait_for(lambda: all(log.exists() and "parameters" in log.read_text() for log in logs), process)
@@ -227,8 +246,9 @@ def test_killing_it_outright_leaves_nothing_running(paper_in_training):
     assert all("stopped by signal 15" in log.read_text() for log in logs)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129),
-                                          (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
 def test_run_sh_ends_with_what_it_runs(checkout, tmp_path, number, code):
     """Of the verbs that run several programs."""
     folder = tmp_path / "here"
@@ -246,9 +266,17 @@ def test_run_sh_ends_with_what_it_runs(checkout, tmp_path, number, code):
 
 def test_run_sh_train_is_the_training(checkout, tmp_path):
     folder, steps = tmp_path / "here", TINY.training.index("--train_itr") + 1
-    endless = TINY.training[:steps] + ["100000"] + TINY.training[steps + 1:]
-    process = start(checkout, folder, "train", "sqair_balls", "3", "--train_data",
-                    os.path.relpath(checkout / "data" / "balls4mass64.h5", folder), *endless)
+    endless = TINY.training[:steps] + ["100000"] + TINY.training[steps + 1 :]
+    process = start(
+        checkout,
+        folder,
+        "train",
+        "sqair_balls",
+        "3",
+        "--train_data",
+        os.path.relpath(checkout / "data" / "balls4mass64.h5", folder),
+        *endless,
+    )
     try:
         log = folder / "runs" / "sqair_balls_3" / "train.log"
         wait_for(lambda: log.exists() and "step 1 " in log.read_text(), process)
@@ -263,5 +291,5 @@ def test_other_errors_of_run_sh_are_its_own(checkout, tmp_path):
     folder = tmp_path / "here"
     assert start(checkout, folder, "eval", "no_such_run", "no_such_data").wait(120) == 1
     assert "no_such_run" in (folder / "output.txt").read_text()
-    assert [path.name for path in folder.iterdir()] == ["output.txt"]       # no folder of results is left
+    assert [path.name for path in folder.iterdir()] == ["output.txt"]  # no folder of results is left
     assert start(checkout, folder, "nonsense").wait(60) == 1

@@ -21,20 +21,61 @@ from tests.run_helpers import make_state
 
 STEP = 7
 # Numbers are floats, scale_prior is one too; `DEAD` are flags of other times, or of no use here.
-DEAD = {"constant_prop_prior": 0.0, "data_config": "configs/seq_mnist_data.py", "debug": False,
-        "git_commit": "0123456789abcdef0123456789abcdef01234567", "gpu": 0.0, "input_type": "normal",
-        "model_config": "configs/mlp_mnist_model.py", "per_timestep_vimco": False, "results_dir": "../checkpoints",
-        "resume": False, "run_name": "small", "test_run": False, "train_path": "seq_mnist_train.pickle",
-        "valid_path": "seq_mnist_validation.pickle"}
-FLAGS = {**DEAD, "batch_size": 4.0, "disc_prior_type": "cat", "disc_step_bias": 1.0, "eval_on_train": True,
-         "eval_size_fraction": 0.5, "fig_itr": 20000.0, "glimpse_size": 6.0, "k_particles": 2.0, "l2": 0.0,
-         "learning_rate": 1e-05, "log_at_start": False, "log_itr": 10000.0, "masked_glimpse": True,
-         "n_steps_per_image": 3.0, "n_units": 1.0, "n_what": 3.0, "opt": "rmsprop", "output_scale": 0.25,
-         "output_std": 0.3, "prior_transition": "GRU", "prop_prior_step_bias": 10.0, "prop_prior_type": "rnn",
-         "prop_step_bias": 5.0, "rec_where_prior": True, "report_loss_every": 1.0, "sample_from_prior": False,
-         "save_itr": 100000.0, "scale_prior": -2.0, "schedule": "4,6,10", "seq_len": 2.0, "stage_itr": 200000.0,
-         "step_success_prob": 0.75, "time_transition": "GRU", "train_itr": STEP + 1.0, "transform_var_bias": -3.0,
-         "transition": "VanillaRNN"}
+DEAD = {
+    "constant_prop_prior": 0.0,
+    "data_config": "configs/seq_mnist_data.py",
+    "debug": False,
+    "git_commit": "0123456789abcdef0123456789abcdef01234567",
+    "gpu": 0.0,
+    "input_type": "normal",
+    "model_config": "configs/mlp_mnist_model.py",
+    "per_timestep_vimco": False,
+    "results_dir": "../checkpoints",
+    "resume": False,
+    "run_name": "small",
+    "test_run": False,
+    "train_path": "seq_mnist_train.pickle",
+    "valid_path": "seq_mnist_validation.pickle",
+}
+FLAGS = {
+    **DEAD,
+    "batch_size": 4.0,
+    "disc_prior_type": "cat",
+    "disc_step_bias": 1.0,
+    "eval_on_train": True,
+    "eval_size_fraction": 0.5,
+    "fig_itr": 20000.0,
+    "glimpse_size": 6.0,
+    "k_particles": 2.0,
+    "l2": 0.0,
+    "learning_rate": 1e-05,
+    "log_at_start": False,
+    "log_itr": 10000.0,
+    "masked_glimpse": True,
+    "n_steps_per_image": 3.0,
+    "n_units": 1.0,
+    "n_what": 3.0,
+    "opt": "rmsprop",
+    "output_scale": 0.25,
+    "output_std": 0.3,
+    "prior_transition": "GRU",
+    "prop_prior_step_bias": 10.0,
+    "prop_prior_type": "rnn",
+    "prop_step_bias": 5.0,
+    "rec_where_prior": True,
+    "report_loss_every": 1.0,
+    "sample_from_prior": False,
+    "save_itr": 100000.0,
+    "scale_prior": -2.0,
+    "schedule": "4,6,10",
+    "seq_len": 2.0,
+    "stage_itr": 200000.0,
+    "step_success_prob": 0.75,
+    "time_transition": "GRU",
+    "train_itr": STEP + 1.0,
+    "transform_var_bias": -3.0,
+    "transition": "VanillaRNN",
+}
 
 
 @pytest.fixture
@@ -59,8 +100,14 @@ def test_the_commands_of_the_readme_evaluate_it_see_it_and_go_on_with_it(release
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- tested: tests/system/test_release_model.py -->\n```bash\n(.*?)```", text, re.DOTALL)[1]
     script = "set -e\n" + block.replace(".venv/bin/python", sys.executable)
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"flags that mean nothing here: {', '.join(sorted(DEAD))}" in done.stderr
     assert f"model.ckpt-{STEP}, step {STEP}; data/release.h5, validation: 8 sequences of 10 frames" in done.stdout

@@ -17,7 +17,7 @@ from tests.data_helpers import ROOT
 from tests.train_helpers import command, config, error_line, execute, free_ports, make_data
 
 pytestmark = pytest.mark.slow
-STEPS, EARLY = 24, 6       # the whole run; where it is compared with one process
+STEPS, EARLY = 24, 6  # the whole run; where it is compared with one process
 TWO_DEVICES = """
 import sys
 import tensorflow as tf
@@ -36,8 +36,19 @@ def data(tmp_path_factory):
 
 def distributed(data, **training):
     """A tiny run of one slot and two frames, whose every second step is kept."""
-    short = dict(seq_len=2, max_seq_len=2, stage_itr=0, schedule="", train_itr=STEPS, save_itr=2, log_itr=STEPS,
-                 fig_itr=STEPS, keep_checkpoints=STEPS, eval_on_train=False, distribute="multi_worker")
+    short = dict(
+        seq_len=2,
+        max_seq_len=2,
+        stage_itr=0,
+        schedule="",
+        train_itr=STEPS,
+        save_itr=2,
+        log_itr=STEPS,
+        fig_itr=STEPS,
+        keep_checkpoints=STEPS,
+        eval_on_train=False,
+        distribute="multi_worker",
+    )
     return config(data, {"n_steps_per_image": 1}, **{**short, **training})
 
 
@@ -52,9 +63,14 @@ class Workers:
             tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}}
             self._outputs.append(folder.parent / f"{time.monotonic_ns()}.txt")
             with open(self._outputs[-1], "w") as file:
-                self.processes.append(subprocess.Popen(
-                    command(config_, run_dir), stdout=file, stderr=file,
-                    env={**os.environ, "TF_CONFIG": json.dumps(tf_config)}))
+                self.processes.append(
+                    subprocess.Popen(
+                        command(config_, run_dir),
+                        stdout=file,
+                        stderr=file,
+                        env={**os.environ, "TF_CONFIG": json.dumps(tf_config)},
+                    )
+                )
 
     def wait_for(self, step):
         """Waits until the chief has reported a step."""
@@ -131,14 +147,15 @@ def test_two_devices_compute_what_one_does(data, one, tmp_path):
 def test_a_batch_that_does_not_split(data, tmp_path):
     words = command(distributed(data, distribute="mirrored", batch_size=7), tmp_path / "run")
     assert "batch_size 7 cannot be split over 2 replicas" in error_line(
-        execute([sys.executable, "-c", TWO_DEVICES, *words[3:]]))
+        execute([sys.executable, "-c", TWO_DEVICES, *words[3:]])
+    )
 
 
 def test_stopped_and_killed_workers_go_on(data, two, tmp_path):
     folder = tmp_path / "run"
     workers = Workers(distributed(data), folder)
     workers.wait_for(3)
-    workers.processes[1].send_signal(signal.SIGTERM)             # all stop, at one step
+    workers.processes[1].send_signal(signal.SIGTERM)  # all stop, at one step
     assert workers.finish() == [143, 143], workers.output(0)[-2000:]
 
     workers = Workers(distributed(data), folder)
@@ -170,10 +187,19 @@ def test_a_worker_that_answers_but_does_not_join_ends_the_others():
         for index, addresses in ((1, [other, own]), (0, [own, other])):
             tf_config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             result = subprocess.run(
-                [sys.executable, "-c", "from sqair import distribution\ndistribution.CONNECT_SECONDS = 2\n"
-                 "distribution.Distribution('multi_worker')"], capture_output=True, text=True, timeout=100, cwd=ROOT,
-                env={**os.environ, "TF_CONFIG": json.dumps(tf_config)})
+                [
+                    sys.executable,
+                    "-c",
+                    "from sqair import distribution\ndistribution.CONNECT_SECONDS = 2\n"
+                    "distribution.Distribution('multi_worker')",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=100,
+                cwd=ROOT,
+                env={**os.environ, "TF_CONFIG": json.dumps(tf_config)},
+            )
             assert result.returncode == 1, result.stderr[-2000:]
-            error, = (line for line in result.stderr.splitlines() if line.startswith("error:"))
+            (error,) = (line for line in result.stderr.splitlines() if line.startswith("error:"))
             assert f"worker {index} ({own}) answered the others, but not all of them joined within 2 s" in error
             assert "Traceback" not in result.stderr

@@ -76,7 +76,7 @@ def test_signals_are_answered_while_a_step_is_compiled(data, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, errors[-2000:]
     assert output == "stopped by signal 15 at step 0; the same command goes on from here\n"
     assert "Traceback" not in errors
-    assert (folder / "run.lock").read_text() == ""          # given up in order
+    assert (folder / "run.lock").read_text() == ""  # given up in order
     assert loading.find_checkpoint(folder, "newest")[1].endswith("step-0")
 
 
@@ -84,8 +84,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path):
     """By one signal after the other, each time at a random moment."""
     folder, rng, hit = tmp_path / "killed", np.random.default_rng(0), 0
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen(command(config(data, shards=2), folder), stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command(config(data, shards=2), folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         steps = rng.integers(1, 3)
         for line in process.stdout:
             steps -= line.startswith("step ")
@@ -95,7 +96,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path):
         process.send_signal(how)
         process.stdout.read()
         code = process.wait(timeout=120)
-        if not (folder / "finished.json").exists():      # else it was too quick for us
+        if not (folder / "finished.json").exists():  # else it was too quick for us
             assert code == (-how if how == signal.SIGKILL else 128 + how)
             hit += 1
     assert hit
@@ -116,8 +117,7 @@ def test_a_full_disc_stops_the_run_which_goes_on_when_there_is_room(finished, da
                 "$@" >"$out.first" 2>"$out.error"; echo $? >"$out.code"
                 cp -r "$small/run" "$out.full"
                 mount -o remount,size=64m "$small" && "$@" && cp -r "$small/run" "$out" """
-    result = execute(["unshare", "-rm", "sh", "-c", script, "sh", small, small, out,
-                      *command(settings, small / "run")])
+    result = execute(["unshare", "-rm", "sh", "-c", script, "sh", small, small, out, *command(settings, small / "run")])
     assert result.returncode == 0, result.stderr[-2000:]
     error = (tmp_path / "out.error").read_text()
     assert (tmp_path / "out.code").read_text() == "1\n" and "Traceback" not in error
@@ -131,12 +131,13 @@ def test_a_full_disc_stops_the_run_which_goes_on_when_there_is_room(finished, da
 
 def test_a_removed_run_folder_stops_the_run(data, tmp_path):
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    process = subprocess.Popen(command(config(data, train_itr=100_000), folder), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(config(data, train_itr=100_000), folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if line.startswith("step 3 "):
             break
-    folder.rename(elsewhere)               # at once, as `rm -r` is not
+    folder.rename(elsewhere)  # at once, as `rm -r` is not
     shutil.rmtree(elsewhere)
     _, errors = process.communicate(timeout=300)
     line = error_line(subprocess.CompletedProcess([], process.returncode, stderr=errors))
@@ -151,9 +152,15 @@ def _without_privileges():
 
 def test_read_only_folders_are_one_line(data, tmp_path):
     """No new run in one, no going on in one, no checkpoint in one."""
+
     def start(folder):
-        return subprocess.run(command(config(data, eval_on_train=False), folder), capture_output=True, text=True,
-                              timeout=300, preexec_fn=_without_privileges)
+        return subprocess.run(
+            command(config(data, eval_on_train=False), folder),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            preexec_fn=_without_privileges,
+        )
 
     locked, run = tmp_path / "locked", tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -175,8 +182,9 @@ def test_read_only_folders_are_one_line(data, tmp_path):
 def test_the_same_seed_gives_the_same_data_bounds_and_predictions(finished, data, tmp_path):
     """By the real commands; that the same weights come of it is seen above."""
     again = tmp_path / "balls.h5"
-    result = run_command("data_gen.bouncing_balls", "--n_frames", 4, "--training", 40, "--validation", 16, "--test", 16,
-                         "--out", again)
+    result = run_command(
+        "data_gen.bouncing_balls", "--n_frames", 4, "--training", 40, "--validation", 16, "--test", 16, "--out", again
+    )
     assert result.returncode == 0 and again.read_bytes() == data.read_bytes()
 
     def evaluated(name):
@@ -222,16 +230,37 @@ assert all(again == found[0] for again in found), "not the same"
 
 def test_steps_at_full_size_are_the_same_each_time(data, tmp_path):
     """Gradients of the paper's model are sums of many terms, which must be added in one order."""
-    result = subprocess.run([sys.executable, "-c", STEPS_AGAIN, "--preset", "sqair_balls", "--train_data", data,
-                             "--seq_len", "3", "--max_seq_len", "3", "--batch_size", "16", "--run_dir",
-                             tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            STEPS_AGAIN,
+            "--preset",
+            "sqair_balls",
+            "--train_data",
+            data,
+            "--seq_len",
+            "3",
+            "--max_seq_len",
+            "3",
+            "--batch_size",
+            "16",
+            "--run_dir",
+            tmp_path / "run",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-2000:]
 
 
 def peak_memory(*arguments):
     """MB (10^6 bytes) that `python -m ARGUMENTS` held at most."""
-    process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
@@ -251,8 +280,25 @@ def test_memory_of_an_evaluation_does_not_grow_with_the_data(many_sequences, tmp
     samples = ("--n_samples", 1) if module == "eval.predict" else ()
     run = save_run(tmp_path / "run", k_particles=1)
     frames = many * n_frames * 50 * 50 * 4 / 1e6
-    few, many = (peak_memory(module, "--run", run, "--data", data, "--n_frames", n_frames, "--k_particles", 1,
-                             "--n_sequences", n, "--out", tmp_path / f"{n}", *samples) for n in (few, many))
+    few, many = (
+        peak_memory(
+            module,
+            "--run",
+            run,
+            "--data",
+            data,
+            "--n_frames",
+            n_frames,
+            "--k_particles",
+            1,
+            "--n_sequences",
+            n,
+            "--out",
+            tmp_path / f"{n}",
+            *samples,
+        )
+        for n in (few, many)
+    )
     assert many - few < frames / 4, (few, many, frames)
 
 
@@ -260,22 +306,47 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
     """The real command on a video of 2,000 frames, whose canvases alone would take 120 MB."""
     rng, side, n_frames = np.random.default_rng(0), 50, 2000
     with h5py.File(tmp_path / "long.h5", "w") as file:
-        file.create_dataset("test/features", data=(rng.random((n_frames, 1, side, side, 1)) < 0.02) * np.uint8(255),
-                            chunks=(10, 1, side, side, 1), compression="gzip")
+        file.create_dataset(
+            "test/features",
+            data=(rng.random((n_frames, 1, side, side, 1)) < 0.02) * np.uint8(255),
+            chunks=(10, 1, side, side, 1),
+            compression="gzip",
+        )
         file.attrs["white"] = 255
     run = save_run(tmp_path / "for_long")
     peaks = []
     for frames in (200, n_frames):
         out = tmp_path / f"long_{frames}.h5"
-        process = subprocess.Popen([sys.executable, "-m", "eval.predict", "--run", run, "--data", tmp_path / "long.h5",
-                                    "--n_frames", str(frames), "--n_samples", "1", "--k_particles", "6", "--out", out,
-                                    "--batch_size", "1", "--canvases"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "eval.predict",
+                "--run",
+                run,
+                "--data",
+                tmp_path / "long.h5",
+                "--n_frames",
+                str(frames),
+                "--n_samples",
+                "1",
+                "--k_particles",
+                "6",
+                "--out",
+                out,
+                "--batch_size",
+                "1",
+                "--canvases",
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         errors = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = status
         assert status == 0, errors
         assert "compiling the model for 1 x 6 particles, 3 slots ..." in errors
-        peaks.append(usage.ru_maxrss / 1024)        # MB
+        peaks.append(usage.ru_maxrss / 1024)  # MB
         with Predictions(out) as predictions:
             assert predictions.sizes["T"] == frames
             assert np.isfinite(predictions["inference/data_ll"][:]).all()

@@ -51,8 +51,16 @@ def test_every_checkpoint_of_an_original_run(tmp_path):
         values = original.original_values(state.model, state.optimizer, step)
         original.write_original(str(tmp_path / f"model.ckpt-{step}"), values)
     # As the released run's flags.json has them: whole numbers as fractions, and flags of another time.
-    flags = {"n_units": 1.0, "n_what": 3.0, "glimpse_size": 4.0, "n_steps_per_image": 2.0, "k_particles": 2.0,
-             "scale_prior": -2.0, "constant_prop_prior": 0.0, "data_config": "configs/seq_mnist_data.py"}
+    flags = {
+        "n_units": 1.0,
+        "n_what": 3.0,
+        "glimpse_size": 4.0,
+        "n_steps_per_image": 2.0,
+        "k_particles": 2.0,
+        "scale_prior": -2.0,
+        "constant_prop_prior": 0.0,
+        "data_config": "configs/seq_mnist_data.py",
+    }
     (tmp_path / "flags.json").write_text(json.dumps(flags))
     assert list(original.original_checkpoints(str(tmp_path))) == [9, 10, 100]
     for which, step in (("best", 100), ("newest", 100), ("9", 9), ("10", 10)):
@@ -63,7 +71,7 @@ def test_every_checkpoint_of_an_original_run(tmp_path):
 
 def test_slots_come_along_for_what_both_models_have(run_folder):
     source = loading.load_run(run_folder, "newest")
-    state = make_state(seed=1, n_steps_per_image=3, relation="rmc")       # other counts of objects, another relation
+    state = make_state(seed=1, n_steps_per_image=3, relation="rmc")  # other counts of objects, another relation
     optimizer = Optimizer("rmsprop", state.model.trainable_variables)
     line = loading.fill_slots(optimizer, source)
     theirs = {v.name: (v.shape, i) for i, v in enumerate(source.model.trainable_variables)}
@@ -93,8 +101,12 @@ def test_slots_of_another_kind_of_optimiser_stay(run_folder, shared):
 def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys):
     code, out, err = command(monkeypatch, capsys, "safetensors", run_folder, tmp_path / "model")
     assert code == 0, err
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["README.md", "card.json", "config.json",
-                                                                           "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "card.json",
+        "config.json",
+        "model.safetensors",
+    ]
     expected = loading.load_run(run_folder)
     for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
         loaded = loading.load_run(path)
@@ -114,14 +126,17 @@ def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys
 def test_a_shared_model_is_for_others(tmp_path, monkeypatch, capsys):
     """Readable as the umask says, without the maker's folders, and with all steps of its weights."""
     make_run(tmp_path / "secret" / "run_7", steps=(20,), train={"train_data": str(tmp_path / "secret" / "balls.h5")})
-    for name, content in (("started_from", {"first_step": 0, "earlier_steps": 400}),
-                          ("versions", {"train_data_fingerprint": "abc123"})):
+    for name, content in (
+        ("started_from", {"first_step": 0, "earlier_steps": 400}),
+        ("versions", {"train_data_fingerprint": "abc123"}),
+    ):
         (tmp_path / "secret" / "run_7" / f"{name}.json").write_text(json.dumps(content))
     for mask in (0o022, 0o027, 0o002):
         old = os.umask(mask)
         try:
-            code, _, err = command(monkeypatch, capsys, "safetensors", tmp_path / "secret" / "run_7", tmp_path / "out",
-                                   "--overwrite")
+            code, _, err = command(
+                monkeypatch, capsys, "safetensors", tmp_path / "secret" / "run_7", tmp_path / "out", "--overwrite"
+            )
         finally:
             os.umask(old)
         assert code == 0, err
@@ -129,14 +144,18 @@ def test_a_shared_model_is_for_others(tmp_path, monkeypatch, capsys):
             assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path
             assert b"secret" not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
-    for said in ("after 420 training steps, 400 of them in the runs", "run `run_7`, checkpoint `step-20`",
-                 "trained on `balls.h5`, SHA-256 abc123"):
+    for said in (
+        "after 420 training steps, 400 of them in the runs",
+        "run `run_7`, checkpoint `step-20`",
+        "trained on `balls.h5`, SHA-256 abc123",
+    ):
         assert said in card
     assert loading.load_run(tmp_path / "out").all_steps == 420
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"earlier_steps": "4"}', '{"earlier_steps": true}',
-                                     '{"earlier_steps": -4}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"earlier_steps": "4"}', '{"earlier_steps": true}', '{"earlier_steps": -4}']
+)
 def test_a_damaged_start_is_one_line(run_folder, tmp_path, content):
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "started_from.json").write_text(content)
@@ -167,14 +186,18 @@ SPOILT = {
     "foreign": (lambda f: rewrite(f, lambda b: b"PK\x03\x04" * 300), "not a safetensors file"),
     "cut": (lambda f: rewrite(f, lambda b: b[:-100]), "not a safetensors file"),
     "header cut": (lambda f: rewrite(f, lambda b: b[:200]), "not a safetensors file"),
-    "huge header": (lambda f: rewrite(f, lambda b: struct.pack("<Q", 2 ** 40) + b[8:]), "not a safetensors file"),
+    "huge header": (lambda f: rewrite(f, lambda b: struct.pack("<Q", 2**40) + b[8:]), "not a safetensors file"),
     "header not JSON": (lambda f: rewrite(f, lambda b: b[:8] + b"x" + b[9:]), "not a safetensors file"),
     "missing": (lambda f: change_tensors(f, lambda t: t.pop(SCALE)), f"{SCALE} is missing"),
     "extra": (lambda f: change_tensors(f, lambda t: t.update(other=t[SCALE])), "other has no place"),
-    "wrong shape": (lambda f: change_tensors(f, lambda t: t.update({SCALE: np.ones([2], np.float32)})),
-                    f"{SCALE} is F32 [2], expected F32 []"),
-    "wrong type": (lambda f: change_tensors(f, lambda t: t.update({SCALE: np.array(1.0)})),
-                   f"{SCALE} is F64 [], expected F32 []"),
+    "wrong shape": (
+        lambda f: change_tensors(f, lambda t: t.update({SCALE: np.ones([2], np.float32)})),
+        f"{SCALE} is F32 [2], expected F32 []",
+    ),
+    "wrong type": (
+        lambda f: change_tensors(f, lambda t: t.update({SCALE: np.array(1.0)})),
+        f"{SCALE} is F64 [], expected F32 []",
+    ),
     "other flags": (lambda f: change_config(f, n_what=4), "does not fit"),
     "bad flag": (lambda f: change_config(f, n_what="many"), "flag n_what must be of type int"),
     "no flags": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
@@ -195,13 +218,26 @@ def test_bad_safetensors_are_one_line(kind, shared, tmp_path):
 @pytest.mark.slow
 def test_training_on_moving_mnist_goes_on_with_an_original_run(tmp_path):
     data = tmp_path / "mnist.h5"
-    moving_mnist.write(moving_mnist.MovingMNIST(n_frames=1, training=8, validation=4, test=0), data,
-                       moving_mnist.packaged_digits())
+    moving_mnist.write(
+        moving_mnist.MovingMNIST(n_frames=1, training=8, validation=4, test=0), data, moving_mnist.packaged_digits()
+    )
     sizes = {"n_units": 1, "n_what": 3, "glimpse_size": 6, "k_particles": 2}
     state = make_run(tmp_path / "run", image_shape=(50, 50), n_steps_per_image=3, **sizes)
     export.export(loading.load_run(tmp_path / "run"), tmp_path / "original")
-    go_on = ("sqair.train", "--run_dir", tmp_path / "next", "--continue_from", tmp_path / "original", "--max_seq_len",
-             1, "--batch_size", 4, "--train_itr", 6, "--no_eval_on_train")
+    go_on = (
+        "sqair.train",
+        "--run_dir",
+        tmp_path / "next",
+        "--continue_from",
+        tmp_path / "original",
+        "--max_seq_len",
+        1,
+        "--batch_size",
+        4,
+        "--train_itr",
+        6,
+        "--no_eval_on_train",
+    )
     result = run_here(*go_on)
     assert result.returncode == 1 and "add --train_data FILE" in result.stderr and not (tmp_path / "next").exists()
     result = run_command(*go_on, "--train_data", data)
@@ -218,8 +254,9 @@ def test_training_on_moving_mnist_goes_on_with_an_original_run(tmp_path):
     assert_same(values_of(start.model), values_of(state.model))
     optimizer = loading.load_optimizer(start)
     for slot, variables in state.optimizer.slots.items():
-        assert_same(dict(enumerate(v.numpy() for v in variables)),
-                    dict(enumerate(v.numpy() for v in optimizer.slots[slot])))
+        assert_same(
+            dict(enumerate(v.numpy() for v in variables)), dict(enumerate(v.numpy() for v in optimizer.slots[slot]))
+        )
     with open(tmp_path / "next" / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["data"]) for row in rows] == [("6", "batch"), ("6", "validation")]

@@ -9,10 +9,23 @@ from data_gen.errors import UserError
 from sqair.config import PRESETS, Config, ModelConfig, TrainConfig, from_flags, load_flags, to_flags
 
 OTHER = Config(
-    ModelConfig(n_steps_per_image=4, n_what=5, masked_glimpse=False, transition="GRU", prop_prior_type="guided",
-                disc_prior_type="geom", rec_where_prior=False, scale_prior="-1,2.5", output_std=0.5,
-                image_shape=(40, 30, 3), mean_image=False, relation="rmc", relation_inputs=("rnn", "where")),
-    TrainConfig(batch_size=7, opt="adam", schedule="", learning_rate=3e-4, target="iwae", eval_on_train=False))
+    ModelConfig(
+        n_steps_per_image=4,
+        n_what=5,
+        masked_glimpse=False,
+        transition="GRU",
+        prop_prior_type="guided",
+        disc_prior_type="geom",
+        rec_where_prior=False,
+        scale_prior="-1,2.5",
+        output_std=0.5,
+        image_shape=(40, 30, 3),
+        mean_image=False,
+        relation="rmc",
+        relation_inputs=("rnn", "where"),
+    ),
+    TrainConfig(batch_size=7, opt="adam", schedule="", learning_rate=3e-4, target="iwae", eval_on_train=False),
+)
 
 
 @pytest.mark.parametrize("config", [Config(), OTHER, *PRESETS.values()])
@@ -34,10 +47,27 @@ def test_every_field_is_read():
 def test_flags_of_the_release(tmp_path):
     """As the released program wrote them: numbers as floats, keys that we have no use for."""
     path = tmp_path / "flags.json"
-    path.write_text(json.dumps({
-        "batch_size": 32.0, "n_steps_per_image": 3.0, "scale_prior": -2.0, "n_what": 50.0, "output_std": 0.3,
-        "train_itr": 2000000.0, "learning_rate": 1e-05, "schedule": "4,6,10", "eval_on_train": True, "k_particles": 5,
-        "gpu": "0", "run_name": "mnist", "input_type": "mlp", "debug": False, "l2": 0}))
+    path.write_text(
+        json.dumps(
+            {
+                "batch_size": 32.0,
+                "n_steps_per_image": 3.0,
+                "scale_prior": -2.0,
+                "n_what": 50.0,
+                "output_std": 0.3,
+                "train_itr": 2000000.0,
+                "learning_rate": 1e-05,
+                "schedule": "4,6,10",
+                "eval_on_train": True,
+                "k_particles": 5,
+                "gpu": "0",
+                "run_name": "mnist",
+                "input_type": "mlp",
+                "debug": False,
+                "l2": 0,
+            }
+        )
+    )
     config, unknown = load_flags(path)
     assert unknown == ["debug", "gpu", "input_type", "run_name"]
     assert config == Config()
@@ -52,26 +82,62 @@ def test_missing_flags_keep_the_base():
     assert config == attrs.evolve(OTHER, model=attrs.evolve(OTHER.model, n_what=9))
 
 
-@pytest.mark.parametrize("flag, value", [
-    ("n_what", 5.5), ("n_what", "5"), ("n_what", True), ("n_what", None), ("n_what", [5]), ("n_what", float("nan")),
-    ("output_std", "wide"), ("output_std", False), ("masked_glimpse", 1), ("masked_glimpse", "True"),
-    ("transition", 3.5), ("image_shape", 50), ("image_shape", [50, "50"]), ("relation_inputs", "rnn"),
-    ("n_what", 0), ("n_units", -1), ("k_particles", 0), ("glimpse_size", 1), ("step_success_prob", 1.0),
-    ("output_std", 0.0), ("output_std", float("inf")), ("scale_prior", "1,2,3"), ("scale_prior", "small"),
-    ("image_shape", [50]), ("image_shape", [50, 0]), ("image_shape", [50, 50, 0]), ("batch_size", 0),
-    ("learning_rate", 0.0), ("learning_rate", float("nan")), ("l2", -1.0), ("eval_size_fraction", 1.5),
-    ("seed", -1), ("train_itr", -1), ("disc_step_bias", float("inf")),
-])
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("n_what", 5.5),
+        ("n_what", "5"),
+        ("n_what", True),
+        ("n_what", None),
+        ("n_what", [5]),
+        ("n_what", float("nan")),
+        ("output_std", "wide"),
+        ("output_std", False),
+        ("masked_glimpse", 1),
+        ("masked_glimpse", "True"),
+        ("transition", 3.5),
+        ("image_shape", 50),
+        ("image_shape", [50, "50"]),
+        ("relation_inputs", "rnn"),
+        ("n_what", 0),
+        ("n_units", -1),
+        ("k_particles", 0),
+        ("glimpse_size", 1),
+        ("step_success_prob", 1.0),
+        ("output_std", 0.0),
+        ("output_std", float("inf")),
+        ("scale_prior", "1,2,3"),
+        ("scale_prior", "small"),
+        ("image_shape", [50]),
+        ("image_shape", [50, 0]),
+        ("image_shape", [50, 50, 0]),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("l2", -1.0),
+        ("eval_size_fraction", 1.5),
+        ("seed", -1),
+        ("train_itr", -1),
+        ("disc_step_bias", float("inf")),
+    ],
+)
 def test_wrong_values_are_named(flag, value):
     with pytest.raises(UserError, match=flag):
         from_flags({flag: value})
 
 
-@pytest.mark.parametrize("flag, value, choices", [
-    ("transition", "LSTM", "VanillaRNN, GRU"), ("prop_prior_type", "walk", "rnn, rw, guided"),
-    ("opt", "lion", "rmsprop, adam, sgd, momentum"), ("disc_prior_type", "poisson", "cat, geom"),
-    ("relation", "gnn", "none, in, rmc, rmc_slots"), ("target", "elbo", "vimco, vimco_textbook, iwae"),
-    ("relation_inputs", ["rnn", "what"], "prior, rnn, where")])
+@pytest.mark.parametrize(
+    "flag, value, choices",
+    [
+        ("transition", "LSTM", "VanillaRNN, GRU"),
+        ("prop_prior_type", "walk", "rnn, rw, guided"),
+        ("opt", "lion", "rmsprop, adam, sgd, momentum"),
+        ("disc_prior_type", "poisson", "cat, geom"),
+        ("relation", "gnn", "none, in, rmc, rmc_slots"),
+        ("target", "elbo", "vimco, vimco_textbook, iwae"),
+        ("relation_inputs", ["rnn", "what"], "prior, rnn, where"),
+    ],
+)
 def test_wrong_choices_are_named(flag, value, choices):
     wrong = value[-1] if isinstance(value, list) else value
     with pytest.raises(UserError, match=f"{flag} must be one of {choices}, got {wrong}"):
@@ -83,8 +149,16 @@ def test_relation_without_inputs_is_refused():
         from_flags({"relation": "in", "relation_inputs": []})
 
 
-@pytest.mark.parametrize("content, message", [("{", "not a JSON file"), ("[1]", "list"), ("\"n_what\"", "str"),
-                                              ("{\"n_what\": -1}", "n_what"), ("[" * 100000, "not a JSON file")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not a JSON file"),
+        ("[1]", "list"),
+        ('"n_what"', "str"),
+        ('{"n_what": -1}', "n_what"),
+        ("[" * 100000, "not a JSON file"),
+    ],
+)
 def test_bad_files_are_named(content, message, tmp_path):
     path = tmp_path / "flags.json"
     path.write_text(content)
@@ -96,8 +170,12 @@ def test_bad_files_are_named(content, message, tmp_path):
 
 
 def test_presets_are_the_papers():
-    for name, relation in (("sqair_balls", "none"), ("rsqair_in", "in"), ("rsqair_rmc", "rmc"),
-                           ("rsqair_rmc_slots", "rmc_slots")):
+    for name, relation in (
+        ("sqair_balls", "none"),
+        ("rsqair_in", "in"),
+        ("rsqair_rmc", "rmc"),
+        ("rsqair_rmc_slots", "rmc_slots"),
+    ):
         config = PRESETS[name]
         assert config.model.relation == relation
         assert (config.model.n_what, config.model.n_steps_per_image, config.model.relation_embedding) == (5, 4, 5)
@@ -105,7 +183,7 @@ def test_presets_are_the_papers():
         train = config.train
         assert (train.batch_size, train.seq_len, train.stage_itr, train.max_seq_len) == (32, 3, 10_000, 10)
         assert (config.model.k_particles, train.opt, train.learning_rate, train.patience) == (5, "rmsprop", 1e-5, 10)
-    mnist = PRESETS["sqair_mnist"]                              # the release's defaults and its script's curriculum
+    mnist = PRESETS["sqair_mnist"]  # the release's defaults and its script's curriculum
     assert mnist.model == ModelConfig()
     assert (mnist.train.seq_len, mnist.train.stage_itr, mnist.train.max_seq_len) == (3, 100_000, 10)
     assert (mnist.train.train_itr, mnist.train.patience) == (2_000_000, 0)
@@ -116,13 +194,42 @@ def test_presets_are_the_papers():
 def test_defaults_are_the_originals():
     """docs/spec/sqair.md, "Flags and defaults"."""
     expected = dict(
-        n_steps_per_image=3, n_what=50, n_units=8, glimpse_size=20, k_particles=5, batch_size=32, masked_glimpse=True,
-        transition="VanillaRNN", time_transition="GRU", prior_transition="GRU", prop_prior_type="rnn",
-        disc_prior_type="cat", step_success_prob=0.75, rec_where_prior=True, scale_prior="-2", transform_var_bias=-3.0,
-        output_scale=0.25, output_std=0.3, disc_step_bias=1.0, prop_step_bias=5.0, prop_prior_step_bias=10.0,
-        sample_from_prior=False, opt="rmsprop", learning_rate=1e-5, schedule="4,6,10", l2=0.0, train_itr=2_000_000,
-        seq_len=0, stage_itr=0, log_itr=10_000, log_at_start=False, report_loss_every=1000, fig_itr=10_000,
-        eval_on_train=True, eval_size_fraction=1.0)
+        n_steps_per_image=3,
+        n_what=50,
+        n_units=8,
+        glimpse_size=20,
+        k_particles=5,
+        batch_size=32,
+        masked_glimpse=True,
+        transition="VanillaRNN",
+        time_transition="GRU",
+        prior_transition="GRU",
+        prop_prior_type="rnn",
+        disc_prior_type="cat",
+        step_success_prob=0.75,
+        rec_where_prior=True,
+        scale_prior="-2",
+        transform_var_bias=-3.0,
+        output_scale=0.25,
+        output_std=0.3,
+        disc_step_bias=1.0,
+        prop_step_bias=5.0,
+        prop_prior_step_bias=10.0,
+        sample_from_prior=False,
+        opt="rmsprop",
+        learning_rate=1e-5,
+        schedule="4,6,10",
+        l2=0.0,
+        train_itr=2_000_000,
+        seq_len=0,
+        stage_itr=0,
+        log_itr=10_000,
+        log_at_start=False,
+        report_loss_every=1000,
+        fig_itr=10_000,
+        eval_on_train=True,
+        eval_size_fraction=1.0,
+    )
     flags = to_flags(Config())
     assert {name: flags[name] for name in expected} == expected
     assert Config().model.n_hidden == 256

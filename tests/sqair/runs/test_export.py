@@ -57,20 +57,25 @@ def test_export_of_a_default_model_has_the_originals_names_shapes_and_types(tmp_
 class TensorFlow1:
     """The graph that the original would make of a checkpoint's trainable variables, with TensorFlow 1's optimiser."""
 
-    OPTIMIZERS = {"rmsprop": lambda rate: tf.compat.v1.train.RMSPropOptimizer(rate, momentum=0.9),
-                  "adam": tf.compat.v1.train.AdamOptimizer,
-                  "momentum": lambda rate: tf.compat.v1.train.MomentumOptimizer(rate, momentum=0.9)}
+    OPTIMIZERS = {
+        "rmsprop": lambda rate: tf.compat.v1.train.RMSPropOptimizer(rate, momentum=0.9),
+        "adam": tf.compat.v1.train.AdamOptimizer,
+        "momentum": lambda rate: tf.compat.v1.train.MomentumOptimizer(rate, momentum=0.9),
+    }
 
     def update(self, opt, prefix, gradients, rate):
         """Restores everything there is and makes one update: name -> value of everything."""
         with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-            variables = {name: tf.compat.v1.get_variable(name, gradient.shape, use_resource=False)
-                         for name, gradient in gradients.items()}
+            variables = {
+                name: tf.compat.v1.get_variable(name, gradient.shape, use_resource=False)
+                for name, gradient in gradients.items()
+            }
             for name in CONSTANTS:
                 tf.compat.v1.get_variable(name, [], trainable=False, use_resource=False)
             step = tf.compat.v1.train.get_or_create_global_step()
             train = self.OPTIMIZERS[opt](rate).apply_gradients(
-                [(tf.constant(gradients[name]), v) for name, v in variables.items()], global_step=step)
+                [(tf.constant(gradients[name]), v) for name, v in variables.items()], global_step=step
+            )
             saver = tf.compat.v1.train.Saver()
             saver.restore(session, prefix)
             session.run(train)
@@ -78,8 +83,9 @@ class TensorFlow1:
             return dict(zip((v.op.name for v in everything), session.run(everything)))
 
 
-@pytest.mark.parametrize("opt", [
-    "rmsprop", pytest.param("adam", marks=pytest.mark.slow), pytest.param("momentum", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "opt", ["rmsprop", pytest.param("adam", marks=pytest.mark.slow), pytest.param("momentum", marks=pytest.mark.slow)]
+)
 def test_tensorflow_1_restores_and_goes_on_as_we_do(opt, tmp_path):
     state = make_state(opt, step=7)
     model, optimizer = state.model, state.optimizer
@@ -88,8 +94,10 @@ def test_tensorflow_1_restores_and_goes_on_as_we_do(opt, tmp_path):
 
     rng = np.random.default_rng(1)
     ours = {id(v): rng.normal(size=v.shape).astype(np.float32) for v in model.trainable_variables}
-    theirs = {name: original.gather_original(columns, [ours[id(c.variable)] for c in columns])
-              for name, columns in original.original_names(model).items()}
+    theirs = {
+        name: original.gather_original(columns, [ours[id(c.variable)] for c in columns])
+        for name, columns in original.original_names(model).items()
+    }
     expected = TensorFlow1().update(opt, prefix, theirs, 0.01)
 
     optimizer.apply([ours[id(v)] for v in optimizer.variables_to_train], tf.constant(0.01))
@@ -111,23 +119,34 @@ def test_import_of_an_export_is_identical(opt, tmp_path, monkeypatch, capsys):
     optimizer = loading.load_optimizer(back)
     assert list(optimizer.slots) == list(state.optimizer.slots)
     for slot, variables in state.optimizer.slots.items():
-        assert_same(dict(enumerate(v.numpy() for v in variables)),
-                    dict(enumerate(v.numpy() for v in optimizer.slots[slot])))
+        assert_same(
+            dict(enumerate(v.numpy() for v in variables)), dict(enumerate(v.numpy() for v in optimizer.slots[slot]))
+        )
     assert int(optimizer.updates) == 70_000
 
 
 def test_flags_are_the_originals_and_of_its_types(run_folder, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, capsys, "original", run_folder, tmp_path / "out")[0] == 0
     flags = json.loads((tmp_path / "out" / "flags.json").read_text())
-    types = {"n_units": int, "scale_prior": str, "masked_glimpse": bool, "output_std": float, "schedule": str,
-             "batch_size": int, "learning_rate": float, "debug": bool, "stage_itr": int}
+    types = {
+        "n_units": int,
+        "scale_prior": str,
+        "masked_glimpse": bool,
+        "output_std": float,
+        "schedule": str,
+        "batch_size": int,
+        "learning_rate": float,
+        "debug": bool,
+        "stage_itr": int,
+    }
     assert {name: type(flags[name]) for name in types} == types
     assert (flags["n_units"], flags["learning_rate"], flags["seq_len"]) == (1, 3e-4, 3)
     # All the original has, but paths, names, devices and how often it saves; nothing of ours.
     assert set(flags) == set(original.ORIGINAL_FLAGS) | {"debug"}
     assert not {"relation", "crop", "seed", "mean_image", "patience", "save_itr"} & set(flags)
-    assert load_flags(tmp_path / "out" / "flags.json")[0].train == TrainConfig(learning_rate=3e-4, seq_len=3,
-                                                                              stage_itr=100)
+    assert load_flags(tmp_path / "out" / "flags.json")[0].train == TrainConfig(
+        learning_rate=3e-4, seq_len=3, stage_itr=100
+    )
 
 
 def test_several_iterations_share_a_folder_and_its_state_file(run_folder, tmp_path, monkeypatch, capsys):
@@ -209,9 +228,14 @@ def test_the_export_of_a_finished_run_says_so_and_lets_the_original_go_on(tmp_pa
     assert loading.load_run(tmp_path / "out").step == 20
 
 
-@pytest.mark.parametrize("flags, name", [
-    (dict(n_what=1), "n_what 1"), (dict(n_steps_per_image=1), "n_steps_per_image 1"),
-    (dict(image_shape=(10, 12, 3)), "image_shape 10 x 12 x 3")])
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        (dict(n_what=1), "n_what 1"),
+        (dict(n_steps_per_image=1), "n_steps_per_image 1"),
+        (dict(image_shape=(10, 12, 3)), "image_shape 10 x 12 x 3"),
+    ],
+)
 def test_models_that_the_original_cannot_build_are_refused_by_flag(flags, name, tmp_path, monkeypatch, capsys):
     make_run(tmp_path / "run", **flags)
     code, _, err = command(monkeypatch, capsys, "original", tmp_path / "run", tmp_path / "out")

@@ -14,15 +14,26 @@ from tests.reference.redraw import variable_shapes
 
 
 def gather(model):
-    return {name: original.gather_original(columns, [c.variable.numpy() for c in columns])
-            for name, columns in original.original_names(model).items()}
+    return {
+        name: original.gather_original(columns, [c.variable.numpy() for c in columns])
+        for name, columns in original.original_names(model).items()
+    }
 
 
-FLAGS = [dict(transition=a, time_transition=b, prior_transition=c) for a, b, c in
-         itertools.product(["VanillaRNN", "GRU"], repeat=3)] + [
-    dict(prop_prior_type="rw"), dict(prop_prior_type="guided"), dict(disc_prior_type="geom"),
-    dict(rec_where_prior=False), dict(masked_glimpse=False), dict(mean_image=False), dict(n_what=16),
-    dict(image_shape=(9, 11, 3)), dict(n_steps_per_image=1)]
+FLAGS = [
+    dict(transition=a, time_transition=b, prior_transition=c)
+    for a, b, c in itertools.product(["VanillaRNN", "GRU"], repeat=3)
+] + [
+    dict(prop_prior_type="rw"),
+    dict(prop_prior_type="guided"),
+    dict(disc_prior_type="geom"),
+    dict(rec_where_prior=False),
+    dict(masked_glimpse=False),
+    dict(mean_image=False),
+    dict(n_what=16),
+    dict(image_shape=(9, 11, 3)),
+    dict(n_steps_per_image=1),
+]
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: " ".join(map(str, flags.values())))
@@ -32,7 +43,7 @@ def test_names_cover_every_element_once_and_go_there_and_back(flags):
     seen = {id(v): np.zeros(v.shape, int) for v in model.trainable_variables}
     for columns in names.values():
         for c in columns:
-            part = seen[id(c.variable)] if c.stop is None else seen[id(c.variable)][..., c.start:c.stop]
+            part = seen[id(c.variable)] if c.stop is None else seen[id(c.variable)][..., c.start : c.stop]
             part += 1
     assert all((count == 1).all() for count in seen.values())
 
@@ -58,13 +69,16 @@ def names_of(**flags):
     return set(original.original_names(SQAIR(small_config(**flags))))
 
 
-@pytest.mark.parametrize("flags, gone", [
-    (dict(disc_prior_type="geom"), ["step_prior_bias", "step_prior_timestep_bias", "discovery/discover/mlp/"]),
-    (dict(rec_where_prior=False), ["recurrent_normal_impl"]),
-    (dict(masked_glimpse=False), ["air_encoder/mlp"]),
-    (dict(mean_image=False), ["air_decoder/Variable"]),
-    (dict(n_what=16), ["gaussian_from_param_vec/linear"]),
-])
+@pytest.mark.parametrize(
+    "flags, gone",
+    [
+        (dict(disc_prior_type="geom"), ["step_prior_bias", "step_prior_timestep_bias", "discovery/discover/mlp/"]),
+        (dict(rec_where_prior=False), ["recurrent_normal_impl"]),
+        (dict(masked_glimpse=False), ["air_encoder/mlp"]),
+        (dict(mean_image=False), ["air_decoder/Variable"]),
+        (dict(n_what=16), ["gaussian_from_param_vec/linear"]),
+    ],
+)
 def test_variables_that_flags_take_away(flags, gone):
     everything, left = names_of(), names_of(**flags)
     assert left < everything
@@ -72,8 +86,9 @@ def test_variables_that_flags_take_away(flags, gone):
     assert all(any(part in name for name in everything) for part in gone)
 
 
-@pytest.mark.parametrize("kind, scope", [("rw", "random_walk_propagate_prior"),
-                                         ("guided", "guided_walk_propagate_prior")])
+@pytest.mark.parametrize(
+    "kind, scope", [("rw", "random_walk_propagate_prior"), ("guided", "guided_walk_propagate_prior")]
+)
 def test_scope_of_the_walk_priors(kind, scope):
     renamed = {name.replace("propagation/propagate_prior/", f"propagation/{scope}/") for name in names_of()}
     assert names_of(prop_prior_type=kind) == renamed
@@ -94,8 +109,12 @@ def test_relational_variables_have_no_names(relation):
 def checkpoint(tmp_path):
     """A checkpoint under the original's names, with what a training run adds: slots and the global step."""
     model = busy_model()
-    values = {**gather(model), **original.original_constants(model), "global_step": np.int64(7),
-              "beta1_power": np.float32(0.9)}
+    values = {
+        **gather(model),
+        **original.original_constants(model),
+        "global_step": np.int64(7),
+        "beta1_power": np.float32(0.9),
+    }
     values.update({f"{name}/RMSProp": value for name, value in gather(model).items()})
     return model, values, str(tmp_path / "model.ckpt-7")
 

@@ -28,14 +28,15 @@ def test_a_sum_does_not_depend_on_what_else_its_terms_are_needed_for(sums_as_wri
 
         return function
 
-    terms = [tf.fill([5], x) for x in (2.0 ** 23, 0.5, 0.5)]       # 2^24 + 1 + 1, whose order matters in float32
+    terms = [tf.fill([5], x) for x in (2.0**23, 0.5, 0.5)]  # 2^24 + 1 + 1, whose order matters in float32
     plain = [float(tf.function(total(needed))(*terms)[0][0]) for needed in (0, 2)]
-    assert plain == [2.0 ** 24, 2.0 ** 24 + 2], "TensorFlow does not choose the first term any more"
-    assert [float(compiled(total(needed))(*terms)[0][0]) for needed in (0, 1, 2, 3)] == [2.0 ** 24] * 4
+    assert plain == [2.0**24, 2.0**24 + 2], "TensorFlow does not choose the first term any more"
+    assert [float(compiled(total(needed))(*terms)[0][0]) for needed in (0, 1, 2, 3)] == [2.0**24] * 4
 
 
-@pytest.mark.parametrize("relation", [
-    "none", pytest.param("in", marks=pytest.mark.slow), pytest.param("rmc", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "relation", ["none", pytest.param("in", marks=pytest.mark.slow), pytest.param("rmc", marks=pytest.mark.slow)]
+)
 def test_every_sum_of_a_training_step_begins_with_a_term_of_its_own(relation, tmp_path_factory):
     settings = config(make_data(tmp_path_factory), dict(n_steps_per_image=3, relation=relation))
     model = SQAIR(settings.model)

@@ -54,14 +54,20 @@ def test_schedule_boundaries_by_hand():
     """4, 6, 10 of 2,000,000: boundaries after 400,000 and 1,000,000 updates; a boundary belongs to the rate before."""
     schedule = Schedule(9e-5, "4,6,10", 2_000_000)
     assert schedule.boundaries == [400_000, 1_000_000]
-    for step, rate in ((0, 9e-5), (400_000, 9e-5), (400_001, 3e-5), (1_000_000, 3e-5), (1_000_001, 1e-5),
-                       (5_000_000, 1e-5)):
+    for step, rate in (
+        (0, 9e-5),
+        (400_000, 9e-5),
+        (400_001, 3e-5),
+        (1_000_000, 3e-5),
+        (1_000_001, 1e-5),
+        (5_000_000, 1e-5),
+    ):
         assert schedule(step) == pytest.approx(rate, rel=1e-12), step
 
 
 def test_schedule_rounds_to_steps_and_may_be_empty():
     assert Schedule(1.0, "1,1,1", 10).boundaries == [3, 7]
-    assert Schedule(1.0, "", 10)(10 ** 9) == Schedule(1.0, "5", 10)(10 ** 9) == 1.0
+    assert Schedule(1.0, "", 10)(10**9) == Schedule(1.0, "5", 10)(10**9) == 1.0
 
 
 @pytest.mark.parametrize("schedule", ["4,-6,10", "0,1", "4,nan", "1,inf", "a,b"])
@@ -72,8 +78,14 @@ def test_bad_schedules_are_refused(schedule):
 
 def test_the_rate_falls_along_half_a_cosine_wave():
     schedule = Schedule(1e-3, "4,6,10", 300, final_rate=1e-5, decay_itr=100)
-    for step, rate in ((0, 1e-3), (100, 1e-3), (150, 1e-5 + 9.9e-4 * (0.5 + 0.5 ** 1.5)), (200, 5.05e-4), (300, 1e-5),
-                       (400, 1e-5)):
+    for step, rate in (
+        (0, 1e-3),
+        (100, 1e-3),
+        (150, 1e-5 + 9.9e-4 * (0.5 + 0.5**1.5)),
+        (200, 5.05e-4),
+        (300, 1e-5),
+        (400, 1e-5),
+    ):
         assert schedule(step) == pytest.approx(rate, rel=1e-12), step
 
 

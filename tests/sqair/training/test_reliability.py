@@ -51,7 +51,7 @@ class Disc:
 
     def __init__(self, root, monkeypatch):
         self._root, self._real = root, os.fsync
-        self._held = {}                   # inode -> descriptor: it cannot be given to another file meanwhile
+        self._held = {}  # inode -> descriptor: it cannot be given to another file meanwhile
         self._bytes, self._names = {}, {}
         self.moments = []
         monkeypatch.setattr(os, "fsync", self._fsync)
@@ -79,10 +79,16 @@ class Disc:
         folders = [self._root, *(p for p in self._root.rglob("*") if p.is_dir())]
         names = {folder: self._listing(folder) for folder in folders}
         inodes = {inode for listing in names.values() for inode, is_folder in listing.values() if not is_folder}
-        now = {inode: self._read(inode) for inode in inodes
-               if os.fstat(self._held[inode]).st_size != len(self._bytes.get(inode, b""))}
-        unsure = any(inode in now and "tfevents" not in name for listing in names.values()
-                     for name, (inode, _) in listing.items())
+        now = {
+            inode: self._read(inode)
+            for inode in inodes
+            if os.fstat(self._held[inode]).st_size != len(self._bytes.get(inode, b""))
+        }
+        unsure = any(
+            inode in now and "tfevents" not in name
+            for listing in names.values()
+            for name, (inode, _) in listing.items()
+        )
         self.moments.append((dict(self._names), dict(self._bytes), names, now, unsure))
 
     def _read(self, inode):
@@ -109,7 +115,7 @@ class Disc:
                 else:
                     content = sure_bytes.get(inode, b"")
                     if rng is not None and inode in now:
-                        content = now[inode][:rng.integers(len(content), len(now[inode]) + 1)]
+                        content = now[inode][: rng.integers(len(content), len(now[inode]) + 1)]
                     (folder / name).write_bytes(content)
 
         fill(self._root, target)
@@ -145,7 +151,8 @@ def test_a_loss_of_power_at_any_moment_loses_nothing(recorded, tmp_path, torn):
             steps[moment] = int(trainer.state.step) if prefix else 0
             MetricsFile(left / "metrics.csv", lines[0].split(","), steps[moment])
         assert (left / "metrics.csv").read_text().splitlines() == [
-            line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= steps[moment]]
+            line for line in lines if line.startswith("step") or int(line.split(",")[0]) <= steps[moment]
+        ]
         assert not list(left.rglob("*.part"))
     assert list(steps.values()) == sorted(steps.values()) and set(steps.values()) == {0, 4, 8, STEPS}
     moment = rng.choice([moment for moment, step in steps.items() if step < STEPS])
@@ -171,7 +178,7 @@ def test_a_checkpoint_damaged_from_any_byte_on_is_passed_over(tmp_path, file, da
     for place in [0, 1, len(content) - 1, *np.random.default_rng(0).integers(2, len(content) - 1, 5)]:
         path.write_bytes(content[:place] + (b"\0" * (len(content) - place) if damage == "zeros" else b""))
         if path.read_bytes() == content:
-            continue                       # it ends in zeros by itself
+            continue  # it ends in zeros by itself
         prefix, notes = saved.restore()
         assert prefix.endswith("step-1") and len(notes) == 1 and "damaged checkpoint passed over" in notes[0], place
         for variable, value in zip(state.model.trainable_variables, before):
@@ -186,20 +193,32 @@ def test_a_table_cut_at_any_byte_goes_on(tmp_path):
     for step in (5, 10, 15):
         table.append([step, "batch", -1.25 * step])
     content = path.read_bytes()
-    kept = content[:content.index(b"15,")]
+    kept = content[: content.index(b"15,")]
     for end in range(len(kept), len(content) + 1):
-        for rest in (b"", b"\0" * 200_000, b"\xff\xfe,\n\""):
+        for rest in (b"", b"\0" * 200_000, b'\xff\xfe,\n"'):
             path.write_bytes(content[:end] + rest)
             MetricsFile(path, columns, 10)
             assert path.read_bytes() == kept
 
 
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
-    kept = {"checkpoints/step-1.index", ".notes.json.00ff00ff.part", ".flags.json.part", "mine/.00ff00ff.part/film",
-            "mine/.film.00ff00ff.part", "checkpoints/.film.part/x", "best/.00ff00ff.part.zip",
-            "a/checkpoints/.00ff00ff.part/x"}
-    for name in (".flags.json.00ff00ff.part", ".metrics.csv.00ff00ff.part", "checkpoints/.00ff00ff.part/step-1.index",
-                 "best/.00ff00ff.part/step-1.index", *kept):
+    kept = {
+        "checkpoints/step-1.index",
+        ".notes.json.00ff00ff.part",
+        ".flags.json.part",
+        "mine/.00ff00ff.part/film",
+        "mine/.film.00ff00ff.part",
+        "checkpoints/.film.part/x",
+        "best/.00ff00ff.part.zip",
+        "a/checkpoints/.00ff00ff.part/x",
+    }
+    for name in (
+        ".flags.json.00ff00ff.part",
+        ".metrics.csv.00ff00ff.part",
+        "checkpoints/.00ff00ff.part/step-1.index",
+        "best/.00ff00ff.part/step-1.index",
+        *kept,
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     with RunLock(tmp_path):
@@ -213,8 +232,7 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
 @pytest.mark.slow
 def test_every_log_that_cannot_be_written_is_named(data, tmp_path):
     folder = tmp_path / "run"
-    trainer = Trainer(tiniest(data, max_seq_len=1, train_itr=100, save_itr=100, log_itr=100, fig_itr=100),
-                            str(folder))
+    trainer = Trainer(tiniest(data, max_seq_len=1, train_itr=100, save_itr=100, log_itr=100, fig_itr=100), str(folder))
     for name in ("metrics.csv", "resources.csv", "train.log"):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to("/dev/full")
@@ -246,7 +264,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
-            "step-1.index", "step-1.data-00000-of-00001"}
+            "step-1.index",
+            "step-1.data-00000-of-00001",
+        }
 
 
 @pytest.mark.parametrize("module, limit", [("eval.likelihood", 1000), ("eval.predict", 20_000)])
@@ -254,7 +274,7 @@ def test_evaluation_on_a_full_disc_is_one_line_and_leaves_no_file(data, tmp_path
     run, out = save_run(tmp_path / "run"), tmp_path / "results" / "out"
     result = run_here(module, "--run", run, "--data", data, "--n_frames", 4, "--out", out, file_limit=limit)
     assert error_line(result) == f"error: {out}: File too large"
-    assert not out.parent.exists()          # nor the folder that was made for it
+    assert not out.parent.exists()  # nor the folder that was made for it
 
 
 # Numbers.
@@ -288,11 +308,24 @@ def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path
         frames = file["validation/features"]
         frames[:] = ~frames[:]
     for name, settings, training, expected in (
-            ("none", dict(disc_step_bias=-30.0), dict(train_data=str(other)),
-             ["nothing is discovered", "--init_from this run with a greater --disc_step_bias", "--train_data"]),
-            ("all", dict(disc_step_bias=30.0, prop_step_bias=30.0, n_steps_per_image=5, output_std=1e-3), {},
-             ["all 5 slots are always used", "with a smaller --disc_step_bias and --prop_step_bias",
-              "the effective sample size is 1.00 of 2 particles", "with a greater --output_std"])):
+        (
+            "none",
+            dict(disc_step_bias=-30.0),
+            dict(train_data=str(other)),
+            ["nothing is discovered", "--init_from this run with a greater --disc_step_bias", "--train_data"],
+        ),
+        (
+            "all",
+            dict(disc_step_bias=30.0, prop_step_bias=30.0, n_steps_per_image=5, output_std=1e-3),
+            {},
+            [
+                "all 5 slots are always used",
+                "with a smaller --disc_step_bias and --prop_step_bias",
+                "the effective sample size is 1.00 of 2 particles",
+                "with a greater --output_std",
+            ],
+        ),
+    ):
         short = tiniest(data, settings, **{**dict(train_itr=6, stage_itr=0, learning_rate=1e-9), **training})
         Trainer(short, str(tmp_path / name)).run()
         log = (tmp_path / name / "train.log").read_text()
@@ -301,14 +334,20 @@ def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("collapsed, flags", [
-    (dict(disc_step_bias=-8.0), {"disc_step_bias": 1.0}),
-    (dict(disc_step_bias=30.0, prop_step_bias=30.0), {"disc_step_bias": -2.0, "prop_step_bias": -2.0})])
+@pytest.mark.parametrize(
+    "collapsed, flags",
+    [
+        (dict(disc_step_bias=-8.0), {"disc_step_bias": 1.0}),
+        (dict(disc_step_bias=30.0, prop_step_bias=30.0), {"disc_step_bias": -2.0, "prop_step_bias": -2.0}),
+    ],
+)
 def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed, flags):
     """A run without objects, or with all slots in use, stays so; the same weights with the biases set anew do not."""
+
     def objects(name, model, **start):
-        short = config(data, model, train_itr=4, seq_len=1, max_seq_len=1, learning_rate=1e-3, log_itr=4,
-                       eval_on_train=False)
+        short = config(
+            data, model, train_itr=4, seq_len=1, max_seq_len=1, learning_rate=1e-3, log_itr=4, eval_on_train=False
+        )
         Trainer(short, str(tmp_path / name), **start).run()
         with open(tmp_path / name / "metrics.csv", encoding="utf-8") as file:
             return [float(row["num_steps"]) for row in csv.DictReader(file) if row["data"] == "batch"][-1]
@@ -326,8 +365,12 @@ def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed,
 
 @pytest.mark.slow
 def test_a_run_keeps_no_file_open(data, tmp_path):
-    trainer = Trainer(tiniest(data, train_itr=18, stage_itr=9, save_itr=3, log_itr=6, fig_itr=9,
-                                    report_loss_every=3, eval_on_train=False), str(tmp_path / "run"))
+    trainer = Trainer(
+        tiniest(
+            data, train_itr=18, stage_itr=9, save_itr=3, log_itr=6, fig_itr=9, report_loss_every=3, eval_on_train=False
+        ),
+        str(tmp_path / "run"),
+    )
     assert trainer.run() == 0
     lines = (tmp_path / "run" / "resources.csv").read_text().splitlines()
     files = [int(line.split(",")[-1]) for line in lines[1:]]
@@ -340,12 +383,15 @@ def test_onednn_is_on_before_tensorflow_is_imported_but_for_who_says_otherwise(m
     environment = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
     if wanted:
         environment["TF_ENABLE_ONEDNN_OPTS"] = wanted
-    program = ("import importlib, os, sys\n"
-               "class Finder:\n"
-               "    def find_spec(name, *_):\n"
-               "        if name == 'tensorflow':\n"
-               "            sys.exit(print(os.environ['TF_ENABLE_ONEDNN_OPTS']))\n"
-               "sys.meta_path.insert(0, Finder); importlib.import_module(sys.argv[1])")
-    result = subprocess.run([sys.executable, "-c", program, module], cwd=ROOT, env=environment, capture_output=True,
-                            text=True, timeout=60)
+    program = (
+        "import importlib, os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'tensorflow':\n"
+        "            sys.exit(print(os.environ['TF_ENABLE_ONEDNN_OPTS']))\n"
+        "sys.meta_path.insert(0, Finder); importlib.import_module(sys.argv[1])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert result.stdout == f"{expected}\n", result.stderr[-500:]

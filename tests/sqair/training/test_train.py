@@ -65,8 +65,20 @@ def finished(data, tmp_path_factory):
 
 
 def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp_path):
-    trainer = Trainer(config(data, train_itr=3, stage_itr=1, seq_len=1, max_seq_len=2, save_itr=3, log_itr=3,
-                                   fig_itr=9, eval_on_train=False), str(tmp_path / "run"))
+    trainer = Trainer(
+        config(
+            data,
+            train_itr=3,
+            stage_itr=1,
+            seq_len=1,
+            max_seq_len=2,
+            save_itr=3,
+            log_itr=3,
+            fig_itr=9,
+            eval_on_train=False,
+        ),
+        str(tmp_path / "run"),
+    )
     saved, call = [], trainer._in_thread
 
     def note(function):
@@ -75,11 +87,12 @@ def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp
 
     trainer._in_thread = note
     assert trainer.run() == 0
-    assert saved == [(0, 0), (1, 1)]        # the evaluation comes after steps that are not saved: it is waited for
+    assert saved == [(0, 0), (1, 1)]  # the evaluation comes after steps that are not saved: it is waited for
     log = (tmp_path / "run" / "train.log").read_text()
     assert [line for line in log.splitlines() if line.startswith("compiling")] == [
-        f"compiling the {what} at length {length} ..." for what, length in (
-            ("training step", 1), ("training step", 2), ("evaluation", 2))]
+        f"compiling the {what} at length {length} ..."
+        for what, length in (("training step", 1), ("training step", 2), ("evaluation", 2))
+    ]
 
 
 def test_the_same_command_again_has_nothing_to_do(finished, data):
@@ -89,11 +102,14 @@ def test_the_same_command_again_has_nothing_to_do(finished, data):
     assert all(np.array_equal(before[name], value) for name, value in newest(finished).items())
 
 
-@pytest.mark.parametrize("lengths, n_frames", [
-    (dict(seq_len=2, stage_itr=0), 2),                  # a fixed length
-    (dict(seq_len=0, stage_itr=0), 3),                  # the fixed length that is max_seq_len
-    (dict(seq_len=2, stage_itr=8), 3),                  # a growing one
-])
+@pytest.mark.parametrize(
+    "lengths, n_frames",
+    [
+        (dict(seq_len=2, stage_itr=0), 2),  # a fixed length
+        (dict(seq_len=0, stage_itr=0), 3),  # the fixed length that is max_seq_len
+        (dict(seq_len=2, stage_itr=8), 3),  # a growing one
+    ],
+)
 def test_the_mean_image_is_that_of_the_frames_trained_on(data, tmp_path, lengths, n_frames):
     trainer = Trainer(config(data, **lengths), str(tmp_path / "run"))
     with h5py.File(data) as file:
@@ -110,8 +126,9 @@ def test_the_step_is_traced_once_a_length(data, tmp_path, compiled):
 
 @pytest.mark.slow
 def test_training_improves_the_bound(data, tmp_path, compiled):
-    config_ = tiniest(data, train_itr=60, stage_itr=0, opt="adam", learning_rate=3e-3, log_itr=60, save_itr=60,
-                      eval_on_train=False)
+    config_ = tiniest(
+        data, train_itr=60, stage_itr=0, opt="adam", learning_rate=3e-3, log_itr=60, save_itr=60, eval_on_train=False
+    )
     trainer = Trainer(config_, str(tmp_path / "run"))
     trainer.run()
     bounds = [float(row["iwae_per_frame"]) for row in rows(tmp_path / "run") if row["data"] == "batch"]
@@ -120,8 +137,9 @@ def test_training_improves_the_bound(data, tmp_path, compiled):
 
 def test_early_stopping(data, tmp_path):
     # A rate of nearly nothing: the bound does not improve, epochs are 5 steps.
-    config_ = tiniest(data, train_itr=100, stage_itr=0, log_itr=5, patience=2, learning_rate=1e-30, opt="sgd",
-                      eval_on_train=False)
+    config_ = tiniest(
+        data, train_itr=100, stage_itr=0, log_itr=5, patience=2, learning_rate=1e-30, opt="sgd", eval_on_train=False
+    )
     trainer = Trainer(config_, str(tmp_path / "run"))
     assert trainer.run() == 0
     assert trainer.step == 15 and int(trainer.state.best_step) == 5
@@ -135,14 +153,26 @@ def test_early_stopping_compares_bounds_of_one_length(data, tmp_path, monkeypatc
 
     def falling(eval_step, data, n_batches, seed):
         lengths = []
-        values = evaluate(lambda obs, *rest: (lengths.append(obs.shape[0]), eval_step(obs, *rest))[1], data, n_batches,
-                          seed)
+        values = evaluate(
+            lambda obs, *rest: (lengths.append(obs.shape[0]), eval_step(obs, *rest))[1], data, n_batches, seed
+        )
         return values._replace(iwae_per_frame=values.iwae_per_frame - 1000 * lengths[0])
 
     monkeypatch.setattr(training_trainer, "evaluate", falling)
-    for stage_itr, stop in ((10, 20), (7, 20)):        # the growth is at an evaluation, or before one
-        trainer = Trainer(tiniest(data, train_itr=100, stage_itr=stage_itr, log_itr=5, patience=2, opt="sgd",
-                                        learning_rate=1e-30, eval_on_train=False), str(tmp_path / str(stage_itr)))
+    for stage_itr, stop in ((10, 20), (7, 20)):  # the growth is at an evaluation, or before one
+        trainer = Trainer(
+            tiniest(
+                data,
+                train_itr=100,
+                stage_itr=stage_itr,
+                log_itr=5,
+                patience=2,
+                opt="sgd",
+                learning_rate=1e-30,
+                eval_on_train=False,
+            ),
+            str(tmp_path / str(stage_itr)),
+        )
         trainer.run()
         assert trainer.step == stop and int(trainer.state.best_step) == 10
         assert loading.find_checkpoint(tmp_path / str(stage_itr), "best")[1].endswith("step-10")
@@ -156,8 +186,12 @@ def test_validation_where_the_curriculum_grows_is_of_the_new_length(data, tmp_pa
     Trainer(config_, str(tmp_path / "run")).run()
     row = next(row for row in rows(tmp_path / "run") if row["data"] == "validation")
     model = loading.load_run(tmp_path / "run", "8").model
-    expected = training_step.evaluate(training_step.compile_eval_step(model, config_.train),
-                              iter(pipeline.batches(data, "validation", 8, 2, crop=20, shuffle=False)), 2, 0)
+    expected = training_step.evaluate(
+        training_step.compile_eval_step(model, config_.train),
+        iter(pipeline.batches(data, "validation", 8, 2, crop=20, shuffle=False)),
+        2,
+        0,
+    )
     assert (row["step"], row["length"]) == ("8", "2")
     assert float(row["iwae"]) == pytest.approx(expected.iwae, rel=1e-5)
 
@@ -173,8 +207,14 @@ def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monke
     trainer = Trainer(config_, str(tmp_path / "run"))
     trainer.run()
     found = [(row["step"], row["data"]) for row in rows(tmp_path / "run")]
-    assert found == [("0", "validation"), ("0", "training"), ("1", "batch"), ("2", "batch"), ("2", "validation"),
-                     ("2", "training")]
+    assert found == [
+        ("0", "validation"),
+        ("0", "training"),
+        ("1", "batch"),
+        ("2", "batch"),
+        ("2", "validation"),
+        ("2", "training"),
+    ]
 
 
 def test_air_is_one_frame(data, tmp_path):
@@ -188,8 +228,7 @@ def test_air_is_one_frame(data, tmp_path):
 def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_path):
     step = loading.find_checkpoint(finished, "newest")[1]
     for relation in ("in", "rmc", "rmc_slots"):
-        trainer = Trainer(settings_of_finished(data, dict(relation=relation)), str(tmp_path / relation),
-                                init_from=step)
+        trainer = Trainer(settings_of_finished(data, dict(relation=relation)), str(tmp_path / relation), init_from=step)
         source = loading.load_run(step).model
         obs = tf.random.stateless_uniform([3, 8, 20, 20], [0, 1])
         noise = source.draw_noise([1, 2], 3, 8)
@@ -211,9 +250,8 @@ def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_pa
     trainer.state.step.assign(5)
     trainer.checkpoints.save()
     for how, step, earlier in (("init_from", 0, 5 + source.step), ("continue_from", 5, source.step)):
-        again = Trainer(settings_of_finished(data, train_itr=8), str(tmp_path / how),
-                              **{how: str(tmp_path / "run")})
-        again.checkpoints.save()        # steps of a chain of runs are counted once each
+        again = Trainer(settings_of_finished(data, train_itr=8), str(tmp_path / how), **{how: str(tmp_path / "run")})
+        again.checkpoints.save()  # steps of a chain of runs are counted once each
         run = loading.load_run(again.folder, "newest")
         assert (run.step, run.earlier_steps, run.all_steps) == (step, earlier, 5 + source.step)
 
@@ -222,8 +260,7 @@ def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, 
     model = dict(disc_step_bias=2.5, prop_step_bias=-1.5, transform_var_bias=-2.0, output_scale=0.7, scale_prior="-1,0")
     asked = options.asked_flags(["--disc_step_bias", "2.5", "--output-scale=0.7", "--scale_prior=-1,0"])
     trained = {v.name: v.numpy() for v in loading.load_run(finished).model.trainable_variables}
-    trainer = Trainer(settings_of_finished(data, model), str(tmp_path / "run"), init_from=str(finished),
-                            asked=asked)
+    trainer = Trainer(settings_of_finished(data, model), str(tmp_path / "run"), init_from=str(finished), asked=asked)
     expected = {"disc_step_bias": 2.5, "output_scale": 0.7, "scale_prior": [-1, 0, 0, 0, 1, 1, 1, 1]}
     for flag, variables in loading.STARTS.items():
         for variable in variables(trainer.model):
@@ -239,18 +276,31 @@ def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, 
 @pytest.mark.slow
 def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
     """Of two models that differ in one flag, other variables start the same."""
+
     def start(**flags):
         tf.random.set_seed(0)
         return SQAIR(config("", flags).model)
 
-    flags = dict(disc_step_bias=7.0, prop_step_bias=7.0, prop_prior_step_bias=7.0, transform_var_bias=7.0,
-                 output_scale=7.0, scale_prior="7", output_std=7.0, step_success_prob=0.5, k_particles=7,
-                 prop_prior_type="rw")
+    flags = dict(
+        disc_step_bias=7.0,
+        prop_step_bias=7.0,
+        prop_prior_step_bias=7.0,
+        transform_var_bias=7.0,
+        output_scale=7.0,
+        scale_prior="7",
+        output_std=7.0,
+        step_success_prob=0.5,
+        k_particles=7,
+        prop_prior_type="rw",
+    )
     base = start()
     for flag, value in flags.items():
         other = start(**{flag: value})
-        changed = {v.name for v, w in zip(base.trainable_variables, other.trainable_variables)
-                   if (v.numpy() != w.numpy()).any()}
+        changed = {
+            v.name
+            for v, w in zip(base.trainable_variables, other.trainable_variables)
+            if (v.numpy() != w.numpy()).any()
+        }
         assert changed == {v.name for v in loading.STARTS.get(flag, lambda model: [])(base)}, flag
     assert loading.STARTS.keys() < flags.keys()
     assert loading.STARTS["scale_prior"](start(rec_where_prior=False)) == []
@@ -262,12 +312,19 @@ def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tm
     settings = dict(schedule="", keep_checkpoints=1, log_itr=STEPS, eval_on_train=False)
     Trainer(tiniest(data, **settings), str(tmp_path / "long")).run()
     Trainer(tiniest(data, **settings, train_itr=7), str(tmp_path / "short")).run()
-    arguments = ["--continue_from", str(tmp_path / "short"), "--run_dir", str(tmp_path / "next"), "--train_itr",
-                 str(STEPS)]
+    arguments = [
+        "--continue_from",
+        str(tmp_path / "short"),
+        "--run_dir",
+        str(tmp_path / "next"),
+        "--train_itr",
+        str(STEPS),
+    ]
 
     def go_on():
-        trainer = Trainer(options.parse(arguments).config, str(tmp_path / "next"),
-                                continue_from=str(tmp_path / "short"))
+        trainer = Trainer(
+            options.parse(arguments).config, str(tmp_path / "next"), continue_from=str(tmp_path / "short")
+        )
         assert trainer.run() == 0
         return (tmp_path / "next" / "train.log").read_text()
 
@@ -285,8 +342,9 @@ def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tm
 
 @pytest.mark.slow
 def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
-    still = tiniest(data, train_itr=100, max_seq_len=1, log_itr=5, patience=1, learning_rate=1e-30, opt="sgd",
-                    eval_on_train=False)
+    still = tiniest(
+        data, train_itr=100, max_seq_len=1, log_itr=5, patience=1, learning_rate=1e-30, opt="sgd", eval_on_train=False
+    )
     Trainer(still, str(tmp_path / "run")).run()
     assert "early stopping at step 10" in (tmp_path / "run" / "finished.json").read_text()
     again = Trainer(still, str(tmp_path / "run"))
@@ -301,23 +359,38 @@ def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
     assert [row["learning_rate"] for row in rows(tmp_path / "faster") if row["data"] == "batch"][-1] != "1e-30"
 
 
-@pytest.mark.parametrize("model, training, message", [
-    (dict(disc_step_bias=3.0), {}, "--disc_step_bias 3.0: it says where training starts.* with --init_from"),
-    (dict(n_what=3), {}, "of another model .n_what differ.* --init_from takes what fits"),
-    (dict(relation="in"), {}, "of another model .relation differ"),
-    (dict(mean_image=False), {}, "of another model .mean_image differ"),
-    ({}, dict(train_itr=4), "has come to step 4 and train_itr is 4: ask for more with --train_itr"),
-])
+@pytest.mark.parametrize(
+    "model, training, message",
+    [
+        (dict(disc_step_bias=3.0), {}, "--disc_step_bias 3.0: it says where training starts.* with --init_from"),
+        (dict(n_what=3), {}, "of another model .n_what differ.* --init_from takes what fits"),
+        (dict(relation="in"), {}, "of another model .relation differ"),
+        (dict(mean_image=False), {}, "of another model .mean_image differ"),
+        ({}, dict(train_itr=4), "has come to step 4 and train_itr is 4: ask for more with --train_itr"),
+    ],
+)
 def test_continue_from_refuses_what_would_be_another_run(finished, data, tmp_path, model, training, message):
     with pytest.raises(UserError, match=message):
-        Trainer(settings_of_finished(data, model, **{"train_itr": 20, **training}), str(tmp_path / "run"),
-                      continue_from=str(finished))
+        Trainer(
+            settings_of_finished(data, model, **{"train_itr": 20, **training}),
+            str(tmp_path / "run"),
+            continue_from=str(finished),
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_continue_from_takes_its_options_from_the_run(finished, data):
-    arguments = ["--run_dir", "x", "--continue_from", str(finished), "--train_itr", "50", "--k_particles=3", "--shards",
-                 "2"]
+    arguments = [
+        "--run_dir",
+        "x",
+        "--continue_from",
+        str(finished),
+        "--train_itr",
+        "50",
+        "--k_particles=3",
+        "--shards",
+        "2",
+    ]
     parsed = options.parse(arguments)
     expected = settings_of_finished(data, dict(k_particles=3), train_itr=50, shards=2)
     assert parsed.config == expected
@@ -347,8 +420,11 @@ def test_a_run_that_has_learnt_nothing_does_not_bind_its_folder(data, tmp_path):
 
 def test_a_failed_start_leaves_no_folder(data, tmp_path):
     """Neither the run folder nor those above it that were made for it; a folder that was there stays."""
-    for change, more in ((dict(train_data="nowhere.h5"), {}), ({}, dict(init_from="nowhere")),
-                         (dict(schedule="4,x"), {})):
+    for change, more in (
+        (dict(train_data="nowhere.h5"), {}),
+        ({}, dict(init_from="nowhere")),
+        (dict(schedule="4,x"), {}),
+    ):
         error_line(execute_here(command(config(data, **change), tmp_path / "runs" / "new" / "run", **more)))
         assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
@@ -370,10 +446,10 @@ def test_one_writer_a_folder(data, tmp_path):
         line = error_line(execute_here(command(config(data), tmp_path / "run")))
         assert f"process {os.getpid()} on" in line
     with RunLock(tmp_path / "run") as note:
-        assert note is None                                  # given up in order
+        assert note is None  # given up in order
     (tmp_path / "run" / "run.lock").write_text("process 999999 on elsewhere\n")
     with RunLock(tmp_path / "run") as note:
-        assert "process 999999 on elsewhere" in note         # its holder died: taken over
+        assert "process 999999 on elsewhere" in note  # its holder died: taken over
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
@@ -403,7 +479,7 @@ def test_non_finite_numbers_stop_the_run_before_the_update(data, tmp_path):
     trainer.model.decoder.output_scale.assign(float("inf"))
     with pytest.raises(UserError, match="not finite"):
         trainer.run()
-    found = json.loads((folder / "non_finite.json").read_text(), parse_constant=pytest.fail)    # NaN is no JSON
+    found = json.loads((folder / "non_finite.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert found["batch_index"] == 0 and found["loss"] in ("nan", "inf") and "data likelihood" in found["terms"]
     assert any("output_scale" in name for name in found["variables"])
     for variable, value in zip(trainer.model.trainable_variables, before):
@@ -419,18 +495,22 @@ def test_clipping_bounds_the_gradient(data, tmp_path):
         trainer = Trainer(config_, str(tmp_path / str(clip)))
         before = [v.numpy() for v in trainer.model.trainable_variables]
         trainer.run()
-        norms.append(np.sqrt(sum(np.sum((v.numpy() - b) ** 2.0)
-                                 for v, b in zip(trainer.model.trainable_variables, before))))
+        norms.append(
+            np.sqrt(sum(np.sum((v.numpy() - b) ** 2.0) for v, b in zip(trainer.model.trainable_variables, before)))
+        )
     assert norms[0] > 1e-2 and norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(train_data="nowhere.h5"), "nowhere.h5"),
-    (dict(crop=50), "the model is made for 20 x 20 x 1"),
-    (dict(max_seq_len=9), "9"),
-    (dict(batch_size=17), "16 sequences"),
-    (dict(schedule="4,x"), "schedule"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(train_data="nowhere.h5"), "nowhere.h5"),
+        (dict(crop=50), "the model is made for 20 x 20 x 1"),
+        (dict(max_seq_len=9), "9"),
+        (dict(batch_size=17), "16 sequences"),
+        (dict(schedule="4,x"), "schedule"),
+    ],
+)
 def test_bad_settings_are_one_line(data, tmp_path, change, message):
     result = execute_here(command(config(data, **change), tmp_path / "run"))
     assert message in error_line(result)
@@ -456,8 +536,10 @@ def test_recipes_are_defaults_of_training_that_options_override():
     without = options.parse(["--run_dir", "x", "--preset", "rsqair_in", "--seed", "3"]).config
     assert with_recipe.model == without.model
     assert (with_recipe.train.target, without.train.target) == ("vimco_textbook", "vimco")
-    assert attrs.evolve(with_recipe.train, **{name: getattr(without.train, name) for name in RECIPES["short"]}
-                        ) == without.train
+    assert (
+        attrs.evolve(with_recipe.train, **{name: getattr(without.train, name) for name in RECIPES["short"]})
+        == without.train
+    )
     assert options.parse(["--recipe", "short", "--run_dir", "x", "--train_itr", "7"]).config.train.train_itr == 7
     with pytest.raises(UserError, match="--recipe shrt: no such recipe; choose from short"):
         options.parse(["--recipe", "shrt", "--run_dir", "x"])
@@ -481,11 +563,28 @@ def test_batches_are_split_where_that_is_quicker(monkeypatch):
         assert shards(2) == 1
 
 
-@pytest.mark.parametrize("cores, batch_size, shards", [
-    *[(1, size, 1) for size in (1, 2, 5, 32, 64)],                              # as it always was
-    *[(2, size, 1 if size % 2 else 2) for size in (1, 2, 4, 5, 31, 32, 64)],    # as it always was
-    (3, 32, 2), (4, 32, 4), (7, 32, 4), (8, 32, 4), (16, 32, 4), (128, 32, 4),  # shards of 8
-    (8, 64, 8), (16, 64, 8), (12, 96, 12), (16, 16, 2), (16, 4, 2), (16, 7, 1), (3, 24, 3), (3, 27, 3), (16, 1, 1)])
+@pytest.mark.parametrize(
+    "cores, batch_size, shards",
+    [
+        *[(1, size, 1) for size in (1, 2, 5, 32, 64)],  # as it always was
+        *[(2, size, 1 if size % 2 else 2) for size in (1, 2, 4, 5, 31, 32, 64)],  # as it always was
+        (3, 32, 2),
+        (4, 32, 4),
+        (7, 32, 4),
+        (8, 32, 4),
+        (16, 32, 4),
+        (128, 32, 4),  # shards of 8
+        (8, 64, 8),
+        (16, 64, 8),
+        (12, 96, 12),
+        (16, 16, 2),
+        (16, 4, 2),
+        (16, 7, 1),
+        (3, 24, 3),
+        (3, 27, 3),
+        (16, 1, 1),
+    ],
+)
 def test_shards_by_cores_and_batch(cores, batch_size, shards):
     assert training_shards.default_shards(cores, batch_size) == shards
     assert batch_size % shards == 0 and shards <= cores
@@ -543,7 +642,10 @@ def test_the_share_of_clipped_updates_is_reported(clipped):
     is_clipped = norms > settings.train.clip_norm
     assert len(norms) == STEPS and is_clipped.any() and not is_clipped.all()
     assert {int(row["step"]): float(row["clipped"]) for row in batch_rows(folder / "on")} == {
-        5: is_clipped[:5].mean(), 10: is_clipped[5:10].mean(), 12: is_clipped[10:].mean()}
+        5: is_clipped[:5].mean(),
+        10: is_clipped[5:10].mean(),
+        12: is_clipped[10:].mean(),
+    }
     assert {row["clipped"] for row in rows(folder / "on") if row["data"] == "validation"} == {""}
     assert {row["clipped"] for row in rows(folder / "off")} == {""}
 
