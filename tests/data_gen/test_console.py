@@ -331,7 +331,7 @@ def test_cores_where_the_system_does_not_say_which(monkeypatch):
 def test_versions_of_a_copy_in_somebodys_repository_do_not_report_that(tmp_path):
     for name in ("sqair", "relational", "data_gen"):
         shutil.copytree(ROOT / name, tmp_path / "copy" / name)
-    script = "import json; from sqair.train import versions; print(json.dumps(versions()))"
+    script = "import json; from sqair.runs.folder import versions; print(json.dumps(versions()))"
     for command in (
         ["init", "-q"],
         ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "x"],

@@ -190,8 +190,8 @@ def test_a_worker_that_answers_but_does_not_join_ends_the_others():
                 [
                     sys.executable,
                     "-c",
-                    "from sqair import distribution\ndistribution.CONNECT_SECONDS = 2\n"
-                    "distribution.Distribution('multi_worker')",
+                    "from sqair.training import multi_worker, replicas\n"
+                    "multi_worker.CONNECT_SECONDS = 2\nreplicas.Distribution('multi_worker')",
                 ],
                 capture_output=True,
                 text=True,
