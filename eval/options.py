@@ -20,8 +20,8 @@ Paths = tuple[pathlib.Path, ...]
 
 
 @attrs.frozen(kw_only=True)
-class Likelihood:
-    """Computes bounds and likelihoods of a run, ours or the original's, on a data split."""
+class _OfRunOnData:
+    """What every command that runs a model on a split of a data file is told."""
 
     run: str
     """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
@@ -29,36 +29,36 @@ class Likelihood:
     """Data file, HDF5."""
     split: str = "test"
     """Split of the data file."""
+    n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
+    """How many sequences, from the first on; all if left out."""
+    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
+    """Object slots; those of the run if left out. (Not for relation rmc, whose weights bind them.)"""
+    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
+    """Of the noise."""
+
+
+@attrs.frozen(kw_only=True)
+class Likelihood(_OfRunOnData):
+    """Computes bounds and likelihoods of a run, ours or the original's, on a data split."""
+
     checkpoint: str = "best"
     """best, newest, an iteration, or all for a table over the checkpoints of the folder."""
     k_particles: int = attrs.field(default=5, validator=within(1, 10**6))
     """K: particles of the bounds; more than fit into memory are computed in chunks."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
     """T: frames per sequence, from the first on."""
-    n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
-    """How many sequences, from the first on; all if left out."""
-    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """Sequences at once."""
-    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
     out: pathlib.Path | None = None
     """JSON file to write the figures to."""
 
 
 @attrs.frozen(kw_only=True)
-class Predict:
+class Predict(_OfRunOnData):
     """Infers the first frames of sequences, predicts the last ones, and writes all of it to a file."""
 
-    run: str
-    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
-    data: str
-    """Data file, HDF5."""
     out: pathlib.Path
     """File to write; it appears once it is whole, in place of one that was there."""
-    split: str = "test"
-    """Split of the data file."""
     checkpoint: str = "best"
     """best, newest, or an iteration."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
@@ -67,18 +67,12 @@ class Predict:
     """How many of them, the last ones, are predicted."""
     n_samples: int = attrs.field(default=5, validator=within(1, 1000))
     """Samples per sequence."""
-    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out. (Not for relation rmc, whose weights bind them.)"""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
     """K: particles per sample."""
     canvases: bool = False
     """Store the decoded frames too, for pictures."""
-    n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
-    """How many sequences, from the first on; all if left out."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """Sequences at once; the noise depends on it."""
-    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
 
     def __attrs_post_init__(self):
         if self.n_generated >= self.n_frames:
@@ -88,29 +82,17 @@ class Predict:
 
 
 @attrs.frozen(kw_only=True)
-class Breakdown:
+class Breakdown(_OfRunOnData):
     """Takes apart what a predicted frame loses against the same frame inferred."""
 
-    run: str
-    """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
-    data: str
-    """Data file, HDF5."""
-    split: str = "test"
-    """Split of the data file."""
     checkpoint: str = "best"
     """best, newest, or an iteration."""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
     """K: particles of a pass, of which one is drawn by its weight on the frames before the last."""
     n_frames: int = attrs.field(default=10, validator=within(2, 10_000))
     """T: frames per sequence, from the first on."""
-    n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
-    """How many sequences, from the first on; all if left out."""
-    n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """Sequences at once; the noise depends on it."""
-    seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
     out: pathlib.Path | None = None
     """JSON file to write the figures to."""
 

@@ -1,7 +1,9 @@
 """Writes runs in other programs' formats.
 
-python -m sqair.export original RUN OUT
-python -m sqair.export safetensors RUN OUT
+    python -m sqair.export original RUN OUT
+    python -m sqair.export safetensors RUN OUT
+
+The first is a TensorFlow 1 checkpoint for the original program, the second weights with a model card to share.
 """
 
 from data_gen.console import run_module

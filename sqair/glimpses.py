@@ -13,8 +13,10 @@ from sqair.neural import MLP, GaussianHead, constant
 class GlimpseEncoder(snt.Module):
     """q(what | glimpse), shared by discovery and propagation (docs/spec/sqair.md, "Shared modules")::
 
-    glimpse = crop(frame, where) * mask,   mask = sigmoid(MLP(temporal state)), the same in every channel; or none
-    what ~ N(loc, scale),                  loc, scale = Gaussian head(MLP(glimpse))
+        glimpse = crop(frame, where) * mask,   mask = sigmoid(MLP(temporal state)), the same in every channel
+        what ~ N(loc, scale),                  loc, scale = Gaussian head(MLP(glimpse))
+
+    Without masked_glimpse there is no mask.
     """
 
     def __init__(self, glimpse_shape: Sequence[int], n_what: int, n_hidden: int, masked: bool, name: str | None = None):
