@@ -1,11 +1,11 @@
-"""What a predicted frame loses against the same frame inferred: position, scale, appearance or presence.
+"""How much log-likelihood a predicted frame loses by each kind of latent: position, scale, appearance or presence.
 
     python -m eval.breakdown --run runs/rsqair_in_0 --data data/balls4mass64.h5 --split validation --out breakdown.json
 
 The last of T frames is predicted in one pass and inferred in another one with the same noise, so that both follow the
 same objects up to the frame before. The prediction is then decoded again with one kind of its latents replaced by the
-inferred ones of the same object (by its id), which says how many nats that kind costs. Also printed: how many standard
-deviations lie at their floor of 0.01, and, where the relation attends from object to object, to which distance.
+inferred ones of the same object (by its id), which shows how many nats that kind costs. Also printed: the share of
+standard deviations at their floor of 0.01, and, if the relation has attention between objects, its mean by distance.
 """
 
 from data_gen.console import parse, progress, run_module
@@ -54,10 +54,10 @@ def replace(predicted: Objects, inferred: Objects, kind: str) -> Objects:
         frame's objects, with the predicted latents where there are some.
 
     Returns:
-      `Objects`; an object without a partner keeps its latents (presence: an unpredicted one brings the inferred ones).
+      `Objects`; an object without a partner keeps its latents (presence: if it was not predicted, the inferred ones).
 
     Raises:
-      KeyError: kind is none of these.
+      KeyError: an unknown kind.
     """
     if kind == "presence":
         own, other = inferred, predicted
@@ -94,7 +94,7 @@ def _likelihoods(model: SQAIR, truth: Truth, objects: Objects) -> dict[str, np.n
 
 
 def canvases(model: SQAIR, truth: Truth, rng: np.random.Generator) -> tuple[dict[str, Objects], Forward, tf.Tensor]:
-    """The last frame's objects in all ways, the inferred pass, and the uniform noise [B] that draws its particle."""
+    """The last frame's objects by variant, the inferred pass, and the uniform noise [B] that draws its particle."""
     obs, seed = tf.constant(truth.frames.swapaxes(0, 1)), noise_seed(rng)
     n_frames, batch = obs.shape[:2]
     uniform = tf.constant(rng.random(batch, np.float32))
@@ -103,7 +103,7 @@ def canvases(model: SQAIR, truth: Truth, rng: np.random.Generator) -> tuple[dict
     weights = tf.reshape(tf.reduce_sum(predicted.log_weights_per_frame[:-1], 0), [batch, k])
     predicted, inferred = predicted._replace(log_weights=weights), inferred._replace(log_weights=weights)
     first, last = (_objects(x, uniform, x.latents.what, x.latents.where) for x in (predicted, inferred))
-    selection = predicted.frame.selection[..., : predicted.frame.prior.where_loc.shape[2]]  # discovery found nothing
+    selection = predicted.frame.selection[..., : predicted.frame.prior.where_loc.shape[2]]  # propagated ones only
     means = _objects(
         predicted,
         uniform,
@@ -148,18 +148,18 @@ def attended(model: SQAIR, forward: Forward, uniform: tf.Tensor) -> np.ndarray |
 
 
 def evaluate(model: SQAIR, source: Source, batch_size: int, seed: int, advance=lambda n: None) -> dict[str, Any]:
-    """Takes the last frame's loss apart.
+    """Splits the last frame's loss by kind of latent.
 
     Args:
       model: with any number of particles.
       source: opened for this model.
       batch_size: B.
       seed: of the noise, which depends on the batches too.
-      advance: told the number of sequences after each batch.
+      advance: called with the number of sequences after each batch.
 
     Returns:
-      loss: by way of decoding, the mean data_ll (and relational_ll) in nats per frame; deviations: median and share
-      at the floor; attention: rows of (distance from, to in pixels, pairs, mean attention), None without.
+      loss: for each variant of the objects, the mean data_ll (and relational_ll) in nats per frame; deviations: median
+      and share at the floor; attention: rows of (distance from, to in pixels, pairs, mean attention), or None.
     """
     sums: dict[str, dict[str, float]] = {}
     scales: dict[str, list[np.ndarray]] = {}

@@ -1,4 +1,4 @@
-"""The figures of many runs -> data sets, with the models and seeds on each of them side by side."""
+"""Groups the figures of many runs by data set, model and seed."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ PAPER = {
     },
 }
 
-# Flags that make two runs different models, though their relation is the same.
+# Flags that make two runs different models even if their relation is the same.
 _SAME_IN_MODEL = (
     "n_units",
     "n_what",
@@ -56,7 +56,7 @@ class DataSet:
       name: of the data set.
       runs: model -> figures of its runs (`evaluate`), by seed.
       failed: (model, seed, reason) of every run that is missing or whose figures are not finite.
-      collapsed: (model, seed, how) of every run that has given up counting; it is in the means.
+      collapsed: (model, seed, how) of every run whose count has collapsed; it is in the means.
     """
 
     name: str
@@ -65,7 +65,7 @@ class DataSet:
     collapsed: Sequence[tuple[str, int, str]]
 
     def seeds(self, model: str) -> str:
-        """How many runs the means are over, and of how many."""
+        """The number of runs in the means: 5, or 3 of 5 where 2 failed."""
         runs, failed = len(self.runs[model]), sum(model == other for other, _, _ in self.failed)
         return f"{runs} of {runs + failed}" if failed else str(runs)
 
@@ -82,11 +82,11 @@ class DataSet:
         return PAPER[fits[0]] if fits and self.any["slots"] == 4 else {}
 
     def has(self, metric: str, where: str = "metrics") -> bool:
-        """Whether any run has the metric, if only as one that is not defined. Args: where: metrics or by_horizon."""
+        """Whether any run has the metric, even where its value is not defined. Args: where: metrics or by_horizon."""
         return any(metric in run[where] for runs in self.runs.values() for run in runs)
 
     def values(self, model: str, metric: str, horizon: int | None = None) -> np.ndarray:
-        """[R, M] figures of a model's runs; without those runs in which a figure is not defined."""
+        """[R, M] figures of a model's runs, without runs in which a figure is not defined."""
         values = [
             run["metrics"].get(metric)
             if horizon is None
@@ -116,13 +116,13 @@ def collect(
 
     Args:
       runs: from `evaluate`.
-      expected_models, expected_seeds: runs that there should be on every data set.
+      expected_models, expected_seeds: runs to expect on every data set.
 
     Returns:
       The data sets, by name.
 
     Raises:
-      UserError: two files of the same run and data, or files that do not compare.
+      UserError: two files of the same run and data, or files that are not comparable.
     """
     data_sets = []
     titles, bound = model_titles(), {model_name(kind) for kind in relation_kinds() if has_fixed_slots(kind)}
@@ -144,7 +144,7 @@ def collect(
         seen = {(run["model"], run["seed"]) for run in here}
         other_slots = any(run["slots"] != run["trained_slots"] for run in here)
         for model, seed in itertools.product(expected_models, expected_seeds):
-            # Where a model cannot run with the number of slots, nothing is missing.
+            # A model whose weights fix the number of slots cannot run with another: no run is missing then.
             if (model, seed) not in seen and not (model in bound and other_slots):
                 failed.append((model, seed, "no predictions"))
         collapsed = [(run["model"], run["seed"], run["collapse"]) for run in finite if run["collapse"] != "none"]

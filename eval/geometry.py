@@ -220,7 +220,7 @@ def centres_from_where(where: npt.ArrayLike, image_size: npt.ArrayLike = CROP_SI
 
 
 def boxes_and_centres_from_pixels(drawn: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Where an object is seen: box and centre of mass of the pixels that are above half of its greatest.
+    """Where an object is seen: box and centre of mass of the pixels that exceed half of their maximum.
 
     A window may be far larger than the object in it, which may lie anywhere inside, so that the window's own box and
     centre say little. Of an object that the frame's edge cuts, only what is inside counts.

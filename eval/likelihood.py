@@ -3,8 +3,8 @@
     python -m eval.likelihood --run runs/sqair_0 --data data/balls4mass64.h5 --split test
     python -m eval.likelihood --run ORIGINAL_RUN --data data/balls4mass64.h5 --checkpoint all --k_particles 500
 
-All frames are inferred. Many particles and many frames are computed in chunks: only their numbers are kept, not their
-pictures.
+All frames are inferred. Many particles and many frames are computed in chunks, of which only log-probabilities and
+counts are kept, not the canvases.
 """
 
 from data_gen.console import parse, progress, run_module
@@ -39,7 +39,7 @@ from sqair.runs.safetensors import WEIGHTS
 
 _KIND = begins("a file of eval.likelihood", '{\n "results":')
 _MOST_PARTICLES = 640  # B*K at once: about a GB
-_MOST_OBJECTS = 255  # what a pixel of `groups` can tell apart
+_MOST_OBJECTS = 255  # the largest object id in `groups`, uint8
 
 
 def checkpoints_of(folder: str) -> list[str]:
@@ -73,7 +73,7 @@ def relational_log_likelihood(model: SQAIR, canvas: tf.Tensor, obs: tf.Tensor, c
     canvas = spatial_transformer.rows_to_image(canvas, model.config.image_size[2]).numpy()
     frames = obs.numpy()[:, :, None]  # [T, B, 1, H, W(, C)]
     canvas = canvas.reshape([*frames.shape[:2], -1, *frames.shape[3:]])  # [T, B, K, H, W(, C)]
-    # Frame by frame: the particles' pixels in float64 are many.
+    # Frame by frame, since the pixels of all particles in float64 need much memory.
     return np.stack(
         [
             metrics.relational_log_likelihood(*frame, std, colour)
@@ -89,7 +89,7 @@ def particles(
     rng: np.random.Generator,
     advance: Callable[[int], Any] = lambda n: None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Numbers of K particles of a batch, in chunks of the model's own number of particles, some frames at a time.
+    """Log-probabilities of K particles of a batch, in chunks of the model's own number of particles.
 
     Returns:
       log_weights [B, K]; data_ll, log_p, log_q, count and, if the data have collisions, relational_ll [B, T, K].
@@ -145,7 +145,7 @@ class Totals:
         Args:
           numbers: from `particles`.
           count: true numbers of objects [B, T], -1 unknown.
-          collides: [B, T], whether objects do, if the data tell.
+          collides: [B, T], whether objects collide; None if the data do not tell.
         """
         if collides is not None:
             self._collides |= collides.any(0)
@@ -169,14 +169,14 @@ class Totals:
         self._raw_right += (truth == inferred[known]).mean(-1).sum() if truth.size else 0.0
 
     def result(self, n_frames: int) -> dict[str, Any]:
-        """The figures, as JSON has them."""
+        """The figures as JSON values."""
         sums = {name: value / self.n_sequences for name, value in self._sums.items()}
         by_frame = {
             name: sums[name] for name in ("data_ll", "relational_ll", "log_p", "log_q", "kl", "count") if name in sums
         }
         means: dict[str, float | None] = {name: float(value.mean()) for name, value in by_frame.items()}
         by_frame = {name: value.tolist() for name, value in by_frame.items()}
-        if "relational_ll" in by_frame:  # nothing, and not 0, where no object collides
+        if "relational_ll" in by_frame:  # None, and not 0, where no object collides
             means["relational_ll"] = means["relational_ll"] if np.any(self._collides) else None
             by_frame["relational_ll"] = [
                 value if collides else None for value, collides in zip(by_frame["relational_ll"], self._collides)
@@ -213,13 +213,14 @@ def evaluate(
       k_particles: K.
       batch_size: B.
       seed: of the noise, which depends on the chunks and batches too.
-      advance: told the number of frames, of sequences and chunks, that have been computed.
+      advance: called with the number of frames just computed, over sequences and chunks.
 
     Returns:
       iwae, vae: nats per sequence, as the original reports them; *_per_frame, data_ll, relational_ll, kl, log_p, log_q:
-      nats per frame, importance-weighted over particles but for the bounds; count: objects; ess: particles; the
-      accuracies, weighted and (raw) not; confusion: frames, true counts by inferred ones, importance-weighted;
-      by_frame: lists over the frames. None where the data do not tell, as relational_ll where nothing collides.
+      nats per frame, importance-weighted over particles except for the bounds; count: objects; ess: particles;
+      count_accuracy, importance-weighted, and raw_count_accuracy, not; confusion: frames, true counts by inferred ones,
+      importance-weighted; by_frame: lists over the frames. None where a figure is not defined, such as relational_ll
+      where nothing collides.
     """
     totals = Totals(model.config.n_steps_per_image)
     for number, stream in enumerate(source.streams(batch_size)):
@@ -230,13 +231,14 @@ def evaluate(
 
 
 def chunk_size(k_particles: int, batch_size: int) -> int:
-    """Particles at once: equal chunks that fit, of which the last one's surplus is left out."""
+    """Particles per chunk: equal chunks that fit into memory; the surplus of the last one is dropped."""
     most = max(_MOST_PARTICLES // batch_size, 1)
     return math.ceil(k_particles / math.ceil(k_particles / most))
 
 
 def results(arguments: Arguments) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """Yields the figures of every checkpoint asked for, and a line for each thing that the data do not tell."""
+    """Yields the figures of every checkpoint asked for, and one line for each kind of figure that the data do not
+    allow."""
     chosen = checkpoints_of(arguments.run) if arguments.checkpoint == "all" else [arguments.checkpoint]
     chunk = chunk_size(arguments.k_particles, arguments.batch_size)
     model = None
@@ -294,18 +296,18 @@ def text(figures: dict[str, Any]) -> str:
         ("relational log-likelihood", _number(figures.get("relational_ll"), 2), ""),
         ("KL", _number(figures["kl"], 2), ""),
         ("count accuracy", _number(figures["count_accuracy"], 4), "share of frames"),
-        ("objects", _number(figures["count"], 2), "a frame"),
+        ("objects", _number(figures["count"], 2), "per frame"),
         ("effective sample size", _number(figures["ess"], 2), f"of {k} particles"),
     ]
     lines = [
         f"{figures['checkpoint']}, step {figures['step']:,}; {figures['data']}, {figures['split']}: "
         f"{figures['n_sequences']:,} sequences of {frames} frames",
-        "nats per frame, unless it says otherwise",
+        "nats per frame, unless stated otherwise",
     ]
     lines += [f"  {name:28}{value:>12}  {note}".rstrip() for name, value, note in rows]
     if figures["confusion"] is not None:
         confusion = np.array(figures["confusion"])
-        lines.append("  frames with (true count, row) inferred as (column)")
+        lines.append("  frames by true count (row) and inferred count (column)")
         lines.append("  " + " " * 6 + "".join(f"{column:>10}" for column in range(confusion.shape[1])))
         lines += [
             f"  {row:>6}" + "".join(f"{value:10.0f}" for value in values)

@@ -1,10 +1,10 @@
-"""Models to share, in the folder models/: made from runs with all that is known of them, and checked.
+"""Makes shared models in the folder models/ from runs, with cards that record their figures, and checks them.
 
     python -m eval.models add RUN models/sqair_balls [--metrics results/short/metrics]
     python -m eval.models check models/*
 
-What is recorded of a model is computed by the paper's protocol on a small data set that is made anew each time. Damaged
-weights, and a program that computes something else than on the day the model was made, are found out by it.
+A card's figures are computed by the paper's protocol on a small data set that is generated anew each time. Computing
+them again detects damaged weights and changes of the program that change its results.
 """
 
 from data_gen.console import run_module
@@ -41,24 +41,24 @@ RECORDED = (
     "count_accuracy",
 )
 SHOWN = ("data_ll_predicted", "relational_ll_predicted", "data_ll_inferred", "iwae", "count_accuracy", "ari")
-# Other kernels round differently: with oneDNN's and without, figures of the first model were 0.0001 apart at most.
+# Kernels round differently: with and without oneDNN's, figures of the first model differed by at most 0.0001.
 TOLERANCE = 0.005
 
 
 def _means(figures: dict[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
-    """Means over the samples of figures of `scores.evaluate`; None where one is not defined."""
+    """Means over the samples of figures of `scores.evaluate`; None where a figure is not defined."""
     found = {name: figures["metrics"][name] for name in names if name in figures["metrics"]}
     return {name: None if None in values else float(np.mean(values)) for name, values in found.items()}
 
 
 def compute(path: str, which: str = "best") -> dict[str, Any]:
-    """The figures that are recorded of a model.
+    """Computes the figures that a model's card records.
 
     Args:
       path, which: see `sqair.runs.loading.find_checkpoint`.
 
     Returns:
-      data_check: a number that tells whether the data are the same; figures: name of `RECORDED` -> mean over two
+      data_check: a checksum of the data; figures: name of `RECORDED` -> mean over two
       samples of 32 sequences of 10 frames, of which the last is predicted; nats per frame.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -71,17 +71,17 @@ def compute(path: str, which: str = "best") -> dict[str, Any]:
 
 
 def table_rows(paths: tuple[pathlib.Path, ...], source: str) -> list[dict[str, Any]]:
-    """What files of eval.tables say of a checkpoint.
+    """The figures of a checkpoint in files of eval.tables.
 
     Args:
-      paths: its metrics/*.json, or folders of them; those of other runs are passed over.
+      paths: its metrics/*.json, or folders of them; those of other checkpoints are skipped.
       source: the checkpoint.
 
     Returns:
       For each data set: data_set, n_sequences, n_samples, figures (means over the samples, see `SHOWN`).
 
     Raises:
-      UserError: a file is none of eval.tables, or all are of other checkpoints.
+      UserError: a file was not written by eval.tables, or all are of other checkpoints.
     """
     rows, wanted = [], checkpoint_fingerprint(source)
     for path in [file for given in paths for file in (sorted(given.glob("*.json")) if given.is_dir() else [given])]:
@@ -105,16 +105,16 @@ def table_rows(paths: tuple[pathlib.Path, ...], source: str) -> list[dict[str, A
 
 
 def check(folder: pathlib.Path) -> list[str]:
-    """Computes again what a model's card records.
+    """Computes the figures in a model's card again and compares.
 
     Args:
-      folder: of the model.
+      folder: the model's.
 
     Returns:
-      A line for each figure that is another by more than rounding.
+      One line per figure that differs by more than `TOLERANCE`.
 
     Raises:
-      UserError: nothing is recorded.
+      UserError: the card has no figures.
     """
     card = folder / safetensors_folder.FACTS
     told = read_json(card, "eval.models add writes it")
@@ -135,7 +135,7 @@ def check(folder: pathlib.Path) -> list[str]:
 
 
 def add(settings: AddModel) -> list[str]:
-    """Makes a model of a run; see `AddModel`. Returns lines that say what was written."""
+    """Makes a model to share from a run; see `AddModel`. Returns lines that say what was written."""
     loaded = load_run(settings.run, settings.which)
     rows = table_rows(settings.metrics, loaded.source)
     figures = {"check": compute(settings.run, settings.which)} | ({"table": rows} if rows else {})

@@ -1,4 +1,4 @@
-"""The options of this package's commands: what is asked for is known before the modules that do it are imported.
+"""The options of this package's commands, read before the modules that do the work are imported.
 
 TensorFlow, scipy and matplotlib take seconds to import, so no module that needs them may be imported here.
 """
@@ -21,7 +21,7 @@ Paths = tuple[pathlib.Path, ...]
 
 @attrs.frozen(kw_only=True)
 class _OfRunOnData:
-    """What every command that runs a model on a split of a data file is told."""
+    """Options of every command that runs a model on a split of a data file."""
 
     run: str
     """Run folder, ours or the original's, or the prefix of a checkpoint in it."""
@@ -32,9 +32,9 @@ class _OfRunOnData:
     n_sequences: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 10**8)))
     """How many sequences, from the first on; all if left out."""
     n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
-    """Object slots; those of the run if left out. (Not for relation rmc, whose weights bind them.)"""
+    """Object slots; those of the run if left out. (Not for relation rmc, whose weights fix their number.)"""
     seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 @attrs.frozen(kw_only=True)
@@ -48,23 +48,23 @@ class Likelihood(_OfRunOnData):
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
     """T: frames per sequence, from the first on."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
-    """Sequences at once."""
+    """Sequences per batch."""
     out: pathlib.Path | None = None
     """JSON file to write the figures to."""
 
 
 @attrs.frozen(kw_only=True)
 class Predict(_OfRunOnData):
-    """Infers the first frames of sequences, predicts the last ones, and writes all of it to a file."""
+    """Infers the first frames of sequences, predicts the last ones, and writes both to a file."""
 
     out: pathlib.Path
-    """File to write; it appears once it is whole, in place of one that was there."""
+    """File to write; it appears when it is complete and replaces an older one."""
     checkpoint: str = "best"
     """best, newest, or an iteration."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
     """T: frames per sequence, from the first on."""
     n_generated: int = attrs.field(default=1, validator=within(0, 9_999))
-    """How many of them, the last ones, are predicted."""
+    """Number of these frames that are predicted: the last ones."""
     n_samples: int = attrs.field(default=5, validator=within(1, 1000))
     """Samples per sequence."""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
@@ -72,7 +72,7 @@ class Predict(_OfRunOnData):
     canvases: bool = False
     """Store the decoded frames too, for pictures."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
-    """Sequences at once; the noise depends on it."""
+    """Sequences per batch; the noise depends on it."""
 
     def __attrs_post_init__(self):
         if self.n_generated >= self.n_frames:
@@ -83,16 +83,16 @@ class Predict(_OfRunOnData):
 
 @attrs.frozen(kw_only=True)
 class Breakdown(_OfRunOnData):
-    """Takes apart what a predicted frame loses against the same frame inferred."""
+    """Splits what a predicted frame loses against the same frame inferred by kind of latent."""
 
     checkpoint: str = "best"
     """best, newest, or an iteration."""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
-    """K: particles of a pass, of which one is drawn by its weight on the frames before the last."""
+    """K: particles per pass; one is drawn by its weight on all frames but the last."""
     n_frames: int = attrs.field(default=10, validator=within(2, 10_000))
     """T: frames per sequence, from the first on."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
-    """Sequences at once; the noise depends on it."""
+    """Sequences per batch; the noise depends on it."""
     out: pathlib.Path | None = None
     """JSON file to write the figures to."""
 
@@ -106,12 +106,12 @@ class Tables:
     out: pathlib.Path
     """Folder to write to."""
     expected_models: tuple[str, ...] = ()
-    """Models that should be there (sqair, rsqair_in, rsqair_rmc, ...), with every expected seed."""
+    """Models to expect (sqair, rsqair_in, rsqair_rmc, ...), each with every expected seed."""
     expected_seeds: tuple[int, ...] = ()
-    """Seeds that should be there; runs without predictions are listed as failed."""
+    """Seeds to expect of each; runs without predictions are listed as failed."""
     boxes: Literal["drawn", "window"] = "drawn"
-    """An object's box and centre, for MOTA and position errors: drawn, of the pixels of its pasted glimpse above half
-    of its greatest; or window, of its attention window, which may be far larger."""
+    """An object's box and centre, for MOTA and position errors. drawn: of the pixels of its pasted glimpse that exceed
+    half of their maximum; window: of its attention window, which may be far larger."""
 
 
 def _endings(endings: tuple[str, ...]) -> Callable[[Any, Any, Iterable[pathlib.Path]], None]:
@@ -133,7 +133,7 @@ def _not_empty(settings, attribute, paths) -> None:
 
 @attrs.frozen(kw_only=True)
 class Sequences:
-    """The paper's figure 3: inputs above what the model makes of them, boxes coloured by the object's id."""
+    """The paper's figure 3: inputs above reconstructions and predictions, boxes coloured by the object's id."""
 
     out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
     """Files to write, .png or .pdf."""
@@ -150,7 +150,7 @@ class Sequences:
     n_sequences: int = attrs.field(default=4, validator=within(1, 100))
     """Sequences of each file, from the first on."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
-    """T: frames per sequence, from the first on. Of more than 100 the still shows some, the animation all."""
+    """T: frames per sequence, from the first on. Of more than 100 the still image shows some, the animation all."""
     generate_after: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(0, 9_998)))
     """Frames after this one (the first is 0) are predicted from the propagation prior; none if left out."""
     k_particles: int = attrs.field(default=5, validator=within(1, 1000))
@@ -158,11 +158,11 @@ class Sequences:
     n_slots: int | None = attrs.field(default=None, validator=attrs.validators.optional(within(1, 64)))
     """Object slots; those of the run if left out."""
     seed: int = attrs.field(default=0, validator=within(0, 2**31 - 1))
-    """Of the noise."""
+    """Seed of the noise."""
     attention: bool = False
     """Show the attention between objects, under the frames."""
     boxes: Literal["drawn", "window"] = "drawn"
-    """An object's box: drawn, around the pixels of its pasted glimpse above half of its greatest; or window, its
+    """An object's box. drawn: around the pixels of its pasted glimpse that exceed half of their maximum; window: its
     attention window, which may be far larger."""
     gif: bool = False
     """Write an animation too, FILE.gif beside FILE.png: input, reconstruction and rollout, which begins after
@@ -199,11 +199,11 @@ class Curves:
     out: Paths = attrs.field(validator=[_PICTURE, _not_empty])
     """Files to write, .png or .pdf."""
     of: Literal["validation", "training", "batch", "machine"] = "validation"
-    """What is shown: evaluations on the validation or the training set, the training batches, or what the training
-    process used of the machine."""
+    """What is shown: evaluations on the validation or the training set, the training batches, or the time, memory and
+    files that the training process used."""
     quantities: tuple[str, ...] | None = None
     """Columns of metrics.csv (of machine: of resources.csv); left out: bound, likelihood, KL and count accuracy (of
-    machine: seconds per step gone by and computed, memory and open files)."""
+    machine: wall-clock and CPU seconds per step, memory and open files)."""
 
     beside: pathlib.Path | None = None
     """Learning curve of the original program (JSON) to draw beside runs of one fixed length."""
@@ -213,7 +213,7 @@ FIGURES: dict[str, type[Sequences | Figure4 | Curves]] = {"sequences": Sequences
 
 
 def read_figure() -> Sequences | Figure4 | Curves:
-    """Parses the command line of eval.figures; its first word says which figure, left out, it is sequences."""
+    """Parses the command line of eval.figures; its first word names the figure, sequences by default."""
     arguments = sys.argv[1:]
     name = arguments.pop(0) if arguments[:1] and arguments[0] in FIGURES else "sequences"
     chosen = FIGURES[name]
@@ -223,7 +223,7 @@ def read_figure() -> Sequences | Figure4 | Curves:
 
 @attrs.frozen(kw_only=True)
 class Page:
-    """Makes index.html, one self-contained file, of a folder of results."""
+    """Makes index.html, one self-contained file, from a folder of results."""
 
     results: pathlib.Path
     """Folder of results; index.html is written there."""
@@ -243,7 +243,7 @@ def _unique(settings: Any, attribute: attrs.Attribute, values: tuple) -> None:
         raise UserError(f"--{attribute.name}: {repeated[0]} is there twice; name each once")
 
 
-SQAIR = "sqair"  # what --models calls the model without a relation; the others by their relation
+SQAIR = "sqair"  # the model without a relation in --models; the others have their relation's name
 
 
 def _models(settings: Any, attribute: attrs.Attribute, values: tuple[str, ...]) -> None:
@@ -271,18 +271,18 @@ class Paper:
     models: tuple[str, ...] = attrs.field(default=(SQAIR, "in", "rmc"), validator=[_unique, _models])
     """Models to compare: sqair, in, rmc, rmc_slots, or the kind of another relation."""
     seeds: tuple[int, ...] = attrs.field(default=(0, 1, 2, 3, 4), validator=[_unique, _seeds])
-    """One training run each and model."""
+    """One training run per seed and model."""
     scale: Literal["paper", "short", "small"] = "paper"
     """paper; short: the paper's protocol with less data and the short recipe of training, about an hour per run on two
     cores; or small: little data and hardly any training, to try the whole pipeline in 20 minutes."""
     jobs: int | None = attrs.field(default=None, validator=_positive)
-    """Runs at a time; if left out 1, and 2 at the small scale, whose runs spend their time on one core."""
+    """Runs at a time; if left out 1, or 2 at the small scale, whose runs mostly use one core."""
     xla: bool = False
     """Train with --xla, which is slower on a processor of two cores and was not measured on GPUs."""
     dry_run: bool = False
-    """Print the commands, say of each why it would run or not, and stop."""
+    """Print each command and why it would run or not, then stop."""
     report: bool = False
-    """Make the tables and figures from what is finished, and nothing else; another process may be training."""
+    """Only make the tables and figures of finished runs; another process may be training."""
     data_4: pathlib.Path | None = None
     """Data file with 4 balls, ours or R-NEM's, to train and test on; made in data_dir if left out."""
     data_678: pathlib.Path | None = None
@@ -321,16 +321,16 @@ class Benchmark:
     models: tuple[str, ...] = ("sqair_balls", "rsqair_in", "rsqair_rmc")
     """Presets to time."""
     run: str | None = None
-    """Time this trained model, with its own particles and slots, in place of presets: see eval.predict."""
+    """Time this trained model (as --run of eval.predict) instead of presets, with its own particles and slots."""
     data: pathlib.Path | None = None
-    """Data file whose training split --run sees; that which it was trained on if left out."""
+    """Data file whose training split the model of --run is timed on; the one it was trained on if left out."""
     all_slots: bool = False
-    """Time every case a second time, in turns with itself, with absent slots computed too."""
+    """Also time every case with absent slots computed, in turns with the case without them."""
     lengths: tuple[int, ...] = (3, 10)
     """Lengths of the sequences, frames."""
     modes: tuple[Literal["graph", "shards", "bfloat16", "xla"], ...] = ("graph", "xla", "shards")
-    """Batches in one piece; in halves side by side, as training does on processors; the same with bfloat16; or frames
-    compiled by XLA."""
+    """graph: batches in one piece; shards: in parts side by side, as in training on CPUs; bfloat16: as shards, with
+    bfloat16 products; xla: frames compiled by XLA."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """B."""
     k_particles: int = attrs.field(default=5, validator=within(1, 10_000))
@@ -338,7 +338,7 @@ class Benchmark:
     n_steps_per_image: int = attrs.field(default=4, validator=within(1, 64))
     """N."""
     repeats: int = attrs.field(default=24, validator=within(2, 10_000))
-    """Steps that are timed, an eighth of them at a time."""
+    """Number of timed steps, an eighth of them at a time."""
     scaling: bool = False
     """Also time the first model in the last mode against length, batch size, particles and slots."""
     json: pathlib.Path | None = None
@@ -356,7 +356,7 @@ class Benchmark:
 
 @attrs.frozen
 class CompareOriginal:
-    """Compares our model with what the original program recorded."""
+    """Compares our model with recorded passes of the original program."""
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder with flags.json, a checkpoint, inputs.npz, outputs.npz and gradient_norms.json."""
@@ -364,7 +364,7 @@ class CompareOriginal:
 
 @attrs.frozen
 class AddModel:
-    """Makes a model to share of a run: as `sqair.export safetensors`, with figures in its card."""
+    """Makes a model to share from a run: as `sqair.export safetensors`, with figures in its card."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder or checkpoint."""
@@ -373,14 +373,14 @@ class AddModel:
     which: str = "best"
     """best, newest, or an iteration."""
     metrics: Paths = ()
-    """Files metrics/*.json of eval.tables, or the folder of them: the card tells those of this checkpoint."""
+    """Files metrics/*.json of eval.tables, or the folder of them: the card shows those of this checkpoint."""
     overwrite: bool = False
-    """Replace a model that is there."""
+    """Replace an existing model."""
 
 
 @attrs.frozen
 class CheckModels:
-    """Computes what the cards of models record again, and tells where it is not the same."""
+    """Computes the figures in the cards of models again and reports those that differ."""
 
     folders: Annotated[Paths, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER ...")] = attrs.field(
         validator=_not_empty
@@ -394,6 +394,6 @@ def read_models() -> AddModel | CheckModels:
     return parse(
         kinds,
         "eval.models",
-        description="Makes models to share of runs, and checks them.",
+        description="Makes models to share from runs, and checks them.",
         config=(tyro.conf.HelptextFromCommentsOff,),
     )

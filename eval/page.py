@@ -1,12 +1,12 @@
-"""Makes a results page: one HTML file that needs nothing else, for a folder of tables, figures and animations.
+"""Makes a results page: one self-contained HTML file for a folder of tables, figures and animations.
 
     python -m eval.page --results results/paper --command "./run.sh paper"
 
-Takes what lies in and below the folder: table.md of eval.tables, JSON of eval.likelihood, PNG and GIF of eval.figures
+Reads, in and below the folder: table.md of eval.tables, JSON of eval.likelihood, PNG and GIF of eval.figures
 (with the descriptions they carry), flags and versions of run folders and of files of predictions. Writes index.html
 there: first the figure of sequences (figure3*.png or sequences*.png), figure 4 (figure4*.png) and the headline table of
-every data set, below them the other tables, folded away, and all else. Pictures are embedded; the page has no scripts
-and a policy that forbids it to load anything.
+every data set, then the other tables, collapsed, and everything else. Pictures are embedded; the page has no scripts
+and a content security policy that forbids loading anything.
 """
 
 from data_gen.console import parse, run_module
@@ -57,7 +57,7 @@ def _text(value: Any) -> str:
 
 
 def table(caption: str, header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """An HTML table; the first cell of a row is its heading. Wide ones scroll by themselves, by keyboard too."""
+    """An HTML table; the first cell of a row is its heading. Wide tables scroll on their own, by keyboard too."""
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{_text(first)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in rest) + "</tr>"
@@ -78,9 +78,9 @@ def _folded(title: str, content: str) -> str:
 
 
 class _Tables(Treeprocessor):
-    """Makes a document part of the page: headings two levels down, headings of rows and columns, tables that scroll.
+    """Fits a document into the page: headings two levels lower, header cells for rows and columns, scrolling tables.
 
-    Of the tables below a heading of level 2 only the first stays open; the others, and notes, are folded away.
+    Of the tables below a heading of level 2 only the first stays open; the others, and notes, are collapsed.
     """
 
     def run(self, root: etree.Element) -> None:
@@ -125,17 +125,17 @@ class _Tables(Treeprocessor):
 def from_markdown(text: str) -> str:
     """HTML of the Markdown of eval.tables (see `_Tables`); HTML inside it stays text."""
     document = markdown.Markdown(extensions=["tables"])
-    document.treeprocessors.register(_Tables(document), "tables of the page", 5)  # behind all that adds to the tree
+    document.treeprocessors.register(_Tables(document), "tables of the page", 5)  # after those that add to the tree
     return document.convert(html.escape(text, quote=False))
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# What lies in the folder
+# Contents of the folder
 # ---------------------------------------------------------------------------------------------------------------
 
 
 def _files(folder: pathlib.Path, ending: str) -> list[pathlib.Path]:
-    """Files in and below a folder, nearer ones first; hidden ones are half-written or not meant."""
+    """Files in and below a folder, the least deep first; hidden ones, which may be half-written, are left out."""
     found = [
         path
         for path in folder.rglob(f"*{ending}")
@@ -145,10 +145,10 @@ def _files(folder: pathlib.Path, ending: str) -> list[pathlib.Path]:
 
 
 def picture(path: pathlib.Path) -> str:
-    """A PNG or GIF as an HTML figure, described by what it carries in itself.
+    """A PNG or GIF as an HTML figure, with the description in its metadata.
 
     Raises:
-      UserError: it is no whole picture.
+      UserError: it is not a complete picture.
     """
     try:
         data = path.read_bytes()
@@ -162,7 +162,7 @@ def picture(path: pathlib.Path) -> str:
     else:
         said = [str(info.get(key, "")) for key in ("Title", "Description", "Comment")]
     title, description, command = said
-    # Frames are drawn for 160 dots an inch, a browser's inch has 96.
+    # Pictures are drawn at 160 dots per inch; a browser's inch has 96.
     width, height = (width, height) if kind == "gif" else (round(width * 0.6), round(height * 0.6))
     made = _folded("Command", f"<pre>{_text(command)}</pre>") if command else ""
     shown = (
@@ -182,7 +182,7 @@ def _json(path: pathlib.Path) -> Any:
 
 
 def likelihood_table(path: pathlib.Path) -> str:
-    """What eval.likelihood wrote as a table, a column a checkpoint; nothing for other files."""
+    """A file of eval.likelihood as a table, one column per checkpoint; empty for other files."""
     content = _json(path)
     rows = content.get("results") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
@@ -193,9 +193,9 @@ def likelihood_table(path: pathlib.Path) -> str:
 
 
 def sources(folder: pathlib.Path, runs: Iterable[pathlib.Path]) -> list[Source]:
-    """The flags and versions of run folders, those below the folder among them, and of files of predictions.
+    """The flags and versions of run folders, named or below the folder, and of files of predictions.
 
-    Where runs are named, of their predictions alone.
+    If runs are named, predictions of other runs are left out.
     """
     found, runs = {}, list(runs)
     named = [run_ / ("config.json" if (run_ / "model.safetensors").is_file() else "flags.json") for run_ in runs]
@@ -271,16 +271,16 @@ def build(folder: pathlib.Path, title: str, command: str | None = None, runs: It
     """The page of a folder of results.
 
     Args:
-      folder: of results.
-      title: of the page.
-      command: that made the results.
+      folder: the folder of results.
+      title: the page's title.
+      command: the command that made the results.
       runs: run folders outside of the folder.
 
     Returns:
       HTML.
 
     Raises:
-      UserError: there is nothing to show, or something is damaged.
+      UserError: the folder holds nothing to show, or a damaged file.
     """
     tables = [from_markdown(path.read_text(encoding="utf-8")) for path in _files(folder, ".md")]
     likelihoods = "".join(

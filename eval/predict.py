@@ -1,16 +1,16 @@
-"""Writes what a model makes of a data split into one file, for metrics, tables and figures.
+"""Writes a model's inferences and predictions on a data split to one file, for metrics, tables and figures.
 
     python -m eval.predict --run runs/sqair_0 --data data/balls4mass64.h5 --out results/sqair_0_balls4mass64.h5
 
 The paper's protocol (section 3): the first frames are inferred, the objects of the last one are sampled from the
 learned propagation prior. Every sample is a pass of its own over the sequence, with K particles of its own noise, of
-which one is drawn by its importance weight on the inferred frames. What the predicted frames look like has no say in
-the draw: weights that included their likelihood would pick the luckiest guess and score it as the prediction.
+which one is drawn by its importance weight on the inferred frames. The predicted frames do not affect the draw: weights
+that included their likelihood would pick the luckiest guess and score it as the prediction.
 One more pass infers all frames, for the bounds. The file's members are listed in `eval.predictions`.
 
-Sequences are inferred `PART` frames at a time, which carry the model's state on, so that memory does not grow with
-their length. Of more than `KEPT` frames a sample is computed twice: for the weights, and, once a particle is drawn, for
-what is written of it.
+Sequences are inferred `PART` frames at a time, each part from the state after the part before it, so that memory does
+not grow with their length. A sample of more than `KEPT` frames is computed twice: for the weights, and, once a particle
+is drawn, for its values.
 """
 
 from data_gen.console import parse, progress, run_module
@@ -41,7 +41,7 @@ from sqair.model import SQAIR, Forward, resample
 from sqair.runs.folder import versions
 from sqair.runs.loading import Run, checkpoint_fingerprint, load_run
 
-KEPT = 60  # frames at most of which all particles are kept until one is drawn
+KEPT = 60  # the longest sequence, in frames, whose particles are all kept until one is drawn
 
 
 def load(path: str, which: str, k_particles: int, n_slots: int | None = None) -> Run:
@@ -56,7 +56,7 @@ def load(path: str, which: str, k_particles: int, n_slots: int | None = None) ->
       A `Run`.
 
     Raises:
-      UserError: it is not there, is damaged, or cannot have that many slots.
+      UserError: the run is missing, damaged, or cannot have that many slots.
     """
     prepare_gpus()
     changes = {"k_particles": k_particles, **({"n_steps_per_image": n_slots} if n_slots else {})}
@@ -64,7 +64,7 @@ def load(path: str, which: str, k_particles: int, n_slots: int | None = None) ->
 
 
 def generator(*numbers: int) -> np.random.Generator:
-    """The source of randomness of one pass, of (seed, batch, pass)."""
+    """The random generator of one pass, seeded by (seed, batch, pass)."""
     return np.random.default_rng(numbers)
 
 
@@ -99,7 +99,7 @@ def infer(model: SQAIR, obs: tf.Tensor, seed: np.ndarray, first_generated: int |
       model: any.
       obs: [T, B, H, W(, C)].
       seed: int32 [2], of the noise.
-      first_generated: T or None: infer all, whatever the flags sample_from_prior and generate_after say.
+      first_generated: T or None: infer all. The flags sample_from_prior and generate_after are ignored.
 
     Returns:
       `Forward`.
@@ -116,13 +116,13 @@ def infer_parts(
     first_generated: int | None = None,
     advance: Callable[[int], Any] = lambda n: None,
 ) -> Iterator[tuple[int, Truth, Forward]]:
-    """One pass as by `infer`, with its noise, of which some frames at a time are in memory.
+    """The same pass as `infer`, with the same noise, but with only some frames at a time in memory.
 
     Args:
       model: any.
       stream: the sequences.
       seed, first_generated: see `infer`.
-      advance: told the number of frames, of all sequences, after each part.
+      advance: called with the number of frames, over all sequences, after each part.
 
     Yields:
       The index of the first frame of a part, its `Truth` and its `Forward`.
@@ -150,7 +150,7 @@ def paste(model: SQAIR, glimpse: tf.Tensor, where: tf.Tensor, presence: tf.Tenso
     """What each slot adds to the canvas.
 
     Args:
-      model: whose sizes are taken.
+      model: for its sizes.
       glimpse: [..., N, h*w*C]; where: [..., N, 4]; presence: [..., N].
 
     Returns:
@@ -175,7 +175,7 @@ def draw_particle(model: SQAIR, forward: Forward, log_weights: tf.Tensor, unifor
     Args:
       model: that made the pass.
       forward: the pass, or a part of it.
-      log_weights: [B, K], of the inferred frames of all of the pass.
+      log_weights: [B, K], of all inferred frames of the pass.
       uniform: [B] uniform noise.
 
     Returns:
@@ -215,9 +215,9 @@ def sample(
     Args:
       model: any.
       stream: the sequences.
-      first_generated: frames from this one on are predicted, and have no say in the draw; T to infer all.
+      first_generated: frames from this one on are predicted and do not affect the draw; T to infer all.
       rng: source of the noise.
-      advance: see `infer_parts`; `frames_of_a_sample` says how many it will be told.
+      advance: see `infer_parts`; it is called with `frames_of_a_sample` frames per sequence in all.
 
     Yields:
       The index of the first frame of a part, its `Truth` and its `Drawn`.
@@ -237,7 +237,7 @@ def sample(
 
 
 def frames_of_a_sample(n_frames: int, first_generated: int) -> int:
-    """How many frames of a sequence `sample` computes, some of long ones twice."""
+    """The frames per sequence that `sample` computes; in long sequences some are computed twice."""
     return n_frames if n_frames <= KEPT else n_frames + min(PART * math.ceil(first_generated / PART), n_frames)
 
 
@@ -271,8 +271,8 @@ def rollout(
     canvases: bool,
     advance: Callable[[int], Any] = lambda n: None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """One sample of a batch, some frames at a time: the first one's index, and members of the group `rollout` without
-    the samples' axis, [B, ...]."""
+    """One sample of a batch, some frames at a time: yields the index of the first of them, and members of the group
+    `rollout` without the samples' axis, [B, ...]."""
     for first, truth, drawn in sample(model, stream, first_generated, rng, advance):
         found = {f"rollout/{name}": value.numpy() for name, value in drawn._asdict().items()}
         found = {name: value.swapaxes(0, 1) if value.ndim > 2 else value for name, value in found.items()}
@@ -291,8 +291,8 @@ def rollout(
 def inference(
     model: SQAIR, stream: Stream, rng: np.random.Generator, advance: Callable[[int], Any] = lambda n: None
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """All frames of a batch inferred, some at a time: the first one's index, and members of the groups `truth` and
-    `inference`, [B, K, ...]; their log-weights, which are of all frames, come with the last ones."""
+    """All frames of a batch inferred, some at a time: yields the index of the first of them, and members of the groups
+    `truth` and `inference`, [B, K, ...]; log_weights, which are of all frames, come with the last part."""
     log_weights: list[np.ndarray] = []
     for first, truth, forward in infer_parts(model, stream, noise_seed(rng), advance=advance):
         found = {"data_ll": forward.data_ll, "log_p": forward.log_p, "log_q": forward.log_q, "count": forward.num_steps}
@@ -307,7 +307,7 @@ def inference(
 
 
 def as_bytes(image: np.ndarray) -> np.ndarray:
-    """Intensities to uint8; what is darker than 0 or lighter than 1 is cut off."""
+    """Intensities, clipped to [0, 1], as uint8."""
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
@@ -358,7 +358,7 @@ def write(arguments: Arguments) -> list[str]:
     """Writes the file of predictions.
 
     Returns:
-      A line for everything the data did not allow.
+      One line for each kind of figure that the data do not allow.
 
     Raises:
       UserError: run, data and options do not fit together.

@@ -1,4 +1,4 @@
-"""One file of predictions -> its figures. Metrics are numpy over the file: neither model nor data file is needed."""
+"""Computes the figures of a file of predictions, with NumPy from that file alone: no model or data file is needed."""
 
 import zlib
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from sqair.config import model_titles
 
 # Tracking costs as much as all the rest together; more sequences would not change its third digit.
 TRACKED_SEQUENCES = 1000
-_BLOCK = 200  # sequences whose pictures are in memory
+_BLOCK = 200  # sequences whose images are in memory at a time
 
 
 class Metric(NamedTuple):
-    """How a metric is shown: its name, the digits behind the point, what it is (for the table's foot).
+    """How a metric is shown: its name, its decimals, what it is (for the notes below a table).
 
     compute: `Predictions` -> one figure per sample, [M]; None for those that `evaluate` computes together with others.
     """
@@ -53,7 +53,7 @@ PAPER_METRICS = ("data_ll_predicted", "relational_ll_predicted")
 _ONE_FIGURE = ("iwae", "vae", "kl")  # not one per sample
 _COUNTS = ("n_sequences", "n_frames", "n_generated", "n_samples", "k_particles")
 BOXES = {
-    "drawn": "the pixels of what the object draws that are above half of its greatest; their centre of mass",
+    "drawn": "the pixels of the object's pasted glimpse that exceed half of their maximum; their centre of mass",
     "window": "the attention window; its middle",
 }
 
@@ -66,10 +66,11 @@ def evaluate(predictions: Predictions, boxes: str = "drawn") -> dict[str, Any]:
       boxes: what an object's box and centre are, a key of `BOXES`.
 
     Returns:
-      JSON values: what the file is of, `collapse` (see `metrics.collapsed`), `confusion` (frames; true counts by
-      inferred ones), `bounds` a perfect canvas would reach, `metrics`: name of `METRICS` -> one figure per sample (or
-      one in all), `by_horizon`: name -> [M][L + 1], horizon 0 being the last inferred frame. What the data lack is
-      left out; a figure that is not defined is None, such as a relational one of frames in which nothing collides.
+      JSON values: the file's run, model and data, `collapse` (see `metrics.collapsed`), `confusion` (frames; true
+      counts by inferred ones), `bounds` a perfect canvas would reach, `metrics`: name of `METRICS` -> one figure per
+      sample (or one in all), `by_horizon`: name -> [M][L + 1], horizon 0 being the last inferred frame. Figures that
+      the data do not allow are left out; one that is not defined is None, such as a relational one where nothing
+      collides.
 
     Raises:
       UserError: the file lacks the boxes asked for.
@@ -137,7 +138,7 @@ def _listed(values: np.ndarray) -> Any:
 
 
 def _by_frame(predictions: Predictions, collides: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Log-likelihoods, means over the sequences, [M, T]; and the frames that tell something about them, [T]."""
+    """Log-likelihoods, means over the sequences, [M, T]; and the frames where they are defined, [T]."""
     return {
         name: (predictions[f"rollout/{name}"][:].mean(0, dtype=float), collides | (name == "data_ll"))
         for name in ("data_ll", "relational_ll")
@@ -169,7 +170,7 @@ def _bounds(predictions: Predictions) -> dict[str, float]:
 
 
 def check_drawn(predictions: Predictions, member: str) -> None:
-    """Raises: UserError: the file has no such member, box or centre, of what objects draw."""
+    """Raises: UserError: the file lacks this member, box or centre, of the objects' pasted glimpses."""
     if f"rollout/{member}" not in predictions:
         raise UserError(
             f"{predictions.path}: it does not tell what objects draw; make it again with eval.predict, or "
@@ -212,8 +213,8 @@ def _tracking(predictions: Predictions, boxes: str) -> dict[str, np.ndarray]:
 
 
 def _pictures(predictions: Predictions) -> dict[str, Any]:
-    """What needs whole pictures: ARI [M] over inferred frames, in which frames anything collides [T] (all where the
-    data do not tell), and the bounds of a perfect canvas."""
+    """Figures that need whole images: ARI [M] over inferred frames, whether anything collides in a frame [T] (true if
+    the data do not tell), and the bounds of a perfect canvas."""
     sizes, first = predictions.sizes, predictions.about.first_generated
     has_groups, has_collisions = "truth/groups" in predictions, "truth/collisions" in predictions
     std, channels = predictions.about.flags["output_std"], sizes.get("C", 1)
@@ -264,7 +265,7 @@ def _by_horizon(predictions: Predictions, collides: np.ndarray, boxes: str) -> d
 
 
 def _balls(predictions: Predictions) -> list[int]:
-    """The numbers of objects that sequences have, or nothing where the data do not tell."""
+    """The numbers of objects that occur in sequences; empty where the data do not tell."""
     if "truth/centre" not in predictions:
         return []
     exists = np.isfinite(predictions["truth/centre"][:, 0, :, 0])
@@ -272,7 +273,7 @@ def _balls(predictions: Predictions) -> list[int]:
 
 
 def _data_check(predictions: Predictions) -> int:
-    """Tells whether two files show the same sequences."""
+    """A checksum of the first frames, to tell whether two files show the same sequences."""
     return zlib.crc32(np.ascontiguousarray(predictions["truth/frames"][:, 0]).tobytes())
 
 

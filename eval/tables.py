@@ -2,10 +2,10 @@
 
     python -m eval.tables --predictions results/predictions --out results/paper
 
-Each file is one run on one data set (`eval.predict`); runs are grouped by model and seed, which the file itself names.
+Each file is one run on one data set (`eval.predict`); runs are grouped by model and seed, which the file records.
 Writes metrics/<model>_seed<seed>_<data set>.json for every file, and table.md, table.tex, table.csv, differences.csv.
-Metrics are numpy over the files: neither the model nor the data file is needed. Those of a file that has not changed
-since this code last read it are taken from its JSON.
+Metrics are computed with NumPy from the files alone: neither the model nor the data file is needed. If a file and this
+code have not changed, its metrics are read from its JSON.
 """
 
 from data_gen.console import parse, progress, run_module
@@ -41,7 +41,7 @@ LAST_INFERRED = "0 (last inferred frame)"
 
 
 class Table(NamedTuple):
-    """Rows of cells below a heading, before they are Markdown or LaTeX; mathematics is in plain characters."""
+    """Rows of cells below a header, to be written as Markdown or LaTeX; mathematics is in plain characters."""
 
     title: str
     header: list[str]
@@ -208,7 +208,7 @@ def latex(data_sets: Sequence[DataSet]) -> str:
     lines = ["% Made by eval.tables; needs \\usepackage{booktabs}."]
     for data_set in data_sets:
         for table in tables(data_set):
-            if table.title.startswith("Differences"):  # the notes are sentences; the interval says enough
+            if table.title.startswith("Differences"):  # without the notes, which are whole sentences
                 table = table._replace(header=table.header[:-1], rows=[row[:-1] for row in table.rows])
             text_columns = 2 if table.header[1] in ("metric", "frames ahead") else 1
             columns = "l" * text_columns + "r" * (len(table.header) - text_columns)
@@ -231,7 +231,7 @@ _CSV = ("data_set", "model", "metric", "horizon", *Summary._fields, "runs", "pap
 
 
 def csv_rows(data_sets: Sequence[DataSet]) -> list[list[Any]]:
-    """One row per data set, model, metric and horizon (empty: the metric as it stands), the header first."""
+    """The header, then one row per data set, model, metric and horizon (empty for the metric itself)."""
     rows: list[list[Any]] = [list(_CSV)]
     for data_set in data_sets:
         horizons = data_set.any["comparable"]["n_generated"] + 1
@@ -268,10 +268,10 @@ def _difference_rows(data_sets: Sequence[DataSet]) -> list[list[Any]]:
 
 
 def find(patterns: Sequence[str]) -> list[str]:
-    """The files that folders (all .h5 in and below them), names and patterns stand for.
+    """The files that names, patterns and folders (all .h5 in and below them) match.
 
     Raises:
-      UserError: one of them stands for nothing.
+      UserError: one of them matches nothing.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -283,7 +283,7 @@ def find(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# What an older result begins with, which a new one may replace.
+# The beginnings of older results, which new ones may replace.
 _BEGINNINGS = {
     "table.md": "# Comparison",
     "table.tex": "% Made by eval.tables",
@@ -305,13 +305,13 @@ def _write(path: pathlib.Path, content: str | list[list[Any]]) -> None:
 
 
 def metrics_name(model: str, seed: int, data_set: str) -> str:
-    """The name that the figures of a run on a data set have in the folder metrics/."""
+    """The name of the file of a run's figures on a data set, in the folder metrics/."""
     slug = re.sub(r"[^A-Za-z0-9]+", "_", data_set).strip("_")
     return f"{model}_seed{seed}_{slug}.json"
 
 
 def _known(path: pathlib.Path, made_from: str) -> dict[str, Any] | None:
-    """Figures that `evaluate` made before, if they were made from the same."""
+    """Figures that were written earlier, if they were made from the same file, code and options; else None."""
     try:
         figures = read_json(path, "")
         check_figures(figures)
