@@ -1,6 +1,6 @@
 """Relational modules of R-SQAIR: interactions between all objects of a frame, computed in parallel.
 
-The package itself only knows which there are; the modules, which need TensorFlow, are imported by their own names.
+The package itself only imports their list; the modules need TensorFlow and are imported by their own names.
 """
 
 from relational.registry import RELATIONS, RelationKind, find_relation

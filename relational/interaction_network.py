@@ -41,9 +41,9 @@ class InteractionNetwork(snt.Module):
         u_k  = W_u [f_k; E_k]                                          update
         gamma_k = [u_k; E_k]
 
-    Two readings differ from the letter of equation 5. Its gamma_k keeps the object's state beside the effect; here
-    R-NEM's learned update stands in that place, which is what the paper's parameter count (1,197) calls for. And the
-    sum runs over the objects present, as in equation 4.
+    Two points differ from equation 5 as printed. Its gamma_k has the object's state beside the effect; here R-NEM's
+    learned update takes its place, as the paper's parameter count (1,197) requires. And the sum runs over the objects
+    present, as in equation 4.
 
     No weight depends on the number of objects, and permuting the objects permutes the outputs.
 

@@ -50,7 +50,7 @@ def zero_absent(states: tf.Tensor, presence: tf.Tensor) -> tf.Tensor:
       presence: [P, N], 1 for an object, 0 for an empty slot.
 
     Returns:
-      [P, N, S]. A selection, not a product: whatever an empty slot holds, infinities included, is gone.
+      [P, N, S]. By selection, not by a product, which would turn infinities in empty slots into NaN.
 
     Raises:
       ValueError: the shapes do not fit each other.

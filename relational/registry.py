@@ -1,7 +1,7 @@
 """The list of relational modules, and what the rest of the program needs to know about each of them.
 
 Configurations, checkpoints, tables, figures, model cards and the benchmark ask `RELATIONS`; docs/extending.md adds one.
-TensorFlow is not imported here: commands know their options before it is.
+TensorFlow, which takes seconds to import, is not imported here: commands read their options without it.
 """
 
 import importlib
@@ -15,7 +15,7 @@ MEMORY, INPUT = "memory", "input"  # rows of attention that are not an object's,
 
 @attrs.frozen(kw_only=True)
 class RelationKind:
-    """What a relational module says about itself.
+    """The description of a relational module.
 
     Attributes:
       kind: the value of --relation; a model with it is called rsqair_<kind>.
@@ -24,9 +24,9 @@ class RelationKind:
       make: (n_slots, state_size, embedding, dtype) -> `relational.relation.Relation`, see `Relation.make`.
       attention_rows: N -> what each row and column of its attention belongs to: object k as the number k, else `MEMORY`
         or `INPUT`.
-      attention_text: what a matrix of its attention shows, a sentence below figures.
+      attention_text: what a matrix of its attention shows, as a sentence for captions of figures.
       attends_to_itself: whether a row of attention may attend to itself.
-      fixed_slots: whether its weights bind the number of slots.
+      fixed_slots: whether its weights fix the number of slots.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class RelationKind:
 
 
 def _made_by(name: str) -> Callable[..., Any]:
-    """`make` of a class in relational/relation.py, which is imported when it is called."""
+    """`make` of a class in relational/relation.py, which is imported at the call."""
     return lambda *sizes: getattr(importlib.import_module("relational.relation"), name).make(*sizes)
 
 
@@ -80,7 +80,7 @@ RELATIONS: dict[str, RelationKind] = {
 
 
 def find_relation(kind: str) -> RelationKind:
-    """What is known of a kind of relation.
+    """The `RelationKind` of a kind of relation.
 
     Raises:
       ValueError: there is no such kind.

@@ -30,7 +30,7 @@ class Relations(NamedTuple):
 
 
 class Relation(snt.Module, metaclass=abc.ABCMeta):
-    """Gamma: the states of the previous frame's objects, and a memory, to relations.
+    """Gamma: maps the states of the previous frame's objects, and a memory, to relations.
 
     P particles, N slots, S numbers in an object's state, G in its relations, M in a memory row (0: no memory).
 
@@ -51,7 +51,7 @@ class Relation(snt.Module, metaclass=abc.ABCMeta):
         Args:
           n_slots: N.
           state_size: S.
-          embedding: width of embeddings, --relation_embedding; a relation may have no use for it.
+          embedding: width of embeddings, --relation_embedding; a relation may ignore it.
           dtype: of variables, inputs and outputs.
 
         Raises:
@@ -124,7 +124,7 @@ class InteractionRelation(Relation):
 class MemoryRelation(Relation):
     """Relations by a `RelationalMemory` on all states flattened: its whole output is every object's gamma.
 
-    The paper's reading, by its parameter count. The number of slots is fixed; attention rows are the N memory rows and
+    As in the paper, by its parameter count. The number of slots is fixed; attention rows are the N memory rows and
     the one input row.
     """
 

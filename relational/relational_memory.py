@@ -72,7 +72,7 @@ class AttentionBlock(snt.Module):
 
         Args:
           rows: [P, R, row_size].
-          key_mask: bool [P, R], False for rows no row may attend to; None for no such rows.
+          key_mask: bool [P, R], False for rows that no row may attend to; None if there are none.
 
         Returns:
           The new rows, [P, R, row_size], and the attention weights, [P, heads, R, R].
@@ -94,7 +94,7 @@ class AttentionBlock(snt.Module):
         query, key, value = tf.split(tf.transpose(qkv, [0, 2, 1, 3]), self._sizes, axis=-1)  # [P, heads, R, .]
         logits = tf.matmul(query * self._sizes[0] ** -0.5, key, transpose_b=True)  # [P, heads, R, R]
         if key_mask is not None:
-            # The smallest finite number, not -inf: where no row is left the softmax is uniform instead of NaN.
+            # The lowest finite number, not -inf: where all rows are masked the softmax is uniform instead of NaN.
             logits = tf.where(key_mask[:, tf.newaxis, tf.newaxis], logits, logits.dtype.min)
         attention = tf.nn.softmax(logits)
         attended = tf.transpose(tf.matmul(attention, value), [0, 2, 1, 3])  # [P, R, heads, head_size]
@@ -274,13 +274,13 @@ class SlotRelationalMemory(RelationalMemory):
 
     The R-SQAIR paper says of its RMC (section 2) that the rows of the memory represent objects and that their number
     can change without changing the parameters. Sonnet 1's core gates every memory row by all inputs, flattened, which
-    fits one number of objects only and ties no row to an object. Here there is one input row per object, and gates see
-    their own object alone::
+    fits one number of objects only and ties no row to an object. Here there is one input row per object, and the gates
+    of a row depend on its own object only::
 
         [i_k | f_k] = W_m tanh(m_k) + W_x e_k,   output_k = m'_k
 
-    Memory and input rows of absent objects are no keys of the attention. All rows start alike, from the first row of
-    an identity: a fixed row, since an initial state that told the slots apart would break the symmetry. So permuting
+    Memory and input rows of absent objects are not attended to. All rows start as the first row of an identity, since
+    initial rows that differed between slots would break the symmetry. So permuting
     the objects (states, presence and memory rows together) permutes the outputs.
     """
 
@@ -291,7 +291,7 @@ class SlotRelationalMemory(RelationalMemory):
           input_size: S, numbers in an object's state.
           dtype: of variables, inputs and outputs.
           name: of the module.
-          **options: those of `RelationalMemory`, except mem_slots and input_rows: any number of objects will do.
+          **options: those of `RelationalMemory`, except mem_slots and input_rows: the number of objects is free.
 
         Raises:
           ValueError: a size is below 1 or the gate style unknown.

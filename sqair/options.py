@@ -1,4 +1,4 @@
-"""The options of sqair.train and sqair.export, known before TensorFlow is imported, which takes seconds."""
+"""The options of sqair.train and sqair.export, read before TensorFlow is imported, which takes seconds."""
 
 import pathlib
 import sys
@@ -19,29 +19,29 @@ class Train:
     """Trains SQAIR or R-SQAIR. Options are the original's; --preset sets them to a row of the paper's table."""
 
     run_dir: str
-    """Run folder; the same command in the same folder goes on where the run was."""
+    """Run folder; the same command with the same folder continues the run."""
     init_from: str | None = None
     """Run folder or checkpoint, ours (the best) or the original's, that a new run takes its weights from; steps,
-    schedule, curriculum and optimiser start anew. Flags that say where weights start, if given, set them anew."""
+    schedule, curriculum and optimiser start anew. Flags of starting values, if given, set those weights anew."""
     continue_from: str | None = None
-    """Run folder or checkpoint, ours (the newest) or the original's, that a new run goes on with: weights, optimiser,
+    """Run folder or checkpoint, ours (the newest) or the original's, that a new run continues: weights, optimiser,
     steps, schedule, curriculum. Options that are not given are that run's; --train_itr, --learning_rate and most
-    others may be."""
+    others may be changed."""
     describe: bool = False
     """Print the number of parameters of every module and stop."""
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
 
 
 def parse(arguments: list[str]) -> Train:
-    """Parses the command line. `--preset NAME` or the run that `--continue_from` names, wherever they stand, set the
+    """Parses the command line. `--preset NAME` or the run that `--continue_from` names, at any position, set the
     defaults of all other options; `--recipe NAME` those of training."""
     arguments = list(arguments)
     preset, recipe = take_preset(arguments, PRESETS), take(arguments, "recipe")
     source, run_dir, train_data = (take(list(arguments), name) for name in ("continue_from", "run_dir", "train_data"))
     if preset and source:
         raise UserError(
-            "--preset and --continue_from: options that are not given are those of the run that is gone on "
-            "with; leave --preset out"
+            "--preset and --continue_from: options that are not given are those of the continued run; leave "
+            "--preset out"
         )
     config = _continued(source, run_dir, train_data) if source else PRESETS[preset] if preset else Config()
     if recipe is not None:
@@ -63,10 +63,10 @@ def parse(arguments: list[str]) -> Train:
 
 
 def _continued(source: str, run_dir: str | None, train_data: str | None) -> Config:
-    """The configuration of a run to go on with, or of the run that has gone on with it, should that be gone."""
+    """The configuration of the run to continue; if that no longer exists, of the run that continues it."""
     own = pathlib.Path(run_dir or "") / "flags.json"
     with console.without_notices():
-        from sqair.runs import loading  # TensorFlow too, which only a run to go on with needs this early
+        from sqair.runs import loading  # imports TensorFlow, this early only for a run to continue
     try:
         config, is_original = loading.load_config(source)
     except UserError:
@@ -92,7 +92,7 @@ _Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 @attrs.frozen
 class Original:
-    """Writes a run as a checkpoint of the original program, which restores it and goes on with it.
+    """Writes a run as a checkpoint that the original program can restore and continue.
 
     The original looks for RESULTS_DIR/RUN_NAME/NUMBER: make OUT such a folder and start it with --resume.
     """
@@ -104,12 +104,12 @@ class Original:
     which: str = "newest"
     """best, newest, or an iteration."""
     without_relation: bool = False
-    """Leave out a relational module and its inputs, of which the original knows nothing."""
+    """Leave out a relational module and its inputs, which the original does not have."""
     overwrite: bool = False
     """Replace a checkpoint of the same iteration."""
     train_itr: int | None = None
-    """Steps at most that the original goes on to, by which it divides its schedule too; left out: the run's. A
-    finished run needs more."""
+    """The original's number of training steps, over which it divides its schedule; left out: the run's. A finished run
+    needs more."""
 
 
 @attrs.frozen
@@ -123,11 +123,11 @@ class Safetensors:
     which: str = "best"
     """best, newest, or an iteration."""
     overwrite: bool = False
-    """Replace a model that is there."""
+    """Replace an existing model."""
 
 
 def begin() -> None:
-    """Parses the command line of sqair.train, looks for the data, and says at once what begins."""
+    """Parses the command line of sqair.train, checks that the data exist, and prints what is about to run."""
     arguments = parse(sys.argv[1:])
     if arguments.describe:
         return
@@ -141,7 +141,7 @@ def begin() -> None:
 
 
 def read_export() -> Original | Safetensors:
-    """Parses the command line of sqair.runs.loading."""
+    """Parses the command line of sqair.export."""
     return console.parse(
         Original | Safetensors,
         "sqair.export",

@@ -1,5 +1,5 @@
-"""Warnings about a run that goes wrong: collapse, a bound that swings, useless particles, overfitting, non-finite
-numbers."""
+"""Warnings about a run that goes wrong: collapse, a bound that swings, a low effective sample size, overfitting,
+non-finite numbers."""
 
 import collections
 import math
@@ -14,13 +14,13 @@ import tensorflow as tf
 from sqair.model import SQAIR, Forward, Report
 from sqair.noise import Noise
 
-PATIENCE = 5  # consecutive reports with the same trouble before a warning
+PATIENCE = 5  # consecutive reports with the same problem before a warning
 WINDOW, LOWS = 8, 3  # a bound swings if this many (LOWS) of the last WINDOW reports are far too low
 
 
 def clock() -> np.ndarray:
     """Wall-clock and CPU seconds, [2]. The latter are those of this process on all cores: on a shared host they do not
-    include the time that other machines take."""
+    include the time that other virtual machines take."""
     return np.array([time.monotonic(), time.process_time()])
 
 
@@ -47,13 +47,13 @@ class Swings:
         self._clip_norm, self._length = clip_norm, -1
 
     def check(self, bound: float, length: int, gradient_norm: float, clipped: float | None) -> list[str]:
-        """The warning that is due after a report of a training batch.
+        """The warning, if any, that is due after a report of a training batch.
 
         Args:
           bound: nats per frame.
           length: of the sequences, in frames.
           gradient_norm: of the batch, before clipping.
-          clipped: share of the updates since the last report that were clipped; None if none can be.
+          clipped: share of the updates since the last report that were clipped; None without clipping.
         """
         if length != self._length:
             self._length, self._reached, self._warned = length, -np.inf, False
@@ -82,7 +82,7 @@ class Swings:
 
 
 class Monitor:
-    """Watches the reports of training batches and warns once each time that a trouble begins."""
+    """Watches the reports of training batches and warns once each time that a problem begins."""
 
     def __init__(self, n_slots: int, k_particles: int, clip_norm: float = 0.0):
         """Args: n_slots: N. k_particles: K. clip_norm: see `Swings`."""

@@ -1,4 +1,4 @@
-"""The machine that a run computes on: cores for each shard, and the precision of products."""
+"""Settings of TensorFlow for this machine: threads per shard, and the precision of matrix products."""
 
 import tensorflow as tf
 
@@ -9,15 +9,17 @@ from sqair.training.shards import n_shards
 
 
 def use_machine(train: TrainConfig) -> None:
-    """Gives each shard its share of the cores, and products their precision; call it before TensorFlow computes
-    anything. Args: train: `TrainConfig`."""
+    """Sets the threads per shard and the precision of matrix products; call it before TensorFlow computes anything.
+
+    Args: train: `TrainConfig`.
+    """
     prepare_gpus(train.tf32)
     shards = n_shards(train)
     if shards > 1:
         tf.config.threading.set_inter_op_parallelism_threads(shards)
         tf.config.threading.set_intra_op_parallelism_threads(max(n_cores() // shards, 1))
-    # To rewrite graphs takes longer than it saves (docs/performance.md), but that is how bfloat16 comes in. Arithmetic
-    # stays as it is in any case: rewritten, sums would lose their order (`sqair.training.gradient_sums`).
+    # Rewriting graphs takes longer than it saves (docs/performance.md), but bfloat16 needs it. The arithmetic optimiser
+    # is off in any case: it changes the order of sums (`sqair.training.gradient_sums`).
     tf.config.optimizer.set_experimental_options(
         {
             "disable_meta_optimizer": not train.bfloat16,

@@ -1,4 +1,4 @@
-"""The workers of a job on several machines: who they are, by TF_CONFIG, and whether they answer."""
+"""The workers of a job on several machines: their names and addresses in TF_CONFIG, and whether they answer."""
 
 import json
 import os
@@ -13,7 +13,7 @@ _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type
 
 
 def read_tf_config() -> tuple[dict[str, str], str]:
-    """All workers' names, as in "worker 0", with their addresses, the chief first; and this one's name."""
+    """The names of all workers, such as "worker 0", with their addresses, the chief first; and this one's name."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         raise UserError(f"--distribute multi_worker needs the environment variable TF_CONFIG, such as {_EXAMPLE}")
@@ -45,7 +45,7 @@ def port(address: str) -> int:
 
 
 def answers(address: str) -> bool:
-    """Whether somebody listens at an address host:port."""
+    """Whether a process listens at an address host:port."""
     try:
         socket.create_connection((address.rsplit(":", 1)[0], port(address)), timeout=5).close()
         return True

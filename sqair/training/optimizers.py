@@ -1,7 +1,7 @@
 """TensorFlow 1's optimisers and learning-rate schedule, the original's (docs/spec/sqair.md, "Objective").
 
-They differ from Sonnet 2's and Keras's in what decides a run's first steps: RMSProp's mean squares start at one, and
-epsilon stands inside its root.
+They differ from Sonnet 2's and Keras's in ways that matter in the first steps of a run: RMSProp's mean squares start at
+one, and epsilon is inside its square root.
 """
 
 from collections.abc import Sequence

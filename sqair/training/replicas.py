@@ -1,8 +1,8 @@
-"""Training on several devices and machines: all that concerns tf.distribute.
+"""Training on several devices and machines: everything that concerns tf.distribute.
 
 Every replica holds all weights and computes its share of the batch and of the batch's noise; loss, gradients and
-reports are averaged over the replicas, which then make the same update. So N replicas compute what one does, but for
-rounding, and their checkpoints are a single device's.
+reports are averaged over the replicas, which then make the same update. So N replicas compute the same as one, except
+for rounding, and write the same checkpoints.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def _firsts(values: list[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _any(flag: tf.Tensor) -> tf.Tensor:
-    """Whether it is true on any replica."""
+    """Whether the flag is true on any replica."""
     return mean(tf.cast(flag, tf.float32)) > 0
 
 
@@ -75,7 +75,7 @@ class Distribution:
     """
 
     def __init__(self, kind: str = "none"):
-        """Connects all workers. Make it before TensorFlow computes anything.
+        """Connects all workers. To be constructed before TensorFlow computes anything.
 
         Args: kind: none, mirrored (all devices of this process) or multi_worker (those of the processes in TF_CONFIG).
 
@@ -145,7 +145,7 @@ class Distribution:
         return f"{name} ({self._addresses[name]})"
 
     def scope(self) -> contextlib.AbstractContextManager:
-        """Where variables of all replicas and compiled functions are made."""
+        """The scope in which variables of all replicas and compiled functions are made."""
         return self.strategy.scope() if tf.distribute.get_strategy() is not self.strategy else contextlib.nullcontext()
 
     def any(self, flag: bool) -> bool:
@@ -156,13 +156,13 @@ class Distribution:
         """Gives the chief's values to all workers; all must call it together."""
         if len(self._addresses) == 1:
             return
-        # TensorFlow reduces tensors of one type together; this one holds all our numbers exactly.
+        # TensorFlow reduces tensors of one type together; float64 holds all our numbers exactly.
         values = self._firsts([tf.cast(v, tf.float64) for v in variables])
         for variable, value in zip(variables, values):
             variable.assign(tf.cast(value, variable.dtype))
 
     def lost_worker(self, error: tf.errors.OpError, state: str) -> Exception:
-        """The error to raise for one of TensorFlow's: a `UserError` if it says that a worker has gone, else itself.
+        """The error to raise for one of TensorFlow's: a `UserError` if it says that a worker is lost, else itself.
 
         Args: error: raised in training. state: what the run can go on from.
         """

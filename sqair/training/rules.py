@@ -1,6 +1,6 @@
 """The list of optimisers, by the value of --opt: `sqair.training.optimizers` applies them, docs/extending.md adds one.
 
-TensorFlow is imported by the updates alone: commands know their options before it is.
+Only the updates import TensorFlow, which takes seconds: commands read their options without it.
 """
 
 from collections.abc import Callable, Mapping

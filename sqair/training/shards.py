@@ -15,12 +15,13 @@ from data_gen.console import n_cores
 from sqair.config import TrainConfig
 from sqair.noise import Noise
 
-LEAST_SEQUENCES = 8  # of a shard where there are more than two: smaller products have not been measured
+LEAST_SEQUENCES = 8  # per shard, if there are more than two: smaller products have not been measured
 
 
 def default_shards(cores: int, batch_size: int) -> int:
-    """Into how many parts a batch is split on a processor: one for each core as long as they are equal and not too
-    small; halves, the measured case of two cores, of any even batch. Why is in docs/performance.md, "More cores".
+    """The number of parts that a batch is split into on a CPU: one per core, as long as the parts are equal and have at
+    least `LEAST_SEQUENCES` sequences; two parts, the case that was measured, may be smaller. docs/performance.md, "More
+    cores", has the reasons.
 
     Args: cores: that the process may use. batch_size: B.
     """
@@ -29,7 +30,8 @@ def default_shards(cores: int, batch_size: int) -> int:
 
 
 def n_shards(train: TrainConfig) -> int:
-    """The number of parts that batches are split into: --shards, or else what is quickest on this machine."""
+    """The number of parts that batches are split into: --shards, or else one with GPUs, --xla or --distribute, and
+    `default_shards` without."""
     if train.shards:
         return train.shards
     one_piece = train.xla or train.distribute != "none" or bool(tf.config.list_physical_devices("GPU"))
@@ -37,7 +39,7 @@ def n_shards(train: TrainConfig) -> int:
 
 
 def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int) -> list[tuple]:
-    """A batch in parts of as many sequences each: (obs, counts, noise), with axes as in `train_step`."""
+    """A batch in equal parts: (obs, counts, noise), with axes as in `train_step`."""
     parts = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
     noises = [tf.nest.pack_sequence_as(noise, part) for part in parts]
     return list(zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noises))

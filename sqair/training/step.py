@@ -34,7 +34,7 @@ def train_step(
 ) -> StepResult:
     """One update. If the loss or a gradient is not finite, nothing is updated and `finite` is false.
 
-    The shards of a batch do not depend on each other, so that TensorFlow computes them side by side.
+    The shards of a batch do not depend on each other, so TensorFlow computes them side by side.
 
     Args:
       model, optimizer: what to update.
@@ -66,7 +66,7 @@ def train_step(
 
 
 def compile_train_step(model: SQAIR, optimizer: Optimizer, train: TrainConfig) -> Callable[..., StepResult]:
-    """`train_step` as a graph: (obs, counts, step, learning_rate) -> StepResult, traced once for every length.
+    """`train_step` as a graph: (obs, counts, step, learning_rate) -> StepResult, traced once per sequence length.
 
     The noise of step i is drawn from (seed, i) for the whole batch, outside of what XLA compiles (see `sqair.noise`).
 

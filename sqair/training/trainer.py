@@ -1,4 +1,4 @@
-"""The training loop: it logs, saves and stops. What is computed is in `sqair.training.step`."""
+"""The training loop: logging, checkpoints, stopping. What a step computes is in `sqair.training.step`."""
 
 import contextlib
 import functools
@@ -43,15 +43,15 @@ from sqair.training.optimizers import Optimizer, Schedule
 from sqair.training.shards import n_shards
 from sqair.training.step import StepResult, compile_eval_step, compile_train_step, evaluate
 
-ANSWER_SECONDS = 0.2  # between two looks for signals while something is compiled
+ANSWER_SECONDS = 0.2  # between two checks for a signal while a function is compiled
 
 
 class _Stopped(Exception):
-    """A signal has come while something was compiled."""
+    """A signal has arrived while a function was compiled."""
 
 
 class Trainer:
-    """The training loop: it logs, saves and stops; what is computed is in `train_step`."""
+    """The training loop: logging, checkpoints, stopping; what a step computes is in `train_step`."""
 
     def __init__(
         self,
@@ -62,20 +62,20 @@ class Trainer:
         continue_from: str | None = None,
         asked: Collection[str] = (),
     ):
-        """Prepares a new run, or one to go on with.
+        """Prepares a new run, or an existing one to continue.
 
         Args:
           config: the whole configuration.
           run_dir: the run folder.
           init_from: a run folder or checkpoint, ours or the original's, whose weights a new run starts from.
-          replicas: what the run is spread over; None: what the configuration says.
-          continue_from: one that a new run goes on with: weights, optimiser and the number of steps, from which follow
-            schedule, curriculum, noise and the place in the data.
+          replicas: the devices to train on; None: those of the configuration.
+          continue_from: a run folder or checkpoint that a new run continues: weights, optimiser and the number of
+            steps, which determines schedule, curriculum, noise and the position in the data.
           asked: names of flags that were given explicitly. With init_from, those of `loading.STARTS` among them
             set their variables anew.
 
         Raises:
-          UserError: the data, the folder or its checkpoints are not what they should be.
+          UserError: the data, the folder or its checkpoints are missing, damaged or do not fit the configuration.
         """
         self.config, self.folder = config, pathlib.Path(run_dir)
         train = config.train
@@ -94,7 +94,7 @@ class Trainer:
         self.monitor = health.Monitor(config.model.n_steps_per_image, config.model.k_particles, train.clip_norm)
         self._stop_signal = 0
         self._compiled: set[tuple[str, int]] = set()
-        self.left_compiling = False  # after `run`: whether a thread is still at it
+        self.left_compiling = False  # after `run`: whether a thread is still compiling
 
         if self.replicas.is_chief:
             self._open_folder(init_from, continue_from, asked)
@@ -110,9 +110,9 @@ class Trainer:
         self.saved_step = self.step
 
     def _open_folder(self, init_from: str | None, continue_from: str | None, asked: Collection[str]) -> None:
-        """Takes the run's last state from its folder or makes a new one, and gets its files ready.
+        """Restores the run's last state from its folder or makes a new one, and opens its files.
 
-        Nothing is written before everything that may fail has been done. A run without a checkpoint yet starts again,
+        Nothing is written until everything that may fail has succeeded. A run that has no checkpoint yet starts again,
         with the flags given now.
         """
         self.checkpoints = saving.RunCheckpoints(self.folder, self.state, self.config.train.keep_checkpoints)
@@ -149,7 +149,7 @@ class Trainer:
         self._write("versions.json", versions() | {TRAIN_DATA: fingerprint(self.config.train.train_data)})
         for note in notes:
             self.say(note)
-        # What was reported up to the checkpoint stays, also of the run that this one goes on with.
+        # Rows up to the checkpoint stay, those of the run that this one continues too.
         reported = -1 if self.is_new and not continue_from else self.step
         before = pathlib.Path(source.folder) if source and continue_from else self.folder
         self.metrics = MetricsFile(
@@ -168,7 +168,7 @@ class Trainer:
     def _start(
         self, init_from: str | None, continue_from: str | None, asked: Collection[str]
     ) -> tuple[loading.Run | None, list[str]]:
-        """Gives a new run its first state; returns the run it is taken from, if any, and lines that say what it is."""
+        """Gives a new run its first state; returns the run it is taken from, if any, and lines for the log."""
         train, mean_image, source, done = self.config.train, self.model.decoder.mean_image, None, None
         notes: list[str] = []
         if init_from and continue_from:
@@ -188,7 +188,7 @@ class Trainer:
         return int(self.state.step)
 
     def say(self, line: str) -> None:
-        """Prints a line to the terminal and to train.log; the chief alone does."""
+        """Prints a line to the terminal and to train.log, on the chief only."""
         if not self.replicas.is_chief:
             return
         tqdm.write(line, file=sys.stdout)
@@ -251,7 +251,7 @@ class Trainer:
             )
 
     def _take_weights(self, source: loading.Run, asked: Collection[str]) -> tuple[loading.Filled, list[str]]:
-        """Takes the weights of a run that fit, and nothing else."""
+        """Takes those weights of a run that fit, and nothing else."""
         anew = {flag: variables(self.model) for flag, variables in loading.STARTS.items() if flag in asked}
         done = loading.fill(self.model, source.model, [v for variables in anew.values() for v in variables])
         if not done.filled:
@@ -371,7 +371,7 @@ class Trainer:
                     length = sequence_length(train, step)
                     data = self._data("training", length, start=step)
                     clock, clock_step = None, step
-                    if step != self.saved_step:  # what follows takes a while, and may be stopped
+                    if step != self.saved_step:  # compiling takes a while, and may be interrupted
                         self._save()
                 batch = next(data)
                 rate = self.schedule(step)
@@ -417,15 +417,16 @@ class Trainer:
         return self._finish(f"{self.step} steps")
 
     def _call(self, what: str, length: int, function: Callable, *arguments):
-        """The result of a compiled function. The first call at a length compiles it, and says so.
+        """The result of a compiled function. The first call at a length compiles it, after a line that says so.
 
-        A thread does that, so that signals are answered meanwhile, if nothing has been learnt since the last
-        checkpoint: what the thread is at is then given up, and the process ends.
+        The call blocks its thread while it compiles, and Python handles signals in the main thread only. So if nothing
+        has been learnt since the last checkpoint, another thread makes the call; on a signal that thread is abandoned
+        and the process ends.
 
-        Args: what: the function's name for people. length: of the sequences, in frames. function, arguments: to call.
+        Args: what: the function's name, to print. length: of the sequences, in frames. function, arguments: to call.
 
         Raises:
-          _Stopped: a signal has come.
+          _Stopped: a signal has arrived.
         """
         if (what, length) in self._compiled:
             return function(*arguments)
@@ -530,7 +531,7 @@ class Trainer:
         bound = bounds["validation"]
         for warning in health.validation_gap(bounds.get("training", bound), bound):
             self.say(warning)
-        # Bounds of another length do not compare: with each, early stopping starts anew.
+        # Bounds at different lengths are not comparable: early stopping starts anew at each length.
         comparable = sequence_length(train, int(self.state.best_step)) == length
         if bound > float(self.state.best_bound) or not comparable:
             self.state.best_bound.assign(bound)
@@ -540,7 +541,7 @@ class Trainer:
         return self._patience_is_over()
 
     def _patience_is_over(self) -> bool:
-        """Whether the validation bound has not improved for `patience` epochs; says so."""
+        """Whether the validation bound has not improved for `patience` epochs; if so, logs it."""
         train = self.config.train
         steps_per_epoch = self.n_sequences["training"] // train.batch_size
         over = bool(train.patience) and self.step - int(self.state.best_step) >= train.patience * steps_per_epoch
