@@ -32,13 +32,13 @@ class BouncingBalls:
     radii: tuple[float, ...] = attrs.field(default=(1.2, 1.5), validator=_positive)
     """Radii in box units; each ball draws one of them, all equally likely."""
     masses: tuple[float, ...] = attrs.field(default=(1.0, 6.0), validator=_positive)
-    """Masses that go with the radii, one each."""
+    """Masses of balls of these radii, one per radius."""
     box: float = attrs.field(default=15.0, validator=within(4.1, 1000))
     """Side of the box in box units; it fills the image of 64 x 64 pixels."""
     n_frames: int = attrs.field(default=51, validator=within(1, 10_000))
     """T, frames per sequence."""
     curtain: int = attrs.field(default=0, validator=within(0, IMAGE_SIZE))
-    """Side in pixels of a square, placed at random for each sequence, behind which nothing is seen; 0 for none."""
+    """Side in pixels of a square, placed at random for each sequence, that hides what is behind it; 0 for none."""
     training: int = attrs.field(default=50_000, validator=within(0, 10**7))
     """Sequences of the training split; 0 leaves the split out."""
     validation: int = attrs.field(default=10_000, validator=within(0, 10**7))
@@ -54,7 +54,7 @@ class BouncingBalls:
                 f"--radii has {len(self.radii)} values and --masses {len(self.masses)}; give one mass for each radius"
             )
         if max(self.n_balls) > 255:
-            raise UserError(f"--n_balls {max(self.n_balls)}: at most 255, what a pixel of `groups` can tell apart")
+            raise UserError(f"--n_balls {max(self.n_balls)}: at most 255, the largest id in `groups`")
 
 
 PRESETS = {
@@ -75,8 +75,8 @@ def make_block(settings: BouncingBalls, n_sequences: int, rng: np.random.Generat
 
     Returns:
       The members of `hdf5.MEMBERS`: features, groups, collisions [T, S, 64, 64, 1], events [T, S, 1, 1, 1],
-      positions, velocities [T, S, N, 2], radii, masses [S, N], n [S]; N is the largest number of balls, and what
-      belongs to an absent ball is zero.
+      positions, velocities [T, S, N, 2], radii, masses [S, N], n [S]; N is the largest number of balls, and the
+      values of absent balls are zero.
     """
     n = rng.choice(np.asarray(settings.n_balls, np.uint8), n_sequences)
     present = np.arange(max(settings.n_balls)) < n[:, None]
@@ -114,7 +114,7 @@ def make_block(settings: BouncingBalls, n_sequences: int, rng: np.random.Generat
 
 
 def write(settings: BouncingBalls, path: str | os.PathLike, compression: int = 1) -> None:
-    """Writes a data set; the file appears only when it is whole.
+    """Writes a data set; the file appears only when it is complete.
 
     Args:
       settings: of the data set.
@@ -139,10 +139,10 @@ class CommandLine:
     """Makes a bouncing-balls data set (R-NEM's layout, HDF5)."""
 
     out: pathlib.Path
-    """The file to write; it appears once it is whole, in place of one that was there."""
+    """The file to write; it appears when it is complete and replaces an older one."""
     settings: tyro.conf.OmitArgPrefixes[BouncingBalls]
     preset: str = attrs.field(default="balls4mass64")
-    """Where the settings start from: balls4mass64, balls678mass64 or balls3curtain64; --help shows their values."""
+    """The settings' defaults: balls4mass64, balls678mass64 or balls3curtain64; --help shows their values."""
     compression: int = attrs.field(default=1, validator=within(0, 9))
     """Level of gzip compression: 0 is quickest, 9 smallest."""
 

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from data_gen.errors import UserError, one_line
 
 LOG_SECONDS = 10.0
-PARENT = "R_SQAIR_PARENT"  # environment variable: the process that started this one and wants it to end with it
+PARENT = "R_SQAIR_PARENT"  # environment variable: id of the parent process, with which this one is to end
 _PR_SET_PDEATHSIG = 1
-# What TensorFlow says of itself as it is imported, whatever TF_CPP_MIN_LOG_LEVEL is: regular expressions of lines.
+# Lines that TensorFlow logs on import, whatever TF_CPP_MIN_LOG_LEVEL is, as regular expressions.
 _NOTICES = (
     "^WARNING: All log messages before absl::InitializeLog",
     r"port\.cc:[0-9]+\] oneDNN custom operations are on",
@@ -32,11 +32,11 @@ _NOTICES = (
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Runs a command line and exits; what the user can put right ends in one line on standard error.
+    """Runs a command line and exits; an error that the user can fix ends in one line on standard error.
 
     Exit codes: 0, or what `main` returns; 1 after a `UserError`, an `OSError` (disc full, no permission) or a lack
-    of memory; 130 after Ctrl-C; 143 after SIGTERM, 129 after SIGHUP (the terminal has gone; under nohup the command
-    goes on). Any other exception is a fault of the program and keeps its traceback.
+    of memory; 130 after Ctrl-C; 143 after SIGTERM, 129 after SIGHUP (the terminal was closed; under nohup the
+    command goes on). Any other exception is a bug and keeps its traceback.
 
     Args:
       main: the command, without arguments.
@@ -69,19 +69,19 @@ def run_cli(main: Callable[[], int | None]) -> None:
 
 
 def run_module(module: str, read: Callable[[], Any]) -> None:
-    """`run` of a module's `main`, for a module that takes seconds to import: it is only when its options are right.
+    """`run_cli` of a module's `main`. It takes seconds to import, so it is imported only if its options are right.
 
-    Such a module calls this above its imports, where it is what Python was started with.
+    Such a module calls this above its imports, when it is run as a script.
 
     Args:
       module: its name, by which it is imported.
-      read: parses the command line, as `main` does again; it may say or check more.
+      read: parses the command line, as `main` does again; it may print or check more.
     """
 
     def main() -> int | None:
         read()
         # TensorFlow imports Keras, which imports scikit-learn: a third of its own import. Nothing here uses it, and
-        # TensorFlow Probability brings tf_keras, so that TensorFlow may as well take that.
+        # TensorFlow Probability imports tf_keras anyway, so TensorFlow is told to use that.
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
         with without_notices():
             found = importlib.import_module(module)
@@ -92,8 +92,8 @@ def run_module(module: str, read: Callable[[], Any]) -> None:
 
 @contextlib.contextmanager
 def without_notices() -> Iterator[None]:
-    """Keeps off standard error what TensorFlow tells of itself when it is imported here; other lines get there, even if
-    the import ends the process."""
+    """Removes `_NOTICES` from standard error while TensorFlow is imported; other lines are printed, even if the import
+    ends the process."""
     if "tensorflow" in sys.modules:
         yield
         return
@@ -103,13 +103,13 @@ def without_notices() -> Iterator[None]:
             stdin=subprocess.PIPE,
             stdout=2,
             start_new_session=True,
-        )  # out of Ctrl-C's reach
+        )  # a session of its own: Ctrl-C does not reach it
         kept = os.dup(2)
     except OSError:  # no grep, or no standard error
         yield
         return
     pipe = others.stdin
-    assert pipe is not None  # it was asked for
+    assert pipe is not None  # because of stdin=PIPE
     os.dup2(pipe.fileno(), 2)
     try:
         yield
@@ -122,21 +122,21 @@ def without_notices() -> Iterator[None]:
 
 
 def n_cores() -> int:
-    """The cores that this process may use; where the system does not say (macOS), all of them."""
+    """The number of cores that this process may use; all of them where the system does not tell (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_signals(
     handler: Callable[[int, Any], Any], numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ) -> None:
-    """Handles signals that ask a process to end, but SIGHUP where nohup has it ignored."""
+    """Sets the handler of signals that ask a process to end, except SIGHUP where nohup ignores it."""
     for number in numbers:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def _end_with_parent() -> None:
-    """Asks Linux for SIGTERM at the end of the process named by `PARENT`, however it ends."""
+    """Asks Linux to send SIGTERM when the process in `PARENT` ends, however it ends."""
     parent = os.environ.pop(PARENT, "")
     if not parent.isdecimal() or sys.platform != "linux":
         return
@@ -144,7 +144,7 @@ def _end_with_parent() -> None:
     try:
         os.kill(int(parent), 0)
     except ProcessLookupError:
-        sys.exit(128 + signal.SIGTERM)  # it ended before that
+        sys.exit(128 + signal.SIGTERM)  # it had already ended
     except PermissionError:
         pass
 
@@ -172,8 +172,8 @@ def parse(
     Args:
       kind: attrs class, or a union of them, whose fields are the options.
       module: whose command line it is, as in `python -m MODULE`.
-      arguments: what to parse; None for what the command was given.
-      may_be_empty: options that can be empty. That of others is an error: a path that is empty, mostly by a shell
+      arguments: what to parse; None for `sys.argv[1:]`.
+      may_be_empty: options that can be empty. For others this is an error: an empty path, usually from a shell
         variable that is not set, would mean the current folder.
       **options: for `tyro.cli`.
 
@@ -182,7 +182,7 @@ def parse(
 
     Raises:
       UserError: an argument is empty, or a boolean neither true nor false.
-      SystemExit: an option is unknown or wrong, which has been said, or help was asked for.
+      SystemExit: an option is unknown or wrong (a message has been printed), or help was asked for.
     """
     name = None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -206,7 +206,7 @@ def parse(
 
 
 def take(arguments: list[str], name: str) -> str | None:
-    """Removes an option with its value, wherever it stands: one that sets the defaults of others is read before them.
+    """Removes an option and its value, at any position, to read options that set the defaults of others first.
 
     Args:
       arguments: of a command line.
@@ -291,10 +291,10 @@ class _LogProgress:
 
 @contextlib.contextmanager
 def progress(total: int, description: str, unit: str = "sequences") -> Iterator[Callable[[int], None]]:
-    """Shows how far a long run has come: a bar on a terminal, a line every ten seconds in a log file.
+    """Shows the progress of a long run: a bar on a terminal, a line every ten seconds in a log file.
 
     Args:
-      total: how much there is to do.
+      total: the amount of work.
       description: what is being done.
       unit: what is counted.
 

@@ -1,13 +1,13 @@
-"""What the user can put right, as one short line."""
+"""Errors that the user can fix, as one short line."""
 
 LONGEST_MESSAGE = 500  # characters
 
 
 class UserError(Exception):
-    """Something the user can put right. The message names it, says what was expected and what to do.
+    """An error that the user can fix. The message names the thing, says what was expected and what to do.
 
-    It is one short line, whatever the broken file that it quotes holds: only what can be printed is kept, and a long
-    message loses its middle.
+    It is always one short line, even if it quotes a damaged file: only printable characters are kept, and the middle of
+    a long message is left out.
     """
 
     def __init__(self, message: str):
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 def one_line(message: str) -> str:
-    """A message as one line of what can be printed, its middle left out where it is long."""
+    """A message as one line of printable characters; the middle of a long one is left out."""
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
     if len(line) <= LONGEST_MESSAGE:
         return line

@@ -1,4 +1,4 @@
-"""Files that appear whole, results that replace nothing but their like, and fingerprints of what files hold."""
+"""Files that appear when complete, results that replace only results of the same kind, and fingerprints of files."""
 
 import contextlib
 import functools
@@ -17,9 +17,9 @@ MAX_JSON_BYTES = 16 * 2**20
 
 
 def fingerprint(*paths: str | os.PathLike) -> str:
-    """SHA-256 of what files hold, as 64 hexadecimal digits; of one file, what `sha256sum` prints.
+    """SHA-256 of the contents of files, as 64 hexadecimal digits; of one file, what `sha256sum` prints.
 
-    Of several it is that of their own fingerprints. A file is read once a process, unless its size or time has changed.
+    Of several files it is that of their fingerprints. A file is read once per process, unless its size or time changes.
 
     Raises:
       OSError: one of them cannot be read.
@@ -47,7 +47,7 @@ def read_json(path: str | os.PathLike, hint: str) -> Any:
 
     Args:
       path: of the file.
-      hint: what it should be or what to do, the end of an error's line.
+      hint: what it should be or what to do, the end of an error message.
 
     Raises:
       UserError: there is no such file, it is not JSON, or it is too large to be one of ours.
@@ -64,7 +64,7 @@ def read_json(path: str | os.PathLike, hint: str) -> Any:
 
 
 def to_json(content: Any) -> str:
-    """Returns content as indented JSON, in which numbers that are not finite are null: JSON has no others."""
+    """Returns content as indented JSON, with null for numbers that are not finite, which JSON does not have."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, float):
@@ -77,14 +77,14 @@ def to_json(content: Any) -> str:
 
 
 class Kind(NamedTuple):
-    """A kind of result: what it is called, and whether a file is one."""
+    """A kind of result: its name, and a test whether a file is one."""
 
     name: str
     test: Callable[[pathlib.Path], bool]
 
 
 def begins(name: str, *prefixes: str | bytes) -> Kind:
-    """Returns the kind of files that begin with one of some texts."""
+    """Returns the kind of files that begin with one of these prefixes."""
     starts = tuple(prefix if isinstance(prefix, bytes) else prefix.encode() for prefix in prefixes)
 
     def test(path: pathlib.Path) -> bool:
@@ -106,7 +106,7 @@ def run_folder_of(path: str | os.PathLike) -> pathlib.Path | None:
 
 
 def check_output(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.PathLike] = ()) -> None:
-    """Checks that a result may take a name: commands with long work ask before it.
+    """Checks that a result may be written to a path; commands call it before long work.
 
     Args:
       path: of the file to be written.
@@ -114,8 +114,8 @@ def check_output(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.
       inputs: files that the command reads.
 
     Raises:
-      UserError: it is an input, lies in a run folder, or what is there is of another kind.
-      OSError: what is there cannot be read.
+      UserError: it is an input, lies in a run folder, or an existing file there is of another kind.
+      OSError: an existing file cannot be read.
     """
     path = pathlib.Path(path)
     other = "choose another name for the result"
@@ -143,7 +143,7 @@ def output_path(
 
 @contextlib.contextmanager
 def made_folder(path: str | os.PathLike) -> Iterator[None]:
-    """Makes a folder, and those above it, if it is missing; what was made and is still empty at the end is removed."""
+    """Makes a folder and its parents if missing; those that it made and that are empty at the end are removed."""
     path = pathlib.Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -157,10 +157,10 @@ def made_folder(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary name beside `path`; the file written there takes the name `path` only once it is whole.
+    """Yields a temporary name beside `path`; the file written there is renamed to `path` only when it is complete.
 
     A missing folder is made. On success the file is flushed to the disc and renamed, replacing what was there; on
-    any failure (Ctrl-C and, under `run`, SIGTERM too) it is removed, with the folder if that was made for it, and
+    any failure (Ctrl-C and, under `run_cli`, SIGTERM too) it is removed, with the folder if that was made for it, and
     `path` is left as it was. For the files of a run folder; results go through `output_path`.
 
     Args:
@@ -186,7 +186,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def to_disc(path: str | os.PathLike) -> None:
-    """Waits until a file's contents, or a folder's names, are on the disc: a loss of power no longer takes them."""
+    """Flushes a file's contents, or a folder's names, to the disc (fsync), so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,12 +1,12 @@
-"""The HDF5 files of sequences, in R-NEM's layout: written in compressed chunks, read back with every check.
+"""The HDF5 files of sequences, in R-NEM's layout: what they hold, and how they are read and checked.
 
 A file holds one group per split (training, validation, test) and in it the members of `MEMBERS`; only `features` is
-always there. Other programs' files in this layout (R-NEM's) are read too: their members may be bool, integer or
-float, stored in chunks or not, and members that are not listed here are left alone.
+required. Other programs' files in this layout (R-NEM's) are read too: their members may be bool, integer or
+float, stored in chunks or not, and members that are not listed here are ignored.
 
 Attributes of the file: `white`, the value of a fully lit pixel where features are integers, 1 or 255; `box`, the side
 of the box of positions and velocities; `objects`, which members tell where objects are, a key of `OBJECTS`. Without
-`white` all integer features of the file are read to tell which it is.
+`white` all integer features of the file are read to find it.
 """
 
 import contextlib
@@ -54,12 +54,12 @@ MEMBERS = {
     "coords": Member("TSN4", "real"),  # moving MNIST: box of each digit, (y, x, height, width), pixels
 }
 
-# What `objects`, an attribute of the file, says: where its objects are, and the members that tell it.
+# Values of the file's attribute `objects`, and the members that then tell where objects are.
 OBJECTS = {
     "discs": ("positions", "groups"),  # around their centres; `radii` or else their area gives their size
     "boxes": ("coords",),
 }
-_DISCS_SIDE = 64  # of frames in R-NEM's files and in ours from before there was `objects`
+_DISCS_SIDE = 64  # of frames in R-NEM's files, and in ours that are older than `objects`
 
 # Lowest and highest value, whether it must be whole, and the type that `Split.read` returns.
 KINDS = {
@@ -71,17 +71,17 @@ KINDS = {
 CHUNK_FRAMES = 10  # training reads at most the first ten frames: one chunk along time
 CHUNK_SEQUENCES = 50  # about a batch
 
-DEFAULT_BOX = 15.0  # side of the box in R-NEM's files, which do not say
+DEFAULT_BOX = 15.0  # side of the box in R-NEM's files, which do not state it
 BOX_MARGIN = 0.25  # of the box: positions beyond it by more are in other units
 
-# Bounds on what a file may declare: a small file must not be able to ask for all of the memory.
+# Bounds on what a file may declare: a small file must not be able to use up all memory.
 _LIMITS = {"T": 10_000, "S": 100_000_000, "H": 1024, "W": 1024, "C": 3, "N": 255, "K": 256}
 _MAX_CHUNK_BYTES = 256 * 2**20
 _MAX_SEQUENCE_BYTES = 512 * 2**20
 _BLOCK_BYTES = 128 * 2**20  # of the images read at once, about
 _MAX_RATIO = 2000  # gzip reaches 1030
 _SAMPLE_PIXELS = 2**22  # of the frames that `Split.describe` compares
-_SILENT_BYTES = 2**30  # reading through more is shown
+_SILENT_BYTES = 2**30  # progress is shown when more than this is read
 _IMPORT = "`python -m data_gen.import_videos` converts such files"
 _AS_STATED = "the file's attribute white says so, correct it"
 # HDF5's other filters are rare, and those that come as plug-ins unpack without bounds.
@@ -89,7 +89,7 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_SHUFFL
 
 
 class Damaged(UserError):
-    """A file that is not HDF5, or not all of it."""
+    """A file that is not HDF5, or is truncated or damaged."""
 
 
 def open_file(path: str | os.PathLike, hint: str = "", **options: Any) -> h5py.File:
@@ -97,11 +97,11 @@ def open_file(path: str | os.PathLike, hint: str = "", **options: Any) -> h5py.F
 
     Args:
       path: of the file.
-      hint: what it should be and what to do if it is damaged, the end of an error's line.
+      hint: what it should be and what to do if it is damaged, the end of an error message.
       **options: for `h5py.File`.
 
     Raises:
-      UserError: it is held by a program that writes it, cannot be read from the disc, or may not; `Damaged`.
+      UserError: another program is writing it, the disc cannot be read, or permission is missing; `Damaged`.
     """
     try:
         return h5py.File(path, "r", **options)
@@ -110,12 +110,12 @@ def open_file(path: str | os.PathLike, hint: str = "", **options: Any) -> h5py.F
 
 
 def unreadable(where: str | os.PathLike, error: Exception, what: str, hint: str) -> UserError:
-    """Tells apart why a file cannot be read.
+    """Distinguishes the reasons why a file cannot be read.
 
     Args:
       where: file and, if known, member.
       error: of h5py.
-      what: what to say of damage.
+      what: describes the damage, if it is damage.
       hint: what to do then.
 
     Returns:
@@ -167,8 +167,8 @@ class Split:
     image_shape: tuple[int, int, int]  # H, W, C
     box: float  # side of the box of `positions` and `velocities`
     white: int  # value of a fully lit pixel in `read()["features"]`: 1 or 255
-    stated: bool  # whether the file says so itself
-    objects: str  # a key of `OBJECTS`, "" if nothing is known of where objects are
+    stated: bool  # whether the file states it
+    objects: str  # a key of `OBJECTS`, "" if the file does not tell where objects are
     block: int  # sequences that are stored, and so best read, together
     members: Mapping[str, h5py.Dataset]
     _file: h5py.File = attrs.field(alias="file")
@@ -202,7 +202,7 @@ class Split:
           float32 in [0, 1]; collisions, events, nums bool; groups, n, labels uint8; the rest float32.
 
         Raises:
-          UserError: fewer frames than asked, a damaged file, values out of range, above `white` among them.
+          UserError: fewer frames than asked, a damaged file, values out of range, such as above `white`.
         """
         n_frames = self.n_frames - first if n_frames is None else n_frames
         if not 1 <= n_frames <= self.n_frames - first:
@@ -274,7 +274,7 @@ class Split:
         """Returns a line that describes the split, and a warning if its axes seem to be swapped.
 
         Args:
-          n_sequences: no more than this many are read for the latter.
+          n_sequences: at most this many are read for the warning.
 
         Raises:
           UserError: see `read`.
@@ -297,7 +297,8 @@ class Split:
     def _seems_swapped(self, n_sequences: int) -> bool:
         """Whether a sequence changes from frame to frame more than frames differ from sequence to sequence.
 
-        Nearly as much is enough where there are fewer sequences than frames: digits may be that quick.
+        Nearly as much is enough if there are fewer sequences than frames, a sign of swapped axes; it is not otherwise,
+        since fast digits change as much.
         """
         most = max(_SAMPLE_PIXELS // math.prod(self.image_shape), 4)  # frames to look at
         n_sequences = min(n_sequences, 16, most // 2)
@@ -320,10 +321,10 @@ def check_range(values: np.ndarray, where: str, low: float, high: float, whole: 
 
     Args:
       values: of any type of numbers.
-      where: file and name, the beginning of an error's line.
+      where: file and name, the beginning of an error message.
       low, high: the smallest and the largest value that is allowed.
       whole: whether fractions are refused.
-      hint: what to do, the end of an error's line.
+      hint: what to do, the end of an error message.
     """
     if values.dtype == bool or not values.size or (values.dtype == np.uint8 and high == 255):
         return
@@ -373,7 +374,7 @@ def open_split(
         file.close()
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, zlib.error) as error:
-        # What h5py says of a damaged or unusual structure depends on where it stumbles.
+        # h5py raises many types of exceptions for a damaged or unusual structure.
         file.close()
         raise unreadable(
             path, error, f"{split} cannot be read ({error})", "the file is damaged, make or copy it again"
@@ -387,7 +388,7 @@ def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str],
         raise UserError(f"{path}: no split {split!r}; it has {present}{hint}")
     group = _own(file, split, h5py.Group, path)
     data = {}
-    sizes: dict[str, int] = {}  # of every axis, as the first member that has it says
+    sizes: dict[str, int] = {}  # of every axis, from the first member that has it
     for name in MEMBERS:  # features come first and set the sizes
         if name in required and name not in group:
             raise UserError(f"{path}: {split} has no member {name!r}; it has {', '.join(group) or 'nothing'}")
@@ -396,7 +397,7 @@ def _open_split(file: h5py.File, path: str, split: str, required: Iterable[str],
             _check_member(data[name], name, sizes, f"{path}: {split}/{name}")
     features = data["features"]
     stored = features.chunks[1] if features.chunks else CHUNK_SEQUENCES
-    # A file stored one sequence at a time, or all at once, is read in blocks of ordinary size; large ones in small.
+    # Files stored one sequence at a time, or in one piece, are read in ordinary blocks; large frames in smaller ones.
     block = min(
         stored if 16 <= stored <= 1024 else CHUNK_SEQUENCES,
         max(_BLOCK_BYTES // math.prod(sizes[axis] for axis in "THWC"), 1),
@@ -425,8 +426,8 @@ def _own(parent: h5py.Group, name: str, kind: type, where: str) -> Any:
     child = parent[name]
     if not isinstance(child, kind):
         raise UserError(
-            f"{where}: {name!r} is not a {kind.__name__.lower()}; expected R-NEM's layout, a group a "
-            "split with data sets inside"
+            f"{where}: {name!r} is not a {kind.__name__.lower()}; expected R-NEM's layout, one group "
+            "per split with data sets inside"
         )
     return child
 
@@ -455,15 +456,15 @@ def _check_member(data: h5py.Dataset, name: str, sizes: dict[str, int], where: s
 
 
 def check_storage(data: h5py.Dataset, where: str) -> None:
-    """Checks that reading data takes the memory that they declare and no more: a small file could ask for all of it.
+    """Checks that reading data takes bounded memory: a small damaged file could otherwise use all of it.
 
     Args:
       data: in a file that is open for reading.
-      where: file and name, the beginning of an error's line.
+      where: file and name, the beginning of an error message.
 
     Raises:
-      UserError: the data lie in another file, are packed in a way that has no bounds, or much larger than what is
-        stored of them.
+      UserError: the data lie in another file, are compressed by filters without bounds, or declare a size far beyond
+        what is stored.
     """
     if data.is_virtual or data.external:
         raise UserError(f"{where}: its data lie in another file; copy the data into this one")
@@ -490,11 +491,11 @@ def check_storage(data: h5py.Dataset, where: str) -> None:
         )
     if packers:
         unpacks_to_more, trusted = _PACKERS[packers[0]]
-        left_out = 1 << filters.index(packers[0])  # marks chunks that are stored as they are
+        left_out = 1 << filters.index(packers[0])  # the bit that marks chunks stored uncompressed
         chunks: list[Any] = []
         data.id.chunk_iter(chunks.append)
         for chunk in chunks:
-            # HDF5 unpacks a chunk to its end, however far beyond the declared size that is.
+            # HDF5 unpacks a whole chunk, however far it exceeds the declared size.
             if (
                 chunk.size > trusted
                 and not chunk.filter_mask & left_out
@@ -514,7 +515,7 @@ def _inflates_to_more(data: bytes, size: int) -> bool:
 
 
 def _lzf_unpacks_to_more(data: bytes, size: int) -> bool:
-    """Follows the lengths in LZF's stream: runs of up to 32 bytes as they are, and references to earlier ones."""
+    """Adds up the lengths in an LZF stream: literal runs of up to 32 bytes, and references to earlier bytes."""
     at = 0
     while at + 1 < len(data) and size >= -_LZF_SURPLUS:
         control = data[at]
@@ -531,13 +532,13 @@ def _lzf_unpacks_to_more(data: bytes, size: int) -> bool:
     return size < -_LZF_SURPLUS
 
 
-# Filters that compress: whether a chunk unpacks to more than a size, and the compressed bytes that cannot become much.
+# Compressing filters: a test whether a chunk unpacks to more than a size, and a compressed size too small to need it.
 _PACKERS = {h5py.h5z.FILTER_DEFLATE: (_inflates_to_more, 2**18), h5py.h5z.FILTER_LZF: (_lzf_unpacks_to_more, 2**17)}
-_LZF_SURPLUS = 3 * 264  # what the four bytes of a checksum behind the stream can be taken for
+_LZF_SURPLUS = 3 * 264  # the most bytes that a four-byte checksum after the stream could be misread as
 
 
 def _number(file: h5py.File, path: str, name: str, expected: str, low: float, high: float) -> float | None:
-    """Returns an attribute of the file, None if it has no such. Raises: UserError: not a number from low to high."""
+    """Returns an attribute of the file, None if it is missing. Raises: UserError: not a number from low to high."""
     if name not in file.attrs:
         return None
     # Only numbers are read: HDF5 can hang on text in a damaged file.
@@ -557,7 +558,7 @@ def _box(file: h5py.File, path: str) -> float:
 def text_attribute(file: h5py.File, name: str) -> str:
     """The text of an attribute that was written as bytes of fixed length, "" if there is none.
 
-    Others stay unread: HDF5 may never come back from them.
+    Attributes of other types are not read: HDF5 can hang on them in a damaged file.
     """
     if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S" or file.attrs.get_id(name).shape:
         return ""
@@ -567,7 +568,7 @@ def text_attribute(file: h5py.File, name: str) -> str:
 def _objects(file: h5py.File, path: str, group: h5py.Group, sizes: Mapping[str, int]) -> str:
     """Which members of a split tell where objects are, a key of `OBJECTS`; "" if none does.
 
-    A file that does not say it, R-NEM's or an older one of ours, is judged by its members and the size of its frames.
+    For a file without the attribute (R-NEM's, older ones of ours) its members and the size of its frames decide.
     """
     if "objects" not in file.attrs:
         if all(name in group for name in OBJECTS["discs"]) and sizes["H"] == sizes["W"] == _DISCS_SIDE:
@@ -612,7 +613,7 @@ def _white(file: h5py.File, path: str, features: h5py.Dataset) -> int:
     return _FOUND_WHITE[key]
 
 
-_FOUND_WHITE: dict[tuple, int] = {}  # of files that do not say: all of a file is read at most once
+_FOUND_WHITE: dict[tuple, int] = {}  # of files that do not state it, so that each is read at most once for it
 
 
 def _holds_integers(file: h5py.File, split: str) -> bool:

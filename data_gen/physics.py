@@ -14,12 +14,12 @@ STEPS_PER_FRAME = 2
 STEP = 0.5  # duration of a sub-step, in frames
 TOTAL_SPEED = 0.5  # norm over the velocities of all the balls together
 START_MARGIN = 2.0  # centres start at least this far from every wall
-PLACEMENT_TRIES = 100  # draws for one ball before its sequence is begun afresh
+PLACEMENT_TRIES = 100  # draws for one ball before its sequence is started again
 PLACEMENT_RESTARTS = 10
 
 
 class Trajectories(NamedTuple):
-    """What a block of sequences did; `positions` and `velocities` are (column, row)."""
+    """The motion in a block of sequences; `positions` and `velocities` are (column, row)."""
 
     positions: np.ndarray  # [T, S, N, 2] float32
     velocities: np.ndarray  # [T, S, N, 2] float32

@@ -2,7 +2,7 @@
 
 The order of the sequences depends on the file, the split, the batch size and the seed, but not on the number of
 frames; batch number i is a pure function of these and i. So the whole state of the pipeline is one integer, and
-`start=i` goes on exactly where a run stopped, also when the curriculum has changed the number of frames.
+`start=i` continues exactly where a run stopped, also when the curriculum has changed the number of frames.
 """
 
 import collections
@@ -20,7 +20,7 @@ from data_gen.console import progress
 from data_gen.errors import UserError
 
 WINDOW = 1024  # sequences shuffled together, so the most that are in memory; fewer of large images
-_WINDOW_PIXELS = 2**24  # of one frame of each
+_WINDOW_PIXELS = 2**24  # of one frame of each sequence
 UNKNOWN_COUNT = -1
 
 
@@ -82,7 +82,7 @@ def _windows(n_sequences: int, block: int, seed: int | None, epoch: int, window:
     """Returns the order of the sequences in an epoch, in windows of about `window`.
 
     Blocks of sequences that are stored together are shuffled and dealt into windows; the sequences of each window
-    are shuffled. Every sequence comes once. Without a seed the order is that of the file.
+    are shuffled. Every sequence occurs once. Without a seed the order is that of the file.
     """
     blocks = np.split(np.arange(n_sequences), range(block, n_sequences, block))
     per_window = max(window // block, 1)
@@ -151,15 +151,16 @@ def batches(
       seed: of the order of the sequences.
       start: number of the batch to begin with.
       shuffle: whether to shuffle, anew in every epoch; otherwise the order is the file's.
-      repeat: whether to go on for ever. Every epoch is cut into batches by itself: a remainder smaller than a batch
-        is left out if repeating (the shapes are then fixed), and is the last, smaller batch if not.
+      repeat: whether to repeat for ever. Batches do not cross epochs: a remainder smaller than a batch is left out
+        if repeating (the shapes are then fixed), and is the last, smaller batch if not.
 
     Returns:
       A dataset of `Batch`.
 
     Raises:
-      UserError: the file is not what it should be, or is smaller than a batch while repeating. Damage that shows
-        only when the data are read is raised as TensorFlow's error, which `console.run_cli` reports as its own.
+      UserError: the file is missing, damaged or of another layout, or is smaller than a batch while repeating. Damage
+        that shows only when the data are read is raised as TensorFlow's error, which `console.run_cli` reports as a
+        `UserError`.
     """
     path = os.path.abspath(path)
     with hdf5.open_split(path, split, optional=("groups", "nums")) as data:
@@ -184,7 +185,7 @@ def batches(
     def _epoch(data: hdf5.Split, epoch: int, first: int) -> Iterator[Batch]:
         skip = first * batch_size
         left = min(per_epoch * batch_size, n_sequences) - skip
-        pending: list[tuple[np.ndarray, np.ndarray]] = []  # read, and not yet given out
+        pending: list[tuple[np.ndarray, np.ndarray]] = []  # read, but not yet yielded
         for window in _windows(
             n_sequences, data.block, seed if shuffle else None, epoch, min(WINDOW, _WINDOW_PIXELS // math.prod(image))
         ):
@@ -232,7 +233,7 @@ def mean_image(
       [H, W, C] float32 in [0, 1].
 
     Raises:
-      UserError: the file is not what it should be.
+      UserError: the file is missing, damaged or of another layout.
     """
     with hdf5.open_split(path, split) as data:
         n_frames = n_frames or data.n_frames

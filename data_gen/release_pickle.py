@@ -1,8 +1,8 @@
 """Reads the moving-MNIST pickles of the SQAIR release (Python 2, protocol 2) without trusting them.
 
-A pickle is a program that may call anything. Here it may name nothing but NumPy's array, dtype and scalar, and even
-these names stand for inert records: no function of NumPy, or of anything else, runs on what the file says until the
-records have been checked.
+A pickle is a program that may call anything. Here it may only name NumPy's array, dtype and scalar, and even these
+names stand for inert records: no function of NumPy, or of anything else, is applied to the contents until the records
+have been checked.
 """
 
 import io
@@ -51,7 +51,7 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
 
 
 class _Source(io.BufferedReader):
-    """Never allocates more memory than the file is long."""
+    """A reader that never allocates more bytes than the file has."""
 
     def __init__(self, path: pathlib.Path):
         super().__init__(io.FileIO(path))

@@ -1,4 +1,4 @@
-"""Finds videos in files and folders of the user's and reads them frame by frame, with the truth that lies beside them.
+"""Finds videos in the user's files and folders and reads them frame by frame, with the truth stored beside them.
 
 Arrays (.npz, .npy, HDF5 of any layout), folders of images, GIFs, and whatever video files ffmpeg reads. At most one
 frame of a video is held at a time; a compressed .npz is unpacked to the disc first.
@@ -55,13 +55,13 @@ class Video:
 
     Attributes:
       name: for messages.
-      split: that the name of its folder, group or array gives; None if none does.
+      split: named by its folder, group or array; None if by none.
       frames: reads it from the first frame on: [H, W] or [H, W, C] of any type of numbers.
-      count: its number of frames; for a film, which is decoded for that, it takes a while.
+      count: its number of frames; slow for a film, which has to be decoded.
       truth: member, or "counts" -> function of a slice of frames; returns the member's axes of `hdf5.MEMBERS` without
         S ([1, t] for counts).
-      box: side of the frame in the units of positions; None where the file does not say.
-      about: size and type, for messages; "" where only reading tells.
+      box: side of the frame in the units of positions; None if the file does not state it.
+      about: size and type, for messages; "" if they are known only after reading.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Finder:
         self._axes, self._frames_name, self._scratch = axes, frames_name, scratch
         self._stack = contextlib.ExitStack()
         self.inputs: list[pathlib.Path] = []  # all files and folders that were looked into
-        self.ignored: list[pathlib.Path] = []  # files in folders that are none of ours
+        self.ignored: list[pathlib.Path] = []  # files of other kinds in folders
 
     def __enter__(self) -> "Finder":
         return self
@@ -94,9 +94,9 @@ class Finder:
         self._stack.close()
 
     def find(self, paths: Iterable[pathlib.Path]) -> list[Video]:
-        """Returns the videos of files and folders, in the order given, within folders in that of the names.
+        """Returns the videos of files and folders, in the order given; within folders in the order of names.
 
-        Images given one by one are taken together, those of a folder as one video.
+        Images given one by one make one video per folder.
 
         Raises:
           UserError: something is not there or not readable, or there is no video at all.
@@ -145,7 +145,7 @@ class Finder:
         videos = []
         for child in children:
             real = os.path.realpath(child)
-            if child.is_dir() and real not in above:  # a link may lead round in a circle
+            if child.is_dir() and real not in above:  # links may form a cycle
                 videos += self._folder(child, SPLIT_NAMES.get(child.name.lower(), split), (*above, real))
             elif child.is_file() and child.suffix.lower() in KNOWN:
                 videos += self._file(child, split)
@@ -214,7 +214,7 @@ class Finder:
             named, rest = _split_of(name)
             by_split.setdefault(named or split, {})[rest] = (name, opener)
         if len(by_split) > 1:
-            by_split.pop(None, None)  # beside groups train and test, what lies outside of them
+            by_split.pop(None, None)  # with groups such as train and test, arrays outside of them are ignored
         videos = []
         for named, members in by_split.items():
             key = self._frames_key(path, members)
@@ -257,7 +257,7 @@ class Finder:
         return chosen[0]
 
     def truth(self, paths: Iterable[pathlib.Path], n_videos: int) -> list[dict[str, Callable[[slice], np.ndarray]]]:
-        """Opens arrays of truth that lie in files of their own.
+        """Opens arrays of truth in separate files.
 
         Args:
           paths: .npz or HDF5 with arrays named as members or "counts", or .npy named so themselves (groups.npy).
@@ -267,7 +267,7 @@ class Finder:
           For each video, name -> function of a slice of frames; see `Video`.
 
         Raises:
-          UserError: a file is not readable, holds nothing of the kind, or the sizes do not fit.
+          UserError: a file is not readable, holds no such array, or the sizes do not fit.
         """
         found: list[dict[str, Callable[[slice], np.ndarray]]] = [{} for _ in range(n_videos)]
         for path in paths:
@@ -314,7 +314,7 @@ class _Array:
         opener: opens it.
         axes: of the frames.
         member: what it holds, a name of `TRUTH` or "features".
-        known: sizes of axes that it must have; of H and W those that are known.
+        known: sizes that its axes must have, as far as they are known.
         """
         self.path, self.name, self.member = path, name, member
         self._where = f"{path}{f': {name}' * bool(name)}"
@@ -477,7 +477,7 @@ def _count_gif(path: pathlib.Path) -> int:
 
 
 def _ffmpeg(path: pathlib.Path, *output: str, stdout: int, stderr: Any) -> subprocess.Popen:
-    # Only this file: what it holds cannot make ffmpeg look elsewhere. Frames come as stored, none twice.
+    # Only the protocol `file`: what a file holds cannot make ffmpeg open an address. Frames come as stored, none twice.
     return subprocess.Popen(
         [
             imageio_ffmpeg.get_ffmpeg_exe(),
@@ -541,7 +541,7 @@ def _film(path: pathlib.Path) -> Generator[np.ndarray, None, None]:
 
 
 def _count_film(path: pathlib.Path) -> int:
-    """Decodes a film once and counts."""
+    """Decodes a film once and counts its frames."""
     with _reading(path, "a film"):
         process = _ffmpeg(
             path, "-progress", "pipe:1", "-f", "null", "-", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""Writes the HDF5 files of sequences in compressed chunks, by a thread per core; a file appears once it is whole."""
+"""Writes the HDF5 files of sequences in compressed chunks, with one thread per core; a file appears when complete."""
 
 import collections
 import concurrent.futures
@@ -20,7 +20,7 @@ from data_gen.errors import UserError
 from data_gen.files import Kind, output_path
 from data_gen.hdf5 import CHUNK_FRAMES, CHUNK_SEQUENCES, DATA_SET, MEMBERS, SPLITS
 
-BLOCK = 250  # sequences made at once, a multiple of the above; each block has its own seed
+BLOCK = 250  # sequences made at once, a multiple of CHUNK_SEQUENCES; each block has its own seed
 
 
 class Encoded(NamedTuple):
@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
 
 
 def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encoded:
-    """Compresses a block of one member. Threads may do this side by side, which HDF5's own filters cannot.
+    """Compresses a block of one member. Threads can do this in parallel, which HDF5's own filters cannot.
 
     Args:
       name: member, a key of `MEMBERS`.
@@ -52,7 +52,7 @@ def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encode
     for number in np.ndindex(*(math.ceil(size / step) for size, step in zip(block.shape, chunk))):
         offset = tuple(i * step for i, step in zip(number, chunk))
         piece = block[tuple(slice(start, start + step) for start, step in zip(offset, chunk))]
-        # HDF5 stores the chunks at the edge whole.
+        # HDF5 stores chunks at the edges in full size.
         piece = np.pad(piece, [(0, step - size) for step, size in zip(chunk, piece.shape)])
         pieces.append((offset, zlib.compress(piece.tobytes(), level)))
     return Encoded(shape, chunk, block.dtype, pieces)
@@ -61,7 +61,7 @@ def encode(name: str, block: np.ndarray, n_sequences: int, level: int) -> Encode
 class _Disc(io.FileIO):
     """The file beneath an HDF5 file. It keeps the first error and discards what is written after it.
 
-    HDF5 must not see the error: it loses those that come while Python frees its objects, and crashes on closing.
+    HDF5 must not see the error: it loses errors raised while Python frees its objects, and crashes on closing.
     """
 
     error: OSError | None = None
@@ -101,7 +101,7 @@ class NewFile(h5py.File):
 def new_file(
     path: str | os.PathLike, kind: Kind = DATA_SET, inputs: Iterable[str | os.PathLike] = ()
 ) -> Iterator[NewFile]:
-    """Opens a new HDF5 file for writing, which gets its name when it is whole (`output_path`).
+    """Opens a new HDF5 file for writing, which gets its name when it is complete (`output_path`).
 
     Args:
       path, kind, inputs: see `files.check_output`.
@@ -132,7 +132,7 @@ def write_split(
       n_sequences: S.
       blocks: (number of sequences, member name -> `encode`d block); every block but the last holds a multiple of
         `CHUNK_SEQUENCES` sequences.
-      advance: told the number of sequences after each block.
+      advance: called with the number of sequences after each block.
     """
     group = file.create_group(split)
     first = 0
@@ -158,7 +158,7 @@ def _generated_blocks(
     seed: int,
     level: int,
 ) -> Generator[tuple[int, Mapping[str, Encoded]], None, None]:
-    """Yields the encoded blocks of a split in order, worked out by one thread per core."""
+    """Yields the encoded blocks of a split in order, computed by one thread per core."""
 
     def work(number: int) -> tuple[int, Mapping[str, Encoded]]:
         size = min(BLOCK, n_sequences - number * BLOCK)
@@ -166,7 +166,7 @@ def _generated_blocks(
         block = make_block(split, size, np.random.default_rng([seed, SPLITS.index(split), number]))
         return size, {name: encode(name, array, n_sequences, level) for name, array in block.items()}
 
-    # NumPy and zlib let go of Python's lock, so threads are enough.
+    # NumPy and zlib release Python's lock, so threads are enough.
     n_threads = n_cores()
     pool = concurrent.futures.ThreadPoolExecutor(n_threads)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -190,7 +190,7 @@ def generate(
     objects: str | None = None,
     **attributes: Any,
 ) -> None:
-    """Generates a data set in blocks of `BLOCK` sequences; the file appears only when it is whole.
+    """Generates a data set in blocks of `BLOCK` sequences; the file appears only when it is complete.
 
     The same settings give the same data, however many threads there are.
 
