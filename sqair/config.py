@@ -26,12 +26,12 @@ def _at_least(minimum: int) -> Callable[[Any, Any, Any], Any]:
 
 
 def _choice(*choices: Collection[str]) -> Any:
-    """The type of a flag that is one of some names: they show in --help."""
+    """The type of a flag whose value is one of these names, which --help shows."""
     return tyro.conf.arg(metavar=f"{{{','.join(name for names in choices for name in names)}}}")
 
 
 def _one_of(*choices: Collection[str]) -> Callable[[Any, attrs.Attribute, str], None]:
-    """A validator: the value is in one of the collections at the time; registries may grow."""
+    """A validator: the value is in one of the collections when it is checked, since registries may grow."""
 
     def check(instance: Any, attribute: attrs.Attribute, value: str) -> None:
         known = [name for names in choices for name in names]
@@ -90,15 +90,15 @@ class ModelConfig:
     scale_prior: str = "-2"
     """Mean of the prior of the scale logits: one number, or two with a comma (x, y)."""
     transform_var_bias: float = attrs.field(default=-3.0, validator=_finite)
-    """Start of the offset of where's raw standard deviation."""
+    """Starting value of the offset of where's raw standard deviation."""
     output_scale: float = attrs.field(default=0.25, validator=_finite)
-    """Start of the factor of decoded glimpses."""
+    """Starting value of the factor of decoded glimpses."""
     output_std: float = attrs.field(default=0.3, validator=_POSITIVE)
     """Standard deviation of a pixel."""
     disc_step_bias: float = attrs.field(default=1.0, validator=_finite)
-    """Start of the bias of discovering an object."""
+    """Starting value of the bias of discovering an object."""
     prop_step_bias: float = attrs.field(default=5.0, validator=_finite)
-    """Start of the bias of propagating an object."""
+    """Starting value of the bias of propagating an object."""
     prop_prior_step_bias: float = attrs.field(default=10.0, validator=_finite)
     """Added to the propagation prior's presence logit."""
     sample_from_prior: bool = False
@@ -106,9 +106,9 @@ class ModelConfig:
     generate_after: int = attrs.field(default=-1, validator=attrs.validators.ge(-1))
     """With sample_from_prior: frames with an index above this one are predicted; below 1: none."""
     image_shape: tuple[int, ...] = (50, 50)
-    """Height, width and, for colour, channels of a frame. (not a flag of the original, which asks the data)"""
+    """Height, width and, for colour, channels of a frame. (not a flag of the original, which takes it from the data)"""
     mean_image: bool = True
-    """Learn a mean image, from the training set's mean on. (ours: the original does so when the data has one)"""
+    """Learn a mean image that starts at the training set's mean. (ours: the original does so when the data has one)"""
     relation: Annotated[str, _choice([NO_RELATION], RELATIONS)] = attrs.field(
         default=NO_RELATION, validator=_one_of([NO_RELATION], RELATIONS)
     )
@@ -143,7 +143,7 @@ class ModelConfig:
 
     @property
     def least_weights(self) -> int:
-        """A lower bound on the number of weights, by a factor of 1 to 3 where one of the sizes is large."""
+        """A lower bound on the number of weights, too low by a factor of 1 to 3 where one of the sizes is large."""
         height, width, channels = self.image_size
         inputs = channels * (height * width + 2 * self.glimpse_size**2) + 8 * (self.n_hidden + self.n_what)
         return inputs * self.n_hidden
@@ -169,7 +169,7 @@ class TrainConfig:
     crop: int = attrs.field(default=50, validator=attrs.validators.ge(0))
     """Central pixels of a frame that the model sees; 0: the whole frame. (ours)"""
     batch_size: int = attrs.field(default=32, validator=_at_least(1))
-    """B, sequences of a training step."""
+    """B, sequences per training step."""
     opt: Annotated[str, _choice(RULES)] = attrs.field(default="rmsprop", validator=_one_of(RULES))
     """Optimiser, as in TensorFlow 1; rmsprop and momentum with momentum 0.9."""
     learning_rate: float = attrs.field(default=1e-5, validator=_POSITIVE)
@@ -188,15 +188,15 @@ class TrainConfig:
     clip_norm: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     """Clip gradients to this global norm; 0: off. (ours)"""
     train_itr: int = attrs.field(default=2_000_000, validator=_at_least(0))
-    """Training steps at most."""
+    """Maximum number of training steps."""
     seq_len: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     """Length of the sequences at the start, in frames; 0: max_seq_len."""
     stage_itr: int = attrs.field(default=0, validator=attrs.validators.ge(0))
-    """Steps after which sequences get one frame longer; 0: they stay as they are."""
+    """Steps after which sequences get one frame longer; 0: constant length."""
     max_seq_len: int = attrs.field(default=10, validator=_at_least(1))
     """T, the greatest length of the sequences. (ours: the original takes the data's)"""
     save_itr: int = attrs.field(default=1000, validator=_at_least(1))
-    """Steps between checkpoints. (the original's 100,000 would lose days)"""
+    """Steps between checkpoints. (the original has 100,000; a kill would lose days)"""
     log_itr: int = attrs.field(default=10_000, validator=_at_least(1))
     """Steps between evaluations on the validation set; where sequences get longer, at the new length."""
     log_at_start: bool = False
@@ -208,20 +208,20 @@ class TrainConfig:
     eval_on_train: bool = True
     """Evaluate on the training set too."""
     eval_size_fraction: float = attrs.field(default=1.0, validator=[attrs.validators.gt(0.0), attrs.validators.le(1.0)])
-    """Part of the data sets that evaluations use."""
+    """Fraction of each data set that evaluations use."""
     patience: int = attrs.field(default=10, validator=attrs.validators.ge(0))
     """Stop when the validation bound has not improved for this many epochs; 0: never. (paper, section 3)"""
     keep_checkpoints: int = attrs.field(default=3, validator=_at_least(1))
     """Newest checkpoints that are kept, besides the best one. (ours)"""
     seed: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.lt(2**31)])
-    """Fixes weights, order of the data and noise. (ours)"""
+    """Seed of initial weights, order of the data and noise. (ours)"""
     xla: bool = False
     """Compile frames by XLA: after a slow start about as quick as batches in one piece, on two cores slower than two
     shards. (ours)"""
     shards: int = attrs.field(default=0, validator=[_at_least(0), attrs.validators.le(1024)])
-    """Compute batches in this many parts side by side, each on its share of the cores; equal but for rounding. 0: one
-    a core without --xla and --distribute, as long as they are equal and of 8 sequences or more (of two cores: of any
-    even batch); else one. (ours)"""
+    """Compute batches in this many parts side by side, each on its share of the cores; results differ only by rounding.
+    0: one per core, as long as the parts are equal and have 8 sequences or more (two parts: any even batch); one with
+    --xla, --distribute or a GPU. (ours)"""
     bfloat16: bool = False
     """Let oneDNN round the factors of matrix products to bfloat16 on CPUs that support it; not with --xla. It changes
     results. (ours)"""
@@ -233,7 +233,7 @@ class TrainConfig:
 
 @attrs.frozen
 class Config:
-    """A whole run."""
+    """The configuration of a run."""
 
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()
     train: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig()
@@ -295,7 +295,7 @@ def _presets() -> dict[str, Config]:
 
 PRESETS = _presets()
 
-# Ways to train, apart from what is trained: values of `TrainConfig` for `--recipe` (docs/learning.md).
+# Training recipes: values of `TrainConfig` for `--recipe` (docs/learning.md).
 RECIPES: dict[str, dict[str, Any]] = {
     # Made for half an hour of two cores. The published VIMCO estimator is what allows four times the original's rate.
     "short": dict(
@@ -332,7 +332,7 @@ def with_recipe(config: "Config", name: str) -> "Config":
 
 
 def recipe_of(config: "Config") -> str | None:
-    """The recipe that a configuration was trained by, all of it; None if by none."""
+    """The recipe whose values a configuration has, all of them; None if there is none."""
     train = attrs.asdict(config.train)
     return next((name for name, values in RECIPES.items() if values.items() <= train.items()), None)
 
@@ -387,10 +387,10 @@ def from_flags(flags: Mapping[str, Any], base: Config = Config()) -> tuple[Confi
 
     Args:
       flags: field names to JSON values; missing ones keep the value of `base`.
-      base: see there.
+      base: see `flags`.
 
     Returns:
-      The configuration, and the names of flags that mean nothing here, sorted.
+      The configuration, and the names of unknown flags, sorted.
 
     Raises:
       UserError: a flag has a wrong type or an impossible value; names it.
@@ -427,8 +427,8 @@ def load_flags(path: str | os.PathLike) -> tuple[Config, list[str]]:
         raise UserError(f"{path}: {error}") from None
 
 
-# Flags that may differ when a run goes on: they change what is reported and kept, not what is computed
-# (`distribute` and `shards`: but for rounding).
+# Flags that may differ when a run is continued: they change what is reported and kept, not what is computed
+# (`distribute` and `shards`: except for rounding).
 CHANGEABLE = (
     "train_data",
     "save_itr",

@@ -1,14 +1,14 @@
-"""Crops: the spatial transformer's reading direction, with its derivative made by hand.
+"""Crops: the spatial transformer's reading direction, with a hand-written derivative.
 
 What is computed is `sqair.spatial_transformer`'s bilinear reading, the same in both axes: glimpse pixel (v, u) is
-sum_ij hat(y_v - i) hat(x_u - j) image_ij with hat(d) = max(0, 1 - |d|). Two things make it quick (docs/performance.md):
+sum_ij hat(y_v - i) hat(x_u - j) image_ij with hat(d) = max(0, 1 - |d|). Two things make it fast (docs/performance.md):
 
-- Of each row and column two hat weights are not zero. So the two columns around x_u are read by a gather, then the two
-  rows around y_v of what came of it, instead of multiplying by matrices of weights that are mostly zero. Images have
-  two zeros on every side, so that no window needs a case of its own.
+- In each row and column two hat weights are not zero. So a gather reads the two columns around x_u, then the two rows
+  of the result around y_v, instead of multiplying by matrices of weights that are mostly zero. Images have two zeros on
+  every side, so that windows across an edge are no special case.
 - Only `where` has a gradient, images are data. d glimpse / dx is the step from one column to the next, d glimpse / dy
-  that from row to row, and both are at hand while the glimpse is made; they are summed up to the derivatives by scale
-  and shift at once. The automatic derivative of gathers, which would scatter into images, never runs.
+  that from row to row, and both are available while the glimpse is computed; they are summed there to the derivatives
+  by scale and shift. The automatic derivative of gathers, which would scatter into images, is never computed.
 """
 
 import math
@@ -48,7 +48,7 @@ def crop(columns: Columns, where: tf.Tensor, glimpse_shape: Sequence[int], image
       columns: `Columns` of images [B, H, W, C].
       where: [..., P, 4] logits of a window for each of the P = B*K particles, particles of one image contiguous.
       glimpse_shape: (h, h, C).
-      image: int32 [P] the image of each window, where [P, 4]; any number of them. None: as said at `where`.
+      image: int32 [P] the image of each window, where [P, 4]; any number of them. None: as described at `where`.
 
     Returns:
       [..., P, h*h*C], flattened as the original flattens; zero outside of the image. No gradient flows to the images.

@@ -40,7 +40,7 @@ def _check_folder(out: pathlib.Path) -> None:
 
 
 def _flags_beside(folder: pathlib.Path, flags: dict) -> bool:
-    """Whether the folder has a flags.json already. Raises: UserError: one that says something else."""
+    """Whether the folder has a flags.json already. Raises: UserError: it has other flags."""
     path = folder / "flags.json"
     if not path.exists():
         return False
@@ -82,15 +82,15 @@ def export(
     Args:
       run_: loaded without changes.
       out: the folder; checkpoints of other iterations of the same run may be there already.
-      without_relation: leave a relational module and its inputs out, of which the original knows nothing.
+      without_relation: leave out a relational module and its inputs, which the original does not have.
       overwrite: replace a checkpoint of the same iteration.
-      train_itr: steps at most that the original goes on to; None: those of the run.
+      train_itr: the original's number of training steps; None: the run's.
 
     Returns:
-      Lines that say what was written and what the original will do otherwise.
+      Lines that say what was written and what the original will do differently.
 
     Raises:
-      UserError: the original has no place for the run, or the folder for the files.
+      UserError: the original cannot represent the run, or the folder cannot take the files.
     """
     if train_itr is not None:
         run_ = run_._replace(
@@ -119,7 +119,7 @@ def export(
         notes.append(f"the run has no slots of its optimiser: {train.opt} starts anew")
     if run_.step >= train.train_itr:
         notes.append(
-            f"warning: the run has come to its train_itr {train.train_itr}, at which the original stops at "
+            f"warning: the run has reached its train_itr {train.train_itr}, at which the original stops at "
             "once: it takes its flags from flags.json, not from the command line; --train_itr N writes more"
         )
     if run_.config.model.k_particles == 1:
@@ -127,9 +127,9 @@ def export(
     if unnamed:
         notes.append(f"left out: {len(unnamed)} variables of relation {run_.config.model.relation}")
     if not run_.config.model.mean_image:
-        notes.append("the run has no mean image, the original always has: it is zero, which draws the same frames")
+        notes.append("the run has no mean image, the original always has: it is zero, which gives the same frames")
     if train.target != "vimco":
-        notes.append(f"target {train.target} is unknown to the original, which goes on with its own VIMCO")
+        notes.append(f"target {train.target} is unknown to the original, which continues with its own VIMCO")
     if train.clip_norm:
         notes.append(f"clip_norm {train.clip_norm:g} is unknown to the original, which does not clip")
     files = [f"{name}.data-00000-of-00001", f"{name}.index", "checkpoint"]
@@ -152,8 +152,8 @@ def save_safetensors(
     Args:
       run_: any.
       out: the folder.
-      overwrite: replace a model that is there.
-      figures: what else the card is to tell, JSON values; see `eval.models`.
+      overwrite: replace an existing model.
+      figures: further contents of the card, JSON values; see `eval.models`.
 
     Returns:
       A line that says what was written.

@@ -64,11 +64,11 @@ class Decoder(snt.Module):
         mask = sigmoid(-10 + 20 sum_i presence_i paste(ones, where_i))
         p(x | z) = N(canvas, output_std) for every pixel
 
-    The original mixes a foreground and a background deviation by that mask, but never sets them apart: the mixture is
-    output_std.
+    The original mixes a foreground and a background deviation by that mask, but never sets them to different
+    values: the mixture is output_std.
     """
 
-    UNROLLED = 10  # frames at most of which each has its own part of the graph
+    UNROLLED = 10  # the most frames that are unrolled in the graph
 
     def __init__(
         self,

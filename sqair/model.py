@@ -84,7 +84,7 @@ class SQAIR(snt.Module):
         Args:
           config: of the model.
           xla: compile the frames by XLA: quicker steps after a slower start.
-          all_slots: compute absent slots too, which changes nothing but the time that it takes.
+          all_slots: compute absent slots too, which only takes longer.
           name: module name.
         """
         super().__init__(name=name)
@@ -126,9 +126,9 @@ class SQAIR(snt.Module):
           obs: [T, B, H, W] or [T, B, H, W, C], float32.
           noise: `Noise`, [T, N, P, d].
           generate_after: frames with an index above it are predicted: propagated objects are sampled from the prior
-            and nothing is discovered. Their log q is their log p, so that they weigh by their likelihood alone.
+            and nothing is discovered. Their log q is their log p, so that only their likelihood enters the weights.
           propagate_first: also fill in the absent slots of propagation at the first frame, as the original does.
-          state: `Forward.state` of the frames before these, to go on with a sequence in parts; None: there are none.
+          state: `Forward.state` of the frames before these, to continue a sequence in parts; None: there are none.
           first: the index of the first of these frames in the sequence.
 
         Returns:
@@ -172,8 +172,8 @@ class SQAIR(snt.Module):
           obs: [T, B, H, W] or [T, B, H, W, C].
           frame: [T, P, ...].
           probs: its log-probabilities.
-          inferred: those of this many frames count; later ones weigh by their likelihood alone.
-          state: after the last frame, if it is of interest.
+          inferred: this many frames count with them; only the likelihood of later ones enters the weights.
+          state: after the last frame, if it is needed.
 
         Returns:
           `Forward`.

@@ -30,7 +30,7 @@ class Noise(NamedTuple):
     discovery: PhaseNoise
 
 
-_PER_COUNT = 4  # numbers that Philox makes of each count: its normals come in pairs of pairs
+_PER_COUNT = 4  # numbers that Philox makes per count: its normals come in pairs of pairs
 
 
 def draw(
@@ -61,7 +61,7 @@ def draw(
 def _part(draw_numbers, shape: Sequence[int], seed: tf.Tensor, first: int) -> tf.Tensor:
     """The rows from `first` on of what `tf.random.stateless_normal` or `_uniform` draws for more rows: [T, ...].
 
-    Philox counts, and so starts anywhere.
+    Philox is counter-based, so it can start at any row.
     """
     key, counter, algorithm = random_ops_util.get_key_counter_alg(seed, tf.random.Algorithm.PHILOX)
     if not first:

@@ -17,9 +17,9 @@ from sqair.timestep import Frame, SQAIRTimestep, State, stop_discrete_gradients
 class SequentialAIR(snt.Module):
     """Unrolls the timestep over the frames; what needs no previous frame is computed for all frames at once.
 
-    The timestep is a compiled function of its own, once for a first, an inferred and a predicted frame: a graph of
-    ten frames then takes no longer to make or to compile than one of three, and a longer sequence compiles nothing
-    anew. More than `UNROLLED` frames go through a loop in the graph, whose size they do not change.
+    The timestep is a separate compiled function, one each for a first, an inferred and a predicted frame: a graph of
+    ten frames then takes no longer to trace or to compile than one of three, and a longer sequence compiles nothing
+    new. More than `UNROLLED` frames are computed by a loop in the graph, whose size does not depend on their number.
     """
 
     UNROLLED = Decoder.UNROLLED
@@ -93,7 +93,7 @@ class SequentialAIR(snt.Module):
         return stop_discrete_gradients(tf.nest.map_structure(lambda *xs: tf.concat(xs, 0), *parts)), state
 
     def _loop(self, state: State, inputs: Any, kinds: dict[str, bool]) -> tuple[State, Frame]:
-        """Frames of one kind, those after the first in a loop of the graph, which takes as long to make for many.
+        """Frames of one kind, those after the first in a loop of the graph, whose size does not depend on their number.
 
         Args: state: before them. inputs: (codes, columns, noise), [T, ...]. kinds: options of the timestep.
         Returns: the state after them, and the `Frame`, [T, ...].

@@ -4,7 +4,7 @@
 
 The run folder holds flags.json, versions.json, metrics.csv, resources.csv, train.log, checkpoints/, best/ and
 TensorBoard's events.
-The same command started again in the same folder goes on where the run was.
+The same command with the same folder continues the run.
 """
 
 from data_gen.console import run_module
@@ -49,7 +49,7 @@ def main() -> int:
     except tf.errors.OpError as error:
         state = f"step {trainer.saved_step}" if trainer else "the last checkpoint"
         raise replicas.lost_worker(error, state) from None
-    if trainer.left_compiling:  # Python would take away what that thread works with
+    if trainer.left_compiling:  # a normal exit would free objects that the thread uses
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -22,7 +22,7 @@ import tensorflow as tf
 from data_gen.errors import UserError
 from data_gen.files import atomic_path, made_folder, read_json, run_folder_of, to_disc
 
-# What a kill leaves of the files of a run folder (see `atomic_path`) and of checkpoints: all that is ever removed.
+# Half-written files (see `atomic_path`) and checkpoints that a kill leaves in a run folder: only these are removed.
 _HALF_WRITTEN = re.compile(
     r"(\.(flags|versions|started_from|finished|non_finite)\.json|\.(metrics|resources)\.csv)\.[0-9a-f]{8}\.part"
 )
@@ -30,19 +30,19 @@ _HALF_CHECKPOINT = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
 TRAIN_DATA = "train_data_fingerprint"  # in versions.json
-# The run that --init_from or --continue_from named, the step it was at, and the steps that are counted and not.
+# The run that --init_from or --continue_from named, its step, the first step here, and steps that are not counted.
 STARTED_FROM = "started_from.json"
 
 
 def train_data_fingerprint(folder: str | os.PathLike) -> str:
-    """The `fingerprint` of the data that a run began with, "" if its folder does not tell."""
+    """The `fingerprint` of the data that a run began with, "" if its folder does not have it."""
     path = pathlib.Path(folder) / "versions.json"
     found = read_json(path, "remove it if the run's data are the same") if path.exists() else {}
     return str(found.get(TRAIN_DATA, "")) if isinstance(found, dict) else ""
 
 
 def first_step(folder: str | os.PathLike) -> int:
-    """The step that the run in a folder began at. Raises: UserError: the file that tells is damaged."""
+    """The step that the run in a folder began at. Raises: UserError: `STARTED_FROM` is damaged."""
     return _started_from(folder, "first_step")
 
 
@@ -64,9 +64,9 @@ def _started_from(folder: str | os.PathLike, name: str) -> int:
 
 
 class RunLock:
-    """One writer per run folder, which is made if it is missing, and removed again if nothing came into it.
+    """One writer per run folder, which is made if it is missing, and removed again if nothing was written to it.
 
-    The lock is the operating system's (flock), which a dying process gives up by itself; the file only names
+    The lock is the operating system's (flock), which is released when a process dies; the file only names
     the process that holds it. Entering removes half-written files of a killed holder, and returns a note if the last
     holder ended without giving up the lock, else None.
     """
@@ -185,16 +185,16 @@ def step_of(text: str) -> int:
 
 
 def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
-    """What the files of a run folder tell about its weights.
+    """Facts about the weights of a run, from the files of its folder.
 
     Args:
       folder: of the run.
-      step: that the weights are of.
+      step: of the weights.
 
     Returns:
-      commit, and whether it had uncommitted changes; minutes, those of the clock that the steps took, without
-      evaluations, and processor_minutes, those of all cores; validation, the last one up to the step: step, length,
-      bounds and likelihoods in nats per frame. What the files do not tell is left out.
+      commit, and whether it had uncommitted changes; minutes, wall-clock time of the steps without evaluations, and
+      processor_minutes, their CPU time on all cores; validation, the last one up to the step: step, length, bounds and
+      likelihoods in nats per frame. What the files do not have is left out.
     """
     folder = pathlib.Path(folder)
     found: dict[str, Any] = {}
@@ -219,7 +219,7 @@ def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
 
 
 def _numbers(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table of ours, but damaged ones: the kind of data, and the cells that are finite numbers."""
+    """The rows of a table of ours, except damaged ones: the kind of data, and the cells that are finite numbers."""
     rows = read_rows(path) if path.exists() else iter(())
     header = next(rows, [])
     for cells in rows:
@@ -233,7 +233,7 @@ def _numbers(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 class MetricsFile:
-    """A CSV file that survives kills: rows past the step a run goes on from are dropped, then written again.
+    """A CSV file that survives kills: rows after the step that a run continues from are dropped, then written again.
 
     Rows up to a checkpoint's step are never lost: they are on the disc before the checkpoint is.
     """
@@ -244,7 +244,7 @@ class MetricsFile:
         """Opens the file; cells of columns that it did not have yet are empty.
 
         Args: path: the file. columns: its header; the first is the step. step: keep rows up to this step.
-        before: a file to begin with in place of this one: that of the run which this one goes on with.
+        before: a file whose rows are taken instead of this one's: that of the run which this one continues.
         """
         self._path = pathlib.Path(path)
         before = pathlib.Path(before or path)
@@ -302,7 +302,7 @@ CHECKPOINTS, BEST = "checkpoints", "best"
 
 
 def prefixes(folder: pathlib.Path) -> list[str]:
-    """Checkpoints in a folder, newest first, whether or not TensorFlow's index file knows them."""
+    """Checkpoints in a folder, newest first, whether or not TensorFlow's index file lists them."""
     found = {}
     for name in os.listdir(folder) if folder.is_dir() else ():  # glob hides a lack of permission
         number = name[len("step-") : -len(".index")]
@@ -317,8 +317,8 @@ def appearing(folder: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathl
 
     Args:
       folder: made if it is missing.
-      names: of the files, in the order in which they appear; left out, all of them in the order of the alphabet, in
-        which a checkpoint's index, which makes it visible, comes after its data.
+      names: of the files, in the order in which they appear; left out, all of them in alphabetical order, in which
+        a checkpoint's index, which makes it visible, comes after its data.
     """
     with made_folder(folder):
         stage = folder / f".{secrets.token_hex(4)}.part"
@@ -330,6 +330,6 @@ def appearing(folder: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathl
                 to_disc(stage / name)
             for name in names:
                 os.replace(stage / name, folder / name)
-                to_disc(folder)  # after each: no name is on the disc before those ahead of it
+                to_disc(folder)  # after each file: its name is on the disc before the next one's
         finally:
             shutil.rmtree(stage, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The index of a checkpoint, read with care: a table of LevelDB's format.
+"""The index of a checkpoint, read and checked here: a table of LevelDB's format.
 
-TensorFlow answers damage that shows in a checksum by an exception; an index whose checksums are right but whose content
-is not ends the whole process. So it is read here first.
+TensorFlow raises an exception for a wrong checksum; but an index with right checksums and wrong content crashes the
+whole process. So it is read here first.
 """
 
 import pathlib
@@ -49,7 +49,7 @@ def check_index(prefix: str) -> None:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number at a place, and the place behind it."""
+    """The number at a position, and the position after it."""
     value = shift = 0
     while shift < 64:
         value |= (data[at] & 127) << shift

@@ -29,7 +29,7 @@ from sqair.training.optimizers import Optimizer
 
 
 class Run(NamedTuple):
-    """A trained model: the checkpoint it came from, its configuration, its weights and the step they are of.
+    """A trained model: its checkpoint, configuration, weights and their training step.
 
     folder: of the run. trained: the configuration it was trained with, where `config` has been changed.
     earlier_steps: of the weights that the run began with, which `step` does not count.
@@ -45,11 +45,11 @@ class Run(NamedTuple):
 
     @property
     def all_steps(self) -> int:
-        """The training steps of the weights, those of the runs that this one was started from among them."""
+        """The training steps of the weights, including those of the runs that this one was started from."""
         return self.step + self.earlier_steps
 
 
-# Flags that only give starting values, and the variables of a model that start there: trained weights have moved on.
+# Flags that only give starting values, and the variables of a model that start there; trained weights differ.
 STARTS: Mapping[str, Callable[[SQAIR], list[tf.Variable]]] = {
     "disc_step_bias": lambda model: [model.sequence.timestep.discover.core.steps_predictor.layers[-1].b],
     "prop_step_bias": lambda model: [model.sequence.timestep.propagate.core.steps_predictor.layers[-1].b],
@@ -58,16 +58,16 @@ STARTS: Mapping[str, Callable[[SQAIR], list[tf.Variable]]] = {
         for part in (model.sequence.timestep.discover, model.sequence.timestep.propagate)
     ],
     "output_scale": lambda model: [model.decoder.output_scale],
-    # Without the recurrent prior this is no start, but the prior itself.
+    # Without the recurrent prior this is not a starting value, but the prior itself.
     "scale_prior": lambda model: [part.readout.b for part in [model.sequence.timestep.discover.where_prior] if part],
 }
 
 
 def _original_config(folder: pathlib.Path, prefix: str, values: Mapping[str, np.ndarray]) -> Config:
-    """The original's flags, with what it asked its data for read off the checkpoint: image size and mean image."""
+    """The original's flags, with image size and mean image, which it takes from its data, read from the checkpoint."""
     config, unknown = load_flags(folder / "flags.json")
     if unknown:
-        print(f"{folder / 'flags.json'}: flags that mean nothing here: {', '.join(unknown)}", file=sys.stderr)
+        print(f"{folder / 'flags.json'}: unknown flags, ignored: {', '.join(unknown)}", file=sys.stderr)
     shapes = {name: list(value.shape) for name, value in values.items()}
     mean = shapes.get("decoder/air_decoder/Variable")
     pixels = (shapes.get("discovery/discovery_core/encoder/mlp/linear/w") or [0])[0]
@@ -95,7 +95,7 @@ def find_checkpoint(path: str | os.PathLike, which: str = "best") -> tuple[pathl
       The run folder, the checkpoint's prefix (of a safetensors folder: the file), and whether it is the original's.
 
     Raises:
-      UserError: there is no such thing.
+      UserError: there is no such run or checkpoint.
     """
     path = pathlib.Path(path)
     if path.name == safetensors_folder.WEIGHTS and path.is_file():
@@ -104,7 +104,7 @@ def find_checkpoint(path: str | os.PathLike, which: str = "best") -> tuple[pathl
         return path, str(path / safetensors_folder.WEIGHTS), False
     if path.is_dir():
         folder = path
-        os.listdir(folder)  # without the permission to, it would seem empty
+        os.listdir(folder)  # raises without permission; it would otherwise seem empty
         choices = {str(k): v for k, v in original.original_checkpoints(str(folder)).items()}
         if choices:
             if which in ("best", "newest"):
@@ -199,10 +199,10 @@ def load_run(path: str | os.PathLike, which: str = "best", **changes) -> Run:
 
 
 def load_config(path: str | os.PathLike) -> tuple[Config, bool]:
-    """The configuration of a run to go on with, read without a model; and whether the run is the original's.
+    """The configuration of a run to continue, read without a model; and whether the run is the original's.
 
-    What the original's flags do not say is as it trains: on whole frames, without early stopping, and to the length of
-    its data, ten frames in the release. Its data are named by the user, and saved is as often as here.
+    What the original's flags do not have is set to what it does: whole frames, no early stopping, sequences as long as
+    its data, ten frames in the release. The user names the data, and checkpoints are saved as often as in our runs.
 
     Args: path: see `find_checkpoint`.
     """

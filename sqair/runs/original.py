@@ -1,4 +1,4 @@
-"""The original's checkpoints (TensorFlow 1), in and out: its variables' names and what of ours stands for them."""
+"""Reads and writes the original's checkpoints (TensorFlow 1): its variables' names, and the parts of ours for them."""
 
 import pathlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sqair.training.rules import RULES
 
 
 class VariablePart(NamedTuple):
-    """VariablePart [start, stop) of a variable; all of it if stop is None."""
+    """Columns [start, stop) of a variable; all of it if stop is None."""
 
     variable: tf.Variable
     start: int = 0
@@ -83,13 +83,13 @@ def _scopes(kinds: Sequence[str]) -> list[str]:
 
 
 def original_names(model: SQAIR) -> Names:
-    """The original's name of every trainable variable, and what of ours stands for it.
+    """The original's name of every trainable variable, and the parts of our variables for it.
 
     Args:
       model: any model; the relational module and its inputs have no names.
 
     Returns:
-      Name -> our columns, one below the other; a vector, scalar or image is one entry.
+      Name -> our columns, stacked by rows; a vector, scalar or image is one entry.
     """
     config = model.config
     timestep = model.sequence.timestep
@@ -166,7 +166,7 @@ def original_constants(model: SQAIR) -> dict[str, np.ndarray]:
 
 
 def gather_original(columns: Sequence[VariablePart], values: Sequence) -> np.ndarray:
-    """Puts values of our variables (weights, gradients, optimiser slots) together to the original's."""
+    """Assembles the original's value from values of our variables (weights, gradients, optimiser slots)."""
     parts = [c.read(v) for c, v in zip(columns, values)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
 
@@ -286,7 +286,7 @@ def assign_original(names: Names, values: dict[str, np.ndarray]) -> None:
 
 
 def slot_names(names: Names, optimizer: Optimizer) -> Names:
-    """The original's name of every slot of an optimiser, and what of ours stands for it.
+    """The original's name of every slot of an optimiser, and the parts of our slots for it.
 
     Args: names: `original_names`. optimizer: of the same model.
     """
@@ -315,7 +315,7 @@ def load_original_slots(optimizer: Optimizer, model: SQAIR, values: dict[str, np
     assign_original(slots, values)
     updates = int(values.get("global_step", 0))
     power = float(values.get("beta2_power", 0.0))
-    if 1e-30 < power < 1.0:  # Adam counts by powers of its decay, until they vanish
+    if 1e-30 < power < 1.0:  # Adam stores its step as a power of its decay, which underflows in the end
         updates = int(round(np.log(power) / np.log(0.999))) - 1
     optimizer.updates.assign(max(updates, 0))
     return True
@@ -371,8 +371,8 @@ def write_original(prefix: str, values: dict[str, np.ndarray]) -> None:
         raise UserError(f"{prefix}: cannot be written ({str(error).splitlines()[0][:200]})") from None
 
 
-# What the original knows of our flags. It knows save_itr too, but keeps every checkpoint it ever saves, and ours are
-# saved a hundred times as often; paths, names and devices are for its user to give.
+# Those of our flags that the original has. It has save_itr too, but keeps every checkpoint, and ours are saved a
+# hundred times as often; its user gives paths, names and devices.
 ORIGINAL_FLAGS = (
     "n_steps_per_image",
     "n_what",
@@ -413,6 +413,6 @@ ORIGINAL_FLAGS = (
 
 
 def original_flags(config: Config) -> dict[str, Any]:
-    """The flags of a configuration that the original knows, under its names and of its types."""
+    """The flags of a configuration that the original has, with its names and types."""
     flags = to_flags(config)
     return {"debug": False, **{name: flags[name] for name in ORIGINAL_FLAGS}}

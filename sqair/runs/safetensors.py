@@ -29,7 +29,7 @@ _CARD_HEAD = "---\nlibrary_name: r-sqair\n"
 KINDS = {
     CARD: begins("a card of such a model", _CARD_HEAD),
     CONFIG: begins("the configuration of such a model", '{\n "n_steps_per_image"'),
-    FACTS: begins("what is known of such a model", '{\n "run"'),
+    FACTS: begins("the facts of such a model", '{\n "run"'),
 }
 
 
@@ -44,8 +44,8 @@ def save(folder: pathlib.Path, config: Config, model: SQAIR, told: Mapping[str, 
     Args:
       folder: where to.
       config, model: what is saved.
-      told: what the card tells, JSON values. Always: run, checkpoint, step, all_steps (those of the runs that this one
-        was started from among them), recipe, seed, data, data_sha256; if known, what `folder.facts` returns, and
+      told: what the card tells, JSON values. Always: run, checkpoint, step, all_steps (including those of the runs
+        that this one was started from), recipe, seed, data, data_sha256; if known, what `folder.facts` returns, and
         table and check of `eval.models`.
     """
     step, all_steps = told["step"], told["all_steps"]
@@ -65,7 +65,7 @@ def load(folder: pathlib.Path) -> tuple[Config, SQAIR, int, int]:
     """Loads a model.
 
     Returns:
-      Its configuration, the model, the training step it is of, and the steps before that which this does not count.
+      Its configuration, the model, its training step, and the earlier steps that this does not count.
 
     Raises:
       UserError: a file is missing or damaged, or the tensors are not those of the configuration.
@@ -153,7 +153,7 @@ forward.presence, forward.latents.where          # [T, B * particles, slots], [.
 
 
 def _figures(told: Mapping[str, Any]) -> str:
-    """The part of the card that tells how good the model is, as far as that is known."""
+    """The part of the card with the model's figures, as far as they are known."""
     lines = []
     if "validation" in told:
         found = told["validation"]

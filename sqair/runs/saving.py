@@ -1,4 +1,4 @@
-"""The checkpoints of a run that is being trained: saved whole, restored from the newest that is sound."""
+"""The checkpoints of a run that is being trained: saved atomically, restored from the newest intact one."""
 
 import os
 import pathlib
@@ -45,7 +45,7 @@ class RunCheckpoints:
         folder = self._folder / name
         prefix = folder / f"step-{int(self._state.step)}"
         try:
-            folder.mkdir(exist_ok=True)  # not its parents: a removed run folder does not come back
+            folder.mkdir(exist_ok=True)  # not its parents: a removed run folder is not made again
             to_disc(self._folder)
             with appearing(folder) as stage:
                 self._checkpoint.write(str(stage / prefix.name))
@@ -67,7 +67,7 @@ class RunCheckpoints:
 
     @property
     def newest_step(self) -> int:
-        """The step of the newest checkpoint, sound or not; -1 if there is none."""
+        """The step of the newest checkpoint, intact or not; -1 if there is none."""
         return max(
             (
                 int(prefix.rsplit("-", 1)[-1])
@@ -89,13 +89,13 @@ class RunCheckpoints:
                 path.unlink(missing_ok=True)
 
     def restore(self) -> tuple[str | None, list[str]]:
-        """Restores the newest sound checkpoint.
+        """Restores the newest intact checkpoint.
 
         Returns:
-          Its prefix, None if the folder has none; and a line for every damaged one that was passed over.
+          Its prefix, None if the folder has none; and a line for every damaged one that was skipped.
 
         Raises:
-          UserError: there are checkpoints, but none is sound.
+          UserError: there are checkpoints, but all are damaged.
         """
         notes: list[str] = []
         for prefix in prefixes(self._folder / CHECKPOINTS):
@@ -109,7 +109,7 @@ class RunCheckpoints:
                 checkpoint.read(prefix).assert_consumed()
                 return prefix, notes
             except (UserError, *DAMAGE) as error:
-                notes.append(f"{prefix}: damaged checkpoint passed over ({first_line(error)})")
+                notes.append(f"{prefix}: damaged checkpoint skipped ({first_line(error)})")
         if notes:
             raise UserError(
                 f"{self._folder / CHECKPOINTS}: no checkpoint in it can be read ({notes[0]}); restore the "

@@ -1,4 +1,4 @@
-"""The values of TensorFlow's checkpoints, ours and the original's, read with care."""
+"""The values of TensorFlow's checkpoints, ours and the original's, read and checked."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def first_line(error: BaseException) -> str:
 
 
 def read_values(prefix: str) -> dict[str, np.ndarray]:
-    """Reads all values of a checkpoint, so that damage anywhere in its files shows.
+    """Reads all values of a checkpoint, so that damage anywhere in its files is found.
 
     Args:
       prefix: path without .index.
@@ -71,7 +71,7 @@ def make_model(config: ModelConfig, n_values: int, prefix: str) -> SQAIR:
       prefix: of the checkpoint.
 
     Raises:
-      UserError: they are far too few: the flags alone could ask for all of the memory.
+      UserError: they are far too few; wrong flags could otherwise use all memory.
     """
     if config.least_weights > n_values:
         raise UserError(

@@ -172,7 +172,7 @@ class Trainer:
         train, mean_image, source, done = self.config.train, self.model.decoder.mean_image, None, None
         notes: list[str] = []
         if init_from and continue_from:
-            raise UserError("--init_from takes weights alone, --continue_from all of a run: choose one of them")
+            raise UserError("--init_from takes only weights, --continue_from all of a run: choose one of them")
         if init_from:
             source = loading.load_run(init_from)
             done, notes = self._take_weights(source, asked)
@@ -238,7 +238,7 @@ class Trainer:
             raise UserError(
                 f"{self.folder} holds a run with {key} {old[key]}, asked was {flags[key]}"
                 + (f" ({len(differ) - 1} more flags differ)" if differ[1:] else "")
-                + f": go on with it by its own flags; or, by others, in a new --run_dir with "
+                + f": continue it with its own flags; or with others, in a new --run_dir, with "
                 f"--continue_from {self.folder} (its weights and steps) or --init_from {self.folder} (its "
                 "weights alone)"
             )
@@ -291,7 +291,7 @@ class Trainer:
             )
         if source.step >= train.train_itr:
             raise UserError(
-                f"{source.source} has come to step {source.step:,} and train_itr is {train.train_itr:,}: "
+                f"{source.source} has reached step {source.step:,} and train_itr is {train.train_itr:,}: "
                 "ask for more with --train_itr"
             )
         slots = loading.fill_slots(self.optimizer, source)

@@ -109,7 +109,7 @@ def test_the_commands_of_the_readme_evaluate_it_see_it_and_go_on_with_it(release
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"flags that mean nothing here: {', '.join(sorted(DEAD))}" in done.stderr
+    assert f"unknown flags, ignored: {', '.join(sorted(DEAD))}" in done.stderr
     assert f"model.ckpt-{STEP}, step {STEP}; data/release.h5, validation: 8 sequences of 10 frames" in done.stdout
     assert (tmp_path / "results" / "release.png").stat().st_size > 10_000
     # One more step, at the rate of the schedule's last part.

@@ -366,7 +366,7 @@ def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
         (dict(n_what=3), {}, "of another model .n_what differ.* --init_from takes what fits"),
         (dict(relation="in"), {}, "of another model .relation differ"),
         (dict(mean_image=False), {}, "of another model .mean_image differ"),
-        ({}, dict(train_itr=4), "has come to step 4 and train_itr is 4: ask for more with --train_itr"),
+        ({}, dict(train_itr=4), "has reached step 4 and train_itr is 4: ask for more with --train_itr"),
     ],
 )
 def test_continue_from_refuses_what_would_be_another_run(finished, data, tmp_path, model, training, message):
@@ -460,7 +460,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-1000])
     trainer = Trainer(config_, str(tmp_path / "run"))
     assert trainer.step == 4
-    assert "damaged checkpoint passed over" in (tmp_path / "run" / "train.log").read_text()
+    assert "damaged checkpoint skipped" in (tmp_path / "run" / "train.log").read_text()
     for path in (tmp_path / "run" / "checkpoints").glob("*.index"):
         path.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="no checkpoint in it can be read"):
