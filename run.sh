@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The one door for shell users: ./run.sh lists what it does. All paths, given or not, are below the folder it is started
-# in. Where one Python program is all there is to run it takes this shell's place, and with it all signals.
+# The entry point for shell users; without arguments it lists its verbs. Relative paths, given or not, start in the
+# current folder. A verb that runs a single Python program is replaced by it, so that the program gets all signals.
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 venv=$home/.venv
-export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1    # ours, not those of the folder we are in
+export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1    # our modules, not those of the current folder
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"    # huge pages, where Linux gives them on request
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"    # huge pages, where Linux provides them on request
 
 usage() {
   cat <<'TEXT'
@@ -25,7 +25,7 @@ usage: ./run.sh VERB [...]
   bench              seconds per training step, side by side
   test               all tests; further options go to pytest
 
-Folders data, runs and results are made in the folder you are in; paths that you give start there too.
+Folders data, runs and results are made in the current folder; relative paths start there too.
 TEXT
 }
 
@@ -37,7 +37,7 @@ start() {
   if [ -n "$stopped" ]; then exit "$stopped"; fi
   R_SQAIR_PARENT=$$ "$@" <&0 &
   child=$!
-  [ -z "$stopped" ] || kill -TERM "$child"      # it came meanwhile
+  [ -z "$stopped" ] || kill -TERM "$child"      # it came in the meantime
   local code=0
   wait "$child" || code=$?
   while [ -n "$stopped" ] && kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
@@ -84,7 +84,7 @@ workers() { local cores; cores=$(nproc 2>/dev/null || echo 2); echo $((cores > 4
 
 python() { start "$venv/bin/python" "$@"; }
 
-become() { trap - HUP INT TERM; exec "$venv/bin/python" "$@"; }     # nothing is left to do after it
+become() { trap - HUP INT TERM; exec "$venv/bin/python" "$@"; }     # the last command of a verb
 
 main() {
   local verb=${1:-}
@@ -125,7 +125,7 @@ main() {
     test)
       setup
       local words=() word
-      for word in "$@"; do      # files, which start where the user stands
+      for word in "$@"; do      # files, relative to the user's folder
         [ ! -e "${word%%::*}" ] || word=$(readlink -f "${word%%::*}")${word#"${word%%::*}"}
         words+=("$word")
       done
@@ -166,13 +166,13 @@ demo() {
   local four=$results/4_balls.h5 many=$results/6_to_8_balls.h5 training=$results/training.h5
   model=$(shipped rsqair_rmc rsqair_in sqair_balls)
   wide=$(shipped rsqair_in sqair_balls rsqair_rmc)
-  [ "$wide" != "$home/models/rsqair_rmc" ] || slots=4      # its weights bind it to as many as it was trained with
+  [ "$wide" != "$home/models/rsqair_rmc" ] || slots=4      # its weights fix the number that it was trained with
   mkdir -p "$results"
-  # The seed is no data set's: no model has seen these balls.
+  # No other data set has this seed: no model has seen these balls.
   python -m data_gen.bouncing_balls --preset balls4mass64 --n_frames 10 --training 0 --validation 0 --test 64 \
     --seed 1 --out "$four"
   python -m data_gen.bouncing_balls --preset balls678mass64 --n_frames 10 --test 64 --seed 1 --out "$many"
-  echo "demo: what $(basename "$model") makes of balls that it has not seen" >&2
+  echo "demo: $(basename "$model") on balls that it has not seen" >&2
   show "$model" "$four" "$results/shipped/figure3_4_balls.png"
   echo "demo: first picture after $((SECONDS - started)) s: $results/shipped/figure3_4_balls.png (and .gif)" >&2
   show "$wide" "$many" "$results/shipped/figure3_6_to_8_balls.png" --n_slots "$slots"

@@ -128,7 +128,7 @@ def check_output(path: str | os.PathLike, kind: Kind, inputs: Iterable[str | os.
     if folder:
         raise UserError(f"{path}: lies in the run folder {folder}, which holds the run's own files alone; {other}")
     if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or kind.test(path))):
-        raise UserError(f"{path}: is there already and is not {kind.name}; remove it or {other}")
+        raise UserError(f"{path}: already exists and is not {kind.name}; remove it or {other}")
 
 
 @contextlib.contextmanager

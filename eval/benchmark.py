@@ -3,8 +3,8 @@
     python -m eval.benchmark [--models sqair_balls rsqair_in] [--lengths 3 10] [--modes shards xla] [--json FILE]
     python -m eval.benchmark --run RUN --all_slots [--data FILE]
 
-Models are new and see made-up frames, or, with --run, trained ones that see real frames: what is found in a frame has a
-say in how long it takes. With --all_slots each case takes turns with one that computes absent slots too.
+Models are new and see made-up frames, or, with --run, trained ones that see real frames: the time depends on what is
+found in a frame. With --all_slots each case takes turns with one that computes absent slots too.
 
 Every case runs in a process of its own. Those of one length and mode, or of one scale, take turns of a few steps, and
 before each the machine's limit is measured, a large float32 matrix product: what slows the machine for a while slows
@@ -49,7 +49,7 @@ from sqair.training.step import compile_eval_step, compile_train_step
 KIND = begins("a file of eval.benchmark", '{\n "cases":')
 TURNS = 8
 N_BATCHES = 8
-WARM_UP = 12  # steps until a process has its memory; the first ones are given 5,000 to 16,000 pages each
+WARM_UP = 12  # steps until a process has its memory: the first ones allocate 5,000 to 16,000 pages each
 
 
 def relation_products(config: ModelConfig) -> tuple[int, int, int]:
@@ -137,7 +137,7 @@ def discoveries(model: SQAIR, batches: Sequence[tf.Tensor]) -> float:
 
 
 def machine_gflops(size: int = 4096) -> float:
-    """GFLOP/s of a large float32 matrix product, the machine's limit; the first of two does not count."""
+    """GFLOP/s of a large float32 matrix product, the machine's limit; the first of two is not counted."""
     a = tf.random.normal([size, size])
     for _ in range(2):
         started = time.perf_counter()
@@ -168,7 +168,7 @@ def serve(
 
     First, when `WARM_UP` steps of both kinds are done: first_step_s, the first step's bound, train_gflop, and peak_gb
     of training alone. Then, for every request, a number of steps: the seconds of so many training and evaluation steps,
-    each after one that does not count.
+    each after one that is not timed.
 
     Args: config: model, batch size, shards, XLA or not. n_frames: T. requests: lines with numbers of steps. trained: a
     run, whose model takes the place of the configured one. data: the frames it sees, a file; None: those that it was
@@ -256,7 +256,7 @@ def scaling(arguments: Arguments) -> list[dict]:
 
 
 def scaling_table(rows: list[dict]) -> str:
-    """What `scaling` found as a Markdown table."""
+    """The result of `scaling` as a Markdown table."""
     labels = {"lengths": "frames", "batch_size": "sequences", "k_particles": "particles", "n_steps_per_image": "slots"}
     lines = ["| s per step with | | | | exponent |", "|---|---|---|---|---|"]
     for row in rows:
@@ -314,7 +314,7 @@ def time_cases(cases: Sequence[tuple[Arguments, str, int, str]]) -> list[dict]:
     """
     with contextlib.ExitStack() as stack:
         workers, starts = [], []
-        for case in cases:  # one after the other, which is what makes the time to the first step the case's own
+        for case in cases:  # one after the other, so that no case slows another's time to the first step
             workers.append(stack.enter_context(_worker(*case)))
             starts.append(next(workers[-1]))
         turns = [[{"limit": machine_gflops(), **next(worker)} for worker in workers] for _ in range(TURNS)]

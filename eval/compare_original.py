@@ -1,11 +1,11 @@
-"""Runs our model on what the original program recorded, and compares every quantity.
+"""Runs our model on recorded passes of the original program, and compares every quantity.
 
     python -m eval.compare_original FOLDER
 
 FOLDER holds flags.json, model.ckpt-<itr>.*, inputs.npz, outputs.npz and gradient_norms.json, as described in
 ../shared/reference/README.md, and perhaps gradients.npz. Exit code 0 only if everything is within tolerance.
 
-Both programs round to float32, so that they differ where rounding counts: in sums that cancel, at the edges of pixels.
+Both programs round to float32, so they differ where rounding matters: in sums that cancel, at the edges of pixels.
 How far rounding moves a quantity is measured: the pass is repeated with every weight moved to the next float32 above
 or below, at random. A quantity may differ by FACTOR times the furthest that it moved, plus what the longest sum, over
 all pixels of all canvases, loses when it is added up in another order.
@@ -42,7 +42,7 @@ from sqair.runs.values import read_values
 
 MOVED_PASSES = 16
 FACTOR = 4.0
-LITTLE = 1e-2  # where rounding asks for a greater tolerance, equality says little
+LITTLE = 1e-2  # where rounding requires a greater tolerance, equality means little
 
 
 class Row(NamedTuple):
@@ -63,7 +63,7 @@ class Recording(NamedTuple):
     """One folder of recorded figures: its model with the recorded weights, inputs and expected outputs.
 
     target, l2: of the loss. quantities: expected, by their original names. gradients: variable -> norm, sum and, where
-    recorded, the whole gradient. ignored: flags of flags.json that are not honoured -> why.
+    recorded, the whole gradient. ignored: flags of flags.json that are not applied -> why.
     """
 
     model: SQAIR
@@ -186,7 +186,7 @@ def load_recording(folder: str | os.PathLike) -> Recording:
 def original_outputs(model: SQAIR, forward: Forward, drawn: Sampled, counts: tf.Tensor) -> dict[str, tf.Tensor]:
     """A forward pass under the names of the original's recorded quantities, [T, P, ...].
 
-    Args: model; its pass; what that was made of; true number of objects, int32 [T, B].
+    Args: model; its pass; the slots that the pass drew; true number of objects, int32 [T, B].
     """
     frame, latents = forward.frame, forward.latents
     channels = model.config.image_size[2]
@@ -269,7 +269,7 @@ class Pass(NamedTuple):
 
 
 def make_pass(recording: Recording) -> Callable[[], Pass]:
-    """A function that computes a pass with the model's weights of that moment."""
+    """A function that computes a pass with the model's current weights."""
     model, config = recording.model, recording.model.config
     sampling = OriginalSampling(model)
 
@@ -283,7 +283,7 @@ def make_pass(recording: Recording) -> Callable[[], Pass]:
         variables = model.trainable_variables
         with tf.GradientTape() as tape:
             weighed, drawn = forward()
-            # One particle leaves VIMCO none to hold out; what the original makes of that is left out.
+            # One particle leaves VIMCO none to hold out; the original's values for that are left out.
             loss = model.loss(weighed, recording.target if config.k_particles > 1 else "iwae", recording.l2)
         gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
         outputs = {**original_outputs(model, weighed, drawn, recording.counts), "target": loss}
@@ -311,7 +311,7 @@ def make_pass(recording: Recording) -> Callable[[], Pass]:
 def moved_passes(model: SQAIR, compute: Callable[[], Pass], base: Pass) -> list[Pass]:
     """Passes with every weight moved to the next float32 above or below; the weights are put back.
 
-    A pass in which a presence flips has other objects, not rounding: another one takes its place.
+    A pass in which a presence flips has other objects, which is more than rounding: another pass replaces it.
     """
     random, values = np.random.RandomState(0), [v.numpy() for v in model.trainable_variables]
     passes: list[Pass] = []
@@ -411,7 +411,7 @@ def main() -> int:
             f"{row.name:{width}}  {row.difference:10.2e}  {row.rounding:11.2e}  {row.tolerance:9.2e}  "
             f"{'pass' if row.passed else 'FAIL'}"
         )
-    _print_named("not honoured of flags.json", recording.ignored)
+    _print_named("flags not applied", recording.ignored)
     _print_named("left out", left_out)
     _print_named("says little", {row.name: "rounding alone moves it" for row in rows if row.tolerance > LITTLE})
     failed = [row.name for row in rows if not row.passed]

@@ -1,4 +1,4 @@
-"""The console commands of an installation (pyproject.toml): each is `python -m MODULE` under a name of its own."""
+"""The console commands of an installation (pyproject.toml): each runs `python -m MODULE`."""
 
 import functools
 import os

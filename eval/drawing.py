@@ -1,6 +1,6 @@
 """Pictures of sequences, likelihoods and learning curves, from arrays; matplotlib for stills, Pillow for GIFs.
 
-Every picture carries a description of itself, for people who do not see it, and the command that made it: PNG and PDF
+Every picture has a description, for people who cannot see it, and the command that made it: PNG and PDF
 as metadata, GIF as its comment. Letters: T frames of H x W(, C) pixels, N slots, A heads and R rows of attention.
 """
 
@@ -24,7 +24,7 @@ from eval.geometry import boxes_from_where
 from relational.registry import INPUT, MEMORY, RELATIONS, find_relation
 from sqair.config import NO_RELATION, model_titles
 
-# Okabe and Ito's colours, told apart by colour-blind people too; the darkest come last, frames are mostly black.
+# Okabe and Ito's colours, distinct for colour-blind people too; the darkest come last, frames are mostly black.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 # Of models, in the order of `model_titles`: darkest first; vermilion is that of the paper's figures.
 MODEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
@@ -45,7 +45,7 @@ class Scene(NamedTuple):
       relation: the model's, a value of --relation.
       attention: [T, A, R, R], row by attended row, among the objects of the frame before; None without a relation.
       box: [T, N, 4], what each object draws: top, left, height, width in pixels, NaN where nothing; None: its window.
-      times: [T], where in their sequence these frames are, if they are not all of it; None: from 0 on.
+      times: [T], the frames' indices in their sequence; None: from 0 on.
     """
 
     frames: np.ndarray
@@ -73,7 +73,7 @@ def join(parts: Iterable[Sequence[Scene]], step: int = 1) -> list[Scene]:
 
     Args:
       parts: one after another, all of the same sequences.
-      step: take every step-th frame of the sequences alone.
+      step: keep only every step-th frame of the sequences.
 
     Returns:
       A scene for every sequence.
@@ -119,19 +119,19 @@ _BY_FRAME = ("frames", "canvas", "where", "presence", "object_id", "attention", 
 
 
 def colour(object_id: int) -> str:
-    """The colour of an object: the same for the same id in every frame; it comes again after 7 ids."""
+    """The colour of an object: the same for the same id in every frame; it repeats after 7 ids."""
     return COLOURS[int(object_id) % len(COLOURS)]
 
 
 def model_colour(model: str) -> str:
-    """The colour of a model in all figures; it comes again after 6 models."""
+    """The colour of a model in all figures; it repeats after 6 models."""
     return MODEL_COLOURS[list(model_titles()).index(model) % len(MODEL_COLOURS)]
 
 
 def boxes(scene: Scene, t: int) -> list[tuple[int, np.ndarray]]:
     """The (id, [top, left, height, width] in pixels, pixel centres at whole numbers) of a frame's objects.
 
-    Around what is drawn a pixel is left free, so that the object itself stays in sight.
+    A pixel is left free around what is drawn, so that the object stays visible.
     """
     if scene.box is None:
         found = boxes_from_where(scene.where[t], scene.canvas.shape[1:3])
@@ -165,7 +165,7 @@ def check_pictures(paths: Iterable[pathlib.Path], inputs: Iterable[pathlib.Path]
 
 
 def save(figure: Figure, paths: Iterable[pathlib.Path], title: str, description: str) -> None:
-    """Writes a figure as .png or .pdf, by the ending of each path; a file appears once it is whole."""
+    """Writes a figure as .png or .pdf, by the ending of each path; a file appears when it is complete."""
     for path in paths:
         kind = path.suffix[1:].lower()
         if kind == "pdf":
@@ -177,7 +177,7 @@ def save(figure: Figure, paths: Iterable[pathlib.Path], title: str, description:
 
 
 def save_gif(images: Iterable[Image.Image], path: pathlib.Path, title: str, description: str) -> None:
-    """Writes an animation that repeats for ever, an image at a time; a file appears once it is whole.
+    """Writes an animation that repeats for ever, one image at a time; a file appears when it is complete.
 
     Args:
       images: all of one size, with palettes (mode P) or grey.
@@ -187,7 +187,7 @@ def save_gif(images: Iterable[Image.Image], path: pathlib.Path, title: str, desc
     with output_path(path, _KINDS[".gif"]) as temporary, open(temporary, "wb") as file:
         frames = (image if image.mode == "P" else image.convert("P") for image in images)
         first, before = next(frames), None
-        # Pillow's own way to write animations keeps all of their images.
+        # Pillow's own writer of animations keeps all images in memory.
         file.writelines(GifImagePlugin.getheader(first, info={"loop": 0, "comment": comment})[0])
         shared = first.getpalette()
         image: Image.Image | None = first
@@ -252,7 +252,7 @@ class _Sheet:
 
 
 def draw_scenes(sections: Mapping[str, Sequence[Scene]], show_attention: bool = False) -> Figure:
-    """The paper's figure 3: each sequence as a row of inputs above a row of what the model makes of them.
+    """The paper's figure 3: each sequence as a row of inputs above a row of the model's frames.
 
     Boxes have the colour of their object's id (dashed from the eighth id on). Predicted frames have a dashed border.
 
@@ -401,7 +401,7 @@ def animate(rows: Sequence[Sequence[Scene]], n_frames: int | None = None) -> Ite
       n_frames: of the sequences; None: as many as the scenes have.
 
     Yields:
-      An image a frame. Predicted frames have a black border and say so.
+      One image per frame. Predicted frames have a black border and a label.
     """
     first = rows[0][0]
     (n, height, width), grey = first.frames.shape[:3], first.frames.ndim == 3
@@ -500,7 +500,7 @@ class Panel(NamedTuple):
     Attributes:
       title, label: of the panel and of its vertical axis.
       bars: model -> `Bar`.
-      bound: what a perfect model reaches, nats per frame.
+      bound: the value of a perfect model, nats per frame.
     """
 
     title: str

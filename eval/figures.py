@@ -1,4 +1,4 @@
-"""Figures of trained models. The first word says which; left out, it is sequences.
+"""Figures of trained models. The first word names the figure; sequences if left out.
 
     python -m eval.figures --run RUN --data FILE... [--generate_after N] --out FILE.png [FILE.pdf] [--gif] [--attention]
     python -m eval.figures --predictions FILE... --out FILE.png
@@ -6,7 +6,7 @@
     python -m eval.figures curves --runs RUN... --out FILE.png
 
 sequences is the paper's figure 3, one part for each data file: `--data balls4mass64.h5 balls678mass64.h5`.
-figure4 shows log-likelihoods of the last frame from the figures of eval.tables, curves how the training went.
+figure4 shows log-likelihoods of the last frame from the figures of eval.tables, curves learning curves.
 """
 
 from data_gen.console import progress, run_module
@@ -59,7 +59,7 @@ LABELS = {
     "gradient_norm": "gradient norm",
     "clipped": "share of updates clipped",
     "num_step_accuracy": "count accuracy",
-    "mse": "squared error a pixel",
+    "mse": "squared error per pixel",
     "ess": "effective sample size",
     "seconds_per_step": "seconds per training step",
     "cpu_seconds_per_step": "CPU seconds per step",
@@ -67,7 +67,7 @@ LABELS = {
     "open_files": "open files",
 }
 
-MOST_SHOWN = 100  # frames of a sequence in a still
+MOST_SHOWN = 100  # frames of a sequence in a still image
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def scene_parts_from_run(
       loaded: the model.
       source: data.
       first_generated: frames from this one on are predicted; T to infer all.
-      seed: of the noise. The same seed infers the same, whatever is predicted after it.
+      seed: of the noise. With the same seed the inferred frames are the same, whichever frames are predicted.
       boxes: what an object's box is, a key of `scores.BOXES`.
       advance: see `predict.sample`.
 
@@ -132,7 +132,7 @@ def scene_parts_from_predictions(
     """The first sample of the first sequences of a file of predictions, some frames at a time; the rest as above.
 
     Raises:
-      UserError: it has no canvases, does not tell the boxes asked for, or has too few sequences or frames.
+      UserError: it lacks canvases or the boxes asked for, or has too few sequences or frames.
     """
     for letter, asked, name in (("S", n_sequences, "sequences"), ("T", n_frames, "frames")):
         if asked > predictions.sizes[letter]:
@@ -192,7 +192,7 @@ def write_sequences(settings: Sequences) -> list[pathlib.Path]:
     stills: list[list[list[Scene]]] = []
 
     def images(films: list[_Film]) -> Iterator[Image.Image]:
-        """The images of the animation, if there is one; puts aside what the still shows."""
+        """The images of the animation, if there is one; keeps the frames of the still image."""
         for parts in zip(*(zip(*film.kinds.values()) for film in films)):
             stills.append([join([kinds[0]], step) for kinds in parts])
             if len({scenes[0].frames.shape[1:] for kinds in parts for scenes in kinds}) > 1:
@@ -312,7 +312,7 @@ def read_metrics(paths: Iterable[pathlib.Path]) -> list[comparison.DataSet]:
       The data sets, by name.
 
     Raises:
-      UserError: no such files, other files, or figures that do not compare.
+      UserError: no such files, other files, or figures that are not comparable.
     """
     runs = []
     for path in paths:
@@ -387,7 +387,7 @@ def _spoken(model: str, values: np.ndarray) -> str:
 
 
 def read_curves(folder: pathlib.Path, data: str, quantities: Iterable[str]) -> dict[str, Curve]:
-    """A run's curves from its metrics.csv or resources.csv; a line cut short by a kill is passed over.
+    """A run's curves from its metrics.csv or resources.csv; a line cut short by a kill is skipped.
 
     Args:
       folder: run folder.

@@ -3,9 +3,9 @@
 Letters: S sequences, T frames, N slots, n objects of the truth, H x W the frame as the model sees it (50 x 50).
 
 Coordinates: (row, column) in pixels of that frame, where the *centre* of pixel i is at i, so that a frame covers
-[-0.5, H - 0.5] and matplotlib's ``imshow`` draws everything in place. The model's ``where`` uses them by itself
+[-0.5, H - 0.5] and matplotlib's ``imshow`` draws everything in place. The model's ``where`` uses them too
 (its -1 and 1 are the centres of the first and last pixel); the data put pixel centres at i + 0.5, which
-``pixel_centres`` takes off. Boxes are top, left, height, width.
+``pixel_centres`` subtracts. Boxes are top, left, height, width.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from scipy.special import expit
 
 CROP_SIZE = 50  # pixels per side that the model sees
 MIN_SCALE = 1e-4  # the spatial transformer's lower bound on sx, sy
-LEAST_INTENSITY = 0.1  # of white: an object that adds less to a pixel does not show there (glimpses are never black)
+LEAST_INTENSITY = 0.1  # of white: an object that adds less to a pixel is not visible there (glimpses are never black)
 
 
 def require(condition: Any, message: str) -> None:
@@ -99,7 +99,7 @@ def centres_inside(centres: npt.ArrayLike, image_size: npt.ArrayLike = CROP_SIZE
 
 
 def visible_pixels(groups: npt.ArrayLike, balls: int) -> np.ndarray:
-    """Visible pixels of each object: what the crop, a curtain and the objects in front leave of it.
+    """Visible pixels of each object: without those outside the crop, behind a curtain or behind other objects.
 
     Args:
       groups: [..., H, W], integers: 0 background, 1..n the ball.

@@ -2,7 +2,7 @@
 
 Letters: S sequences, M samples, T frames, N slots, K particles, n balls, H x W the crop (50 x 50).
 
-Coordinates and boxes are those of ``eval.geometry``. Sums are in float64 whatever comes in.
+Coordinates and boxes are those of ``eval.geometry``. Sums are in float64 for inputs of any type.
 """
 
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def gaussian_log_likelihood(
 
 
 def masked_sum(pixels: npt.ArrayLike, mask: npt.ArrayLike) -> np.ndarray:
-    """The sum over the pixels of a frame that a mask holds.
+    """The sum over the masked pixels of a frame.
 
     Args:
       pixels: [..., H, W], from ``gaussian_log_likelihood``.
@@ -90,7 +90,7 @@ def relational_log_likelihood(
 
 
 class UpperBounds(NamedTuple):
-    """What a perfect canvas reaches, in nats: ``pixel`` per pixel, ``data`` and ``relational`` per frame (means)."""
+    """Log-likelihoods of a perfect canvas in nats: ``pixel`` per pixel; ``data``, ``relational`` per frame (means)."""
 
     pixel: float
     data: float
@@ -103,7 +103,7 @@ def upper_bounds(images: npt.ArrayLike, collisions: npt.ArrayLike, std: float) -
     At std 0.3: 0.28503 per pixel, 712.6 per frame of 50 x 50.
 
     Args:
-      images: [..., H, W], the frames scored (their size is what counts).
+      images: [..., H, W], the frames scored (only their size matters).
       collisions: [..., H, W], the same shape, non-zero on the pixels of colliding balls.
       std: standard deviation, a positive number.
 

@@ -123,7 +123,7 @@ def check(folder: pathlib.Path) -> list[str]:
         raise UserError(f"{card}: no figures to check in it; make the model with eval.models add")
     found = compute(str(folder))
     if found["data_check"] != recorded.get("data_check"):
-        return ["the data are others: this program or NumPy draws other balls"]
+        return ["the data differ: this program or NumPy draws other balls"]
     if found["figures"].keys() != recorded["figures"].keys():
         return [f"figures are {', '.join(found['figures'])}, recorded are {', '.join(recorded['figures'])}"]
     wrong = []

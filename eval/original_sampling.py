@@ -1,14 +1,14 @@
-"""The original's rule for `sample_from_prior`, only to compare with what the original recorded.
+"""The original's rule for `sample_from_prior`, only for comparisons with the original's recorded passes.
 
-Every frame, a predicted one too, is inferred: propagation's posterior looks at it, and its presence logit and temporal
-state go on to the next frame. Beside it propagation's prior is sampled with the same noise. A predicted frame keeps
+Every frame, a predicted one too, is inferred: propagation's posterior sees it, and its presence logit and temporal
+state are passed to the next frame. Also, propagation's prior is sampled with the same noise. A predicted frame keeps
 the sample's what, where and presence, and discards what was discovered. In all frames, predicted or not,
 - log q of propagation is that of the sample under the posterior, counted where the posterior's presence is one;
 - log p of propagation is that of the kept what and where, counted likewise, and of the posterior's presence;
 - discovery's log-probabilities of the number of objects are those of what was discovered before it was discarded;
 - all of them enter the weights, and the reported numbers of propagated and discovered objects are the posterior's.
 
-`sqair.model.SQAIR` predicts otherwise: nothing of a predicted frame is looked at, and it weighs by its likelihood.
+`sqair.model.SQAIR` differs: it does not see a predicted frame, of which only the likelihood enters the weights.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def nothing_sampled(frame: Frame) -> Sampled:
 def _step(
     timestep: SQAIRTimestep, state: State, code: tf.Tensor, columns, noise: Noise, predict: tf.Tensor
 ) -> tuple[State, Sampled]:
-    """One frame; see `SQAIRTimestep`, which has the arguments but for `predict`, boolean: keep the prior's sample."""
+    """One frame; for the arguments see `SQAIRTimestep`; predict, boolean: keep the prior's sample."""
     columns, noise = tf.nest.map_structure(tf.stop_gradient, (columns, noise))
     state = stop_discrete_gradients(state)
     objects, propagate = state.objects, timestep.propagate
@@ -86,7 +86,7 @@ class OriginalSampling:
           noise: `Noise`, [T, N, P, d]; the prior is sampled with that of propagation.
 
         Returns:
-          `Forward`, and what it was made of, [T, P, ...].
+          `Forward`, and the slots that were drawn, [T, P, ...].
         """
         drawn = self._infer(obs, noise)
         frame, inferred, sampled, discovered = drawn

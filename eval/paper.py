@@ -1,14 +1,14 @@
-"""The paper's comparison from nothing: data, training of every model and seed, evaluation, tables, figures, a page.
+"""The paper's comparison from scratch: data, training of every model and seed, evaluation, tables, figures, a page.
 
     python -m eval.paper [--dry_run] [--scale short] [--models sqair in rmc] [--seeds 0 1 2 3 4] [--jobs 1]
 
 Works like make, but compares what is recorded in the results instead of times: a command runs if its result is missing
-or was made from other data, another checkpoint or with other options, and says so; sqair.train goes on where it was
-interrupted; a run whose flags or data are not those asked for is named, and nothing starts. A run that fails does not
-stop the others. Every command stands for itself, so a cluster can run them in jobs of its own.
+or was made from other data, another checkpoint or with other options, and the reason is printed; sqair.train continues
+interrupted runs; a run with other flags or data than those asked for is reported, and nothing starts. A run that fails
+does not stop the others. Every command can be run on its own, so a cluster can run them as separate jobs.
 
 Order: the first seed of each model, then the second of each, and so on. When a run is finished its
-predictions are made and the tables are made anew from all finished ones.
+predictions are made, and the tables are made again from all finished runs.
 """
 
 from data_gen.console import PARENT, on_signals, parse, run_module
@@ -114,7 +114,7 @@ class Command(NamedTuple):
     Attributes:
       arguments: of Python.
       log: where its output goes.
-      reason: says why it has to run, "" if its result is what it would make. Raises UserError if it must not run.
+      reason: why it has to run, "" if its result is up to date. Raises UserError if it must not run.
       result: the file or folder it makes.
       run: the run folder that it trains or uses.
       figures: what eval.tables makes of its result.
@@ -153,7 +153,7 @@ class Plan(NamedTuple):
 
 
 def data_reason(path: pathlib.Path, settings: bouncing_balls.BouncingBalls) -> str:
-    """Of making a data file. A file of R-NEM, which does not say how it was made, is taken as it is.
+    """The reason for making a data file. R-NEM's files, which do not record how they were made, are used as they are.
 
     Raises:
       UserError: the file is of other settings.
@@ -179,14 +179,14 @@ def data_reason(path: pathlib.Path, settings: bouncing_balls.BouncingBalls) -> s
 
 
 def training_reason(command: Command, data: pathlib.Path) -> str:
-    """Of training a run.
+    """The reason for training a run.
 
     Raises:
       UserError: the folder holds a run of other flags or data.
     """
     folder = pathlib.Path(command.run)
     if not (folder / "flags.json").exists():
-        return f"{folder} is not begun"
+        return f"{folder} has not been started"
     advice = "choose another --runs or --name, or move that folder away"
     asked = sqair_options.parse(command.arguments[2:]).config
     found, began_with = load_flags(folder / "flags.json")[0], run_folder.train_data_fingerprint(folder)
@@ -194,7 +194,7 @@ def training_reason(command: Command, data: pathlib.Path) -> str:
     if differ:
         raise UserError(f"{folder} holds a run with {differ}: {advice}")
     if not data.exists():
-        same_data = True  # as far as can be told: it is to be made
+        same_data = True  # the data are still to be made
     elif began_with:
         same_data = fingerprint(data) == began_with
     else:  # a run from before fingerprints
@@ -207,7 +207,7 @@ def training_reason(command: Command, data: pathlib.Path) -> str:
 
 
 def prediction_reason(command: Command, training: Command, data: pathlib.Path) -> str:
-    """Of making predictions."""
+    """The reason for making predictions."""
     if training.reason() or not data.exists():
         return f"{command.run if data.exists() else data} is to be made first"
     if not command.result.exists():
@@ -249,7 +249,7 @@ def _differ(found: dict[str, Any], asked: dict[str, Any], but: tuple[str, ...] =
 
 
 def plan(arguments: Arguments) -> Plan:
-    """Expands models, seeds and data sets into commands. Args: arguments: see there. Returns: `Plan`."""
+    """Expands models, seeds and data sets into commands. Args: arguments: see `Arguments`. Returns: `Plan`."""
     scale, results = SCALES[arguments.scale], arguments.results_folder
     runs = arguments.runs or pathlib.Path("runs", arguments.name or arguments.scale)
     folder = arguments.data_dir or pathlib.Path("data", "" if arguments.scale == "paper" else arguments.scale)
@@ -324,7 +324,7 @@ def plan(arguments: Arguments) -> Plan:
 
 
 def _without(options: list[str], replaced: list[str]) -> list[str]:
-    """Options less the one, with its value, that others replace."""
+    """The options without the one, and its value, that others replace."""
     if not replaced or replaced[0] not in options:
         return options
     at = options.index(replaced[0])
@@ -332,7 +332,7 @@ def _without(options: list[str], replaced: list[str]) -> list[str]:
 
 
 def _tables(arguments: Arguments, predictions: list[Command]) -> Command:
-    """Makes the tables of what was asked for from those predictions that there are."""
+    """The command that makes the requested tables from the predictions that exist."""
     results = arguments.results_folder
     names = [model_name(_relation(model)) for model in arguments.models]  # as eval.tables has them
     return Command(
@@ -353,7 +353,7 @@ def _tables(arguments: Arguments, predictions: list[Command]) -> Command:
 
 
 def report_commands(arguments: Arguments, steps: Plan, runs: list[str], predictions: list[Command]) -> list[Command]:
-    """Tables, figures and the page, in the order in which they need each other.
+    """Commands for tables, figures and the page, in the order of their dependencies.
 
     Args: runs: finished run folders. predictions: the commands whose predictions are there.
     """
@@ -518,7 +518,7 @@ class Processes:
         child = _Child(command, process, time.monotonic())
         self._children.append(child)
         self.started += 1
-        if self.signal:  # it came meanwhile
+        if self.signal:  # it came in the meantime
             self._tell(child, signal.SIGTERM)
         return True
 
@@ -532,7 +532,7 @@ class Processes:
 
     def _ended(self, child: _Child) -> Command:
         self._children.remove(child)
-        self._tell(child, signal.SIGKILL)  # what it may have left of its group
+        self._tell(child, signal.SIGKILL)  # what is left of its process group
         command, code, took = child.command, child.process.returncode, f"{time.monotonic() - child.started:.0f} s"
         if not code:
             print(f"done ({took}): {command.log.stem}", flush=True)
@@ -544,7 +544,7 @@ class Processes:
         return command
 
     def run(self, command: Command) -> None:
-        """Runs a command if need be and waits for it; others may go on beside it."""
+        """Runs a command if necessary and waits for it; others may run meanwhile."""
         if self.start(command):
             self.wait(command)
 
@@ -588,7 +588,7 @@ def _there(commands: list[Command]) -> list[Command]:
 
 
 def check(arguments: Arguments, steps: Plan) -> None:
-    """Looks at data files and runs before anything starts.
+    """Checks data files and runs before anything starts.
 
     Raises:
       UserError: a data file is missing or of another kind, or a run folder holds another run; all are printed.

@@ -1,4 +1,4 @@
-"""The file of predictions: what a model made of a data split, and the truth beside it, for numpy to look at.
+"""The file of predictions: a model's inferences and predictions on a data split, and the truth, for use with NumPy.
 
 HDF5, sequences first. Letters: S sequences, M samples, T frames, N slots, K particles, D numbers of `what`, n the most
 true objects, H x W(, C) the frame as the model sees it, A heads, R rows of attention.
@@ -78,7 +78,7 @@ MEMBERS = {
 }
 
 _CHUNK_BYTES = 2**20
-# Bounds on what a file may declare: pictures and the like are read by the sequence, all else in one piece.
+# Bounds on what a file may declare: large members are read one sequence at a time, all others in one piece.
 _BY_SEQUENCE = frozenset("HDA")
 _MAX_BYTES = {True: 64 * 2**20, False: 256 * 2**20}
 
@@ -126,7 +126,7 @@ class About:
 
     @property
     def seed(self) -> int:
-        """Of the training."""
+        """The training's seed."""
         return self.flags["seed"]
 
     @property
@@ -141,7 +141,7 @@ class About:
 
 
 class Writer:
-    """Fills an open HDF5 file, a part of its sequences, samples and frames at a time."""
+    """Writes to an open HDF5 file, some sequences, samples and frames at a time."""
 
     def __init__(self, file: NewFile, about: About, sizes: Mapping[str, int], at_once: Mapping[str, int]):
         """Args: file: empty. about: see there. sizes: S, M and T. at_once: the most of each that a `write` has."""
@@ -226,7 +226,7 @@ class Predictions:
         """Opens a file.
 
         Raises:
-          UserError: it is not there or no whole file of predictions.
+          UserError: the file is missing or not a complete file of predictions.
         """
         self.path = os.fspath(path)
         if not os.path.isfile(path):
@@ -298,8 +298,8 @@ class Predictions:
         if not data.size or n_bytes > _MAX_BYTES[by_sequence]:
             raise UserError(
                 f"{self.path}: {name} of {n_bytes / 2**20:.0f} MiB{' per sequence' * by_sequence}, "
-                f"expected something and at most {_MAX_BYTES[by_sequence] // 2**20}; predict fewer "
-                "sequences or samples"
+                f"expected at least one value and at most {_MAX_BYTES[by_sequence] // 2**20} MiB; predict "
+                "fewer sequences or samples"
             )
         shape = data.shape
         axes = member.axes if len(shape) == len(member.axes) else member.axes.replace("C", "")

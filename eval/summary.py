@@ -67,7 +67,7 @@ class Difference(NamedTuple):
       difference: mean of the first less mean of the second.
       low, high: the interval; NaN where there are too few seeds.
       confidence: its nominal confidence.
-      note: a caveat for the table's foot; may be empty.
+      note: a caveat for the notes below a table; may be empty.
     """
 
     difference: float
@@ -86,7 +86,7 @@ def bootstrap_difference(
     drawn independently of each other, with replacement (scipy.stats.bootstrap). With fewer than 3 seeds on a side
     there is no interval: two values have three resamples, one has none. With few seeds the interval is too narrow:
     simulated on normal figures, a nominal 95 % holds the truth in 80 % of cases at 3 seeds a side, 87 % at 5,
-    92 % at 10 (BCa and basic intervals do much the same); the note says so.
+    92 % at 10 (BCa and basic intervals are similar); the note warns of it.
 
     Args:
       first, second: [R, M] or [R], one figure per seed and sample; R and M may differ between the two.

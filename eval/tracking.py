@@ -41,7 +41,7 @@ def ground_truth(
 
     A ball counts when its centre lies in the crop and a pixel of it is visible (not all behind the curtain). A ball
     of which only an edge shows, its centre outside, is ignored: finding it is no match, missing it no miss, and an
-    object on it no false positive. So little of it shows that a model can neither place it nor be wrong to explain it.
+    object on it no false positive. Too little of it is visible to locate it, but explaining it is not wrong.
 
     Args:
       centres: [S, T, n_max, 2], from ``geometry.pixel_centres``.
@@ -72,7 +72,7 @@ def track(
 ) -> Tracking:
     """Scores objects against balls over a set of sequences.
 
-    Boxes are cut off at the frame's edge first, since nothing seen decides how far they reach beyond. A ball and an
+    Boxes are first clipped to the frame, since nothing visible determines how far they extend beyond it. A ball and an
     object may be matched from IoU >= min_iou on; motmetrics keeps earlier pairs that still may, then takes the
     least total 1 - IoU. Identities last for one sequence. An object whose best overlap is with an ignored ball, and
     is >= min_iou, is left out of that frame.
@@ -107,7 +107,7 @@ def track(
     present &= ~((best_ignored >= min_iou) & (best_ignored > best))
     distance = np.where(iou >= min_iou, 1.0 - iou, np.nan)
 
-    # One accumulator for all: balls have names of their own in every sequence, so that no pair outlives its sequence,
+    # One accumulator for all: balls have different names in every sequence, so that no match continues into the next,
     # and the figures are sums over frames. (One accumulator per sequence would take twice the time.)
     S, T, n = truth.shape
     ball_id = np.arange(S)[:, None] * n + np.arange(n)  # [S, n]

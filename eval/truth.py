@@ -61,7 +61,7 @@ class Source:
           n_sequences: how many, from the first on; None for all.
 
         Raises:
-          UserError: the file is not what it should be, or has too few frames, sequences or pixels.
+          UserError: the file is missing, damaged or of another layout, or has too few frames, sequences or pixels.
         """
         height, width, channels = image_size
         self._data = hdf5.open_split(path, split, optional=_OPTIONAL)
@@ -118,7 +118,7 @@ class Source:
     def streams(self, batch_size: int) -> Iterator["Stream"]:
         """Yields batches of sequences in the file's order.
 
-        The last batch is filled up with copies of the last sequence, so that all are of one shape.
+        The last batch is filled with copies of the last sequence, so that all batches have one shape.
         """
         for first in range(0, self.n_sequences, batch_size):
             yield Stream(self, first, min(batch_size, self.n_sequences - first), batch_size)
@@ -150,9 +150,9 @@ class Source:
         )
 
     def disc_sizes(self, wanted: np.ndarray) -> dict[str, np.ndarray]:
-        """What a file of discs does not tell of `n` [B] and `radii` [B, n], read off the pixels of all frames.
+        """Those of `n` [B] and `radii` [B, n] that a file of discs lacks, as R-NEM's do, from the pixels of all frames.
 
-        A disc's area at its most visible gives its radius to about 1 %. (R-NEM's own files do not tell.)
+        The largest visible area of a disc gives its radius to about 1 %.
         """
         data, most, area = self._data, np.zeros(len(wanted), np.uint8), np.zeros(())
         if data.objects != "discs" or {"n", "radii"} <= set(data.members):
@@ -195,7 +195,7 @@ class Stream:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Where objects are, by what the file's attribute `objects` says (docs/data.md)
+# Where objects are, by the file's attribute `objects` (docs/data.md)
 # ---------------------------------------------------------------------------------------------------------------
 
 _Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # centres [B, T, n, 2], boxes [B, T, n, 4], pixels [B, T, n]
@@ -204,7 +204,7 @@ _Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # centres [B, T, n, 2], box
 def _discs(
     data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice], groups: np.ndarray | None
 ) -> _Places:
-    """Of discs, such as balls: `positions` are their centres in units of the box, whose side is the frame's width."""
+    """Discs, such as balls: `positions` are their centres in units of the box, whose side is the frame's width."""
     assert groups is not None  # a file of discs has them (hdf5.py)
     unit = data.image_shape[1] / data.box
     centres = geometry.pixel_centres(members["positions"], members["n"], unit, [part.start for part in crop])
@@ -218,7 +218,7 @@ def _discs(
 def _boxes(
     data: hdf5.Split, members: Mapping[str, np.ndarray], crop: tuple[slice, slice], groups: np.ndarray | None
 ) -> _Places:
-    """Of objects whose boxes `coords` tells, such as digits: each is drawn from the pixel nearest to its corner on."""
+    """Objects with boxes in `coords`, such as digits: each is drawn from the pixel nearest to its corner on."""
     coords = members["coords"].swapaxes(0, 1).astype(float)
     start = [part.start for part in crop]
     box = np.where(coords[..., 2:3] > 0, np.round(coords) - [start[0] + 0.5, start[1] + 0.5, 0, 0], np.nan)

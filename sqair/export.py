@@ -167,7 +167,7 @@ def save_safetensors(
         raise UserError(f"{out} is a run folder: choose another folder")
     for name, kind in safetensors_folder.KINDS.items():
         if (out / name).exists() and not kind.test(out / name):
-            raise UserError(f"{out / name}: is there already and is not {kind.name}: choose another folder")
+            raise UserError(f"{out / name}: already exists and is not {kind.name}: choose another folder")
     if (out / safetensors_folder.WEIGHTS).exists() and not overwrite:
         raise UserError(f"{out / safetensors_folder.WEIGHTS} exists already; --overwrite replaces it")
     data = pathlib.PurePath(run_.trained.train.train_data).name  # the folders exist on the maker's machine only

@@ -280,8 +280,8 @@ def test_command_succeeds_and_names_what_it_does_not_honour(small):
     lines = done.stdout.splitlines()
     assert sum(line.endswith(" pass") for line in lines) == 238 and not any("FAIL" in line for line in lines)
     assert "238 of 238 quantities equal the original's" in lines[-1]
-    assert "not honoured of flags.json: debug (not known)" in lines
-    assert "not honoured of flags.json: learning_rate, train_itr (no part of one pass)" in lines
+    assert "flags not applied: debug (not known)" in lines
+    assert "flags not applied: learning_rate, train_itr (no part of one pass)" in lines
     line = next(x for x in lines if x.startswith("left out: "))
     assert {"canvas", "glimpse", "data_ll"} < set(line[len("left out: ") :].split(" (")[0].split(", "))
     assert line.endswith(" (not recorded)")
@@ -311,7 +311,7 @@ def test_slightly_wrong_flags_fail(small, monkeypatch, capsys, few_passes):
     assert "prop_prior_log_prob" in wrong and "presence" not in wrong
 
 
-def test_another_target_is_honoured(copy):
+def test_another_target_is_applied(copy):
     change_flags(copy, target="vimco_textbook")
     assert compare_original.load_recording(copy).target == "vimco_textbook"
 
