@@ -1,4 +1,4 @@
-"""A checkout to run ./run.sh and README's scripts in: our files, and an environment that is this test's own."""
+"""A checkout to run ./run.sh and README's scripts in: our files, with an environment made by the test."""
 
 import pathlib
 import shutil
@@ -18,11 +18,11 @@ def write_script(path, text):
 
 
 def make_checkout(folder, python=None):
-    """Makes a checkout whose set-up is done.
+    """Makes a checkout that is already set up.
 
     Args:
       folder: to make.
-      python: text of the script that stands for .venv/bin/python; the Python of this test if left out.
+      python: text of the script that replaces .venv/bin/python; the Python of this test if left out.
 
     Returns:
       The folder.

@@ -1,4 +1,4 @@
-"""One operation at a time, so that the same numbers come twice from graphs that are not training's too."""
+"""One operation at a time, so that graphs other than training's give the same numbers twice too."""
 
 import sqair  # noqa: F401  before TensorFlow, which it sets up
 

@@ -1,4 +1,4 @@
-"""Runs command lines as a user would, in processes of their own or in this one."""
+"""Runs command lines as a user would, in separate processes or in this one."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run_command(module, *arguments, file_limit=None):
-    """Runs `python -m module`; `file_limit` bytes is the largest file it can write, which acts as a full disc."""
+    """Runs `python -m module`; `file_limit` bytes is the largest file it can write, to imitate a full disc."""
     limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))) if file_limit else None
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
@@ -32,7 +32,7 @@ def run_command(module, *arguments, file_limit=None):
 
 
 def run_here(module, *arguments, file_limit=None):
-    """The same within this process, for what ends soon: TensorFlow, which takes seconds to start, is here already."""
+    """The same within this process, for short commands: TensorFlow, slow to import, is already loaded."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     command, code = importlib.import_module(module), None

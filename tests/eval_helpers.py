@@ -19,7 +19,7 @@ TINY = ModelConfig(
 
 
 def tiny_model(seed=0, **changes):
-    """A model whose slots come and go, and whose canvases stay within [0, 1] (three glimpses of about .3 at most)."""
+    """A model whose presences vary, and whose canvases stay within [0, 1] (three glimpses of about .3 at most)."""
     tf.random.set_seed(seed)
     model = SQAIR(attrs.evolve(TINY, **changes))
     bias = model.decoder.mlp.layers[-1].b

@@ -9,7 +9,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from data_gen import physics, rendering  # noqa: E402  found whatever the folder this is started in
+from data_gen import physics, rendering  # noqa: E402  found from any current folder
 
 N_FRAMES = 4000
 HEIGHT, WIDTH = 120, 160

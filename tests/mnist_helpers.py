@@ -1,4 +1,4 @@
-"""Digits of the user's own, pickles as the SQAIR release has them, and one that would do harm."""
+"""The user's own digits, pickles in the form of the SQAIR release's, and a malicious one."""
 
 import os
 import struct
@@ -18,7 +18,7 @@ def idx(array):
 
 
 class Danger:
-    """Unpickled without care, it makes a folder."""
+    """Makes a folder if it is unpickled without protection."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Small models whose every branch is busy, and inputs for them."""
+"""Small models in which every branch has an effect, and inputs for them."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ def small_config(**changes) -> ModelConfig:
 
 
 def make_busy(module, seed: int = 1) -> None:
-    """Random values for every variable: nothing at zero, presences that come and go, windows that differ."""
+    """Random values for every variable: none zero, presences that vary, windows that differ."""
     for i, variable in enumerate(module.trainable_variables):
         shape = variable.shape.as_list()
         value = draw(*shape, seed=1000 * seed + i)

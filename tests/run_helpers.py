@@ -1,4 +1,4 @@
-"""Tiny runs of ours for the tests of checkpoints and exports: drawn weights, and an optimiser that has drawn slots."""
+"""Tiny runs of ours for the tests of checkpoints and exports: random weights and random optimiser slots."""
 
 import json
 
@@ -17,7 +17,7 @@ TINY = ModelConfig(n_units=1, n_what=3, glimpse_size=4, k_particles=2, n_steps_p
 
 
 def draw(variables, seed):
-    """Assigns positive numbers to variables: slots of squares would not be real otherwise."""
+    """Assigns positive random numbers to variables: slots of squares cannot be negative."""
     rng = np.random.default_rng(seed)
     for variable in variables:
         variable.assign(np.abs(rng.normal(0, 0.1, variable.shape)) + 1e-3)

@@ -27,7 +27,7 @@ def made_up(seed, n=4):
     shift = np.arctanh(np.clip((shown - [2, 0])[..., ::-1] * 2 / (H - 1) - 1, -0.999, 0.999))
     where = np.broadcast_to(np.concatenate([np.full(shift.shape, -1.0), shift], -1), (S, M, T, N, 4))
     object_id = np.broadcast_to(np.arange(N), (S, M, T, N)).copy()
-    object_id[0, 1, 3, 2] = -1  # one vanishes at the end
+    object_id[0, 1, 3, 2] = -1  # one object vanishes at the end
     return {
         "rollout/what": rng.normal(size=(S, M, T, N, 2)),
         "rollout/where": where,

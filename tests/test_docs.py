@@ -1,4 +1,4 @@
-"""What the documents name is there: classes of docs/equations.md, cited pages and sections of docs/spec, links."""
+"""What the documents name exists: classes of docs/equations.md, cited pages and sections of docs/spec, links."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ CITED = re.compile(r'spec(?:/|: )(\w+\.md)((?:, "[^"]+")*)')
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
-# Each says which equation of the papers it computes, and writes it down.
+# Classes whose docstrings cite and contain the equation of the papers that they compute.
 CARRIES_AN_EQUATION = {
     "sqair/core.py": ["DiscoveryCore", "PropagationCore", "AffineDiagNormal"],
     "sqair/discover.py": ["Discover", "RecurrentNormal"],
@@ -107,7 +107,7 @@ def test_links_lead_somewhere(path):
 
 
 def test_every_test_that_holds_a_promise_exists():
-    """Of the table in docs/reliability.md: files, tests in a file, and tests alone."""
+    """In the table of docs/reliability.md: files, tests in a file, and tests without a file."""
     tests = {str(path): path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     text = (ROOT / "docs" / "reliability.md").read_text()
     rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))

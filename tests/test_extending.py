@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "extending.md").
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """What the page's code defines; the registries are put back at the end."""
+    """What the page's code defines; the registries are restored at the end."""
     folder, before = tmp_path_factory.mktemp("extending"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

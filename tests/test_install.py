@@ -1,4 +1,4 @@
-"""pyproject.toml: a wheel that works from any folder, and what it asks for is what is tested."""
+"""pyproject.toml: a wheel that works from any folder, and requires the packages that are tested."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from tests.eval_helpers import save_run
 
 
 def build(folder):
-    """Builds a wheel of a copy of what is in the repository, without the network."""
+    """Builds a wheel from a copy of the repository, without the network."""
     source = folder / "source"
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -43,7 +43,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """Runs programs where the wheel, and none of the repository, is installed; in another folder."""
+    """Runs programs with only the wheel installed, outside of the repository."""
     target, elsewhere = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("elsewhere")
     pip(target, "install", "--target", target, wheel)
 
@@ -82,7 +82,7 @@ def test_every_command_of_a_module_has_a_console_command_that_works(installed):
     assert commands == {f"sqair-{module.replace('_', '-')}" for module in modules}
     for command in sorted(commands):
         assert (installed.target / "bin" / command).exists()
-    # Two start; the rest are the same line of eval.console.
+    # Two are started; the others share the same line of eval.console.
     result = installed("sqair-bouncing-balls", "--help")
     assert result.returncode == 0 and "usage: python -m data_gen.bouncing_balls" in result.stdout, result.stderr
     result = installed("sqair-train", "--run_dir", "x", "--train_data", "nowhere.h5")
@@ -116,7 +116,7 @@ def test_readme_from_python_works_in_any_folder(installed):
 
 
 def requirements():
-    """What pyproject.toml asks for, by name; `extra` says which of its lists it is in."""
+    """The requirements of pyproject.toml by list: "" or the name of the extra."""
     with open(ROOT / "pyproject.toml", encoding="utf-8") as file:
         text = file.read()
     lists = {"": re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]}

@@ -1,7 +1,7 @@
-"""README's shell blocks, and those of docs/cluster.md, run as scripts: with our run.sh, but an environment that
-notes what it is told to do.
+"""README's shell blocks, and those of docs/cluster.md, run as scripts: with our run.sh, but with programs that only
+record their arguments.
 
-What is noted is then parsed by the command that it is for.
+The recorded arguments are then parsed by the command that they are for.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from sqair import options as sqair_options
 from tests.checkout_helpers import make_checkout, write_script
 from tests.data_helpers import ROOT
 
-# But those that a comment before says are tested elsewhere.
+# Except blocks that a comment before them marks as tested elsewhere.
 BLOCKS = [
     block
     for name in ("README.md", "docs/cluster.md")
@@ -29,7 +29,7 @@ BLOCKS = [
 ]
 IS_JOB = "#SBATCH"
 
-# Each notes its name and arguments, and what of its environment counts.
+# Records its name, its arguments and the environment variables that matter.
 NOTE = f"""#!{sys.executable}
 import json, os, sys
 with open(os.environ["NOTED"], "a") as file:
@@ -39,7 +39,7 @@ if sys.argv[1:2] == ["-c"]:
     exec(sys.argv[2])
 """
 
-# As the real ones, as far as README uses them.
+# Imitations of SLURM's programs, as far as README uses them.
 SBATCH = """#!/bin/bash
 [[ $(head -c 2 "$1") == '#!' ]] || { echo "This does not look like a batch script" >&2; exit 1; }
 export SLURM_JOB_NODELIST='host[0-1]'
@@ -70,7 +70,7 @@ def parse_as(name, words):
 
 @pytest.fixture
 def run_block(tmp_path, monkeypatch):
-    """Runs a block; returns what it had noted."""
+    """Runs a block; returns the recorded calls."""
     checkout = make_checkout(tmp_path / "r-sqair", python=NOTE)
     for name in ("pip", "jupyter", "tensorboard"):
         write_script(checkout / ".venv" / "bin" / name, NOTE)

@@ -1,4 +1,4 @@
-"""Commands start at once: options and files are looked at before anything that takes seconds to import."""
+"""Commands start quickly: options and files are checked before anything that takes seconds to import."""
 
 import os
 import re

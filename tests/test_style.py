@@ -1,4 +1,4 @@
-"""The linter and the type checker, with the settings of pyproject.toml; and packages say that they have types."""
+"""The linter and the type checker, with the settings of pyproject.toml; and packages are marked as typed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Tiny training runs, by the real command and within this process, and what is read off their folders."""
+"""Tiny training runs, by the real command and within this process, and readers of their folders."""
 
 import csv
 import socket
@@ -75,14 +75,14 @@ def execute(words):
 
 
 def execute_here(words):
-    """The same within this process, whose settings for TensorFlow stay: for what is refused."""
+    """The same within this process, which keeps its TensorFlow settings: for commands that fail."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train, "use_machine", lambda _: None)
         return run_here(*words[2:])
 
 
 def free_ports(n):
-    """Ports of this machine that nobody listens on."""
+    """Ports of this machine on which no process listens."""
     sockets = [socket.socket() for _ in range(n)]
     for socket_ in sockets:
         socket_.bind(("localhost", 0))
@@ -93,7 +93,7 @@ def free_ports(n):
 
 
 def error_line(result):
-    """The one line in which a command that fails says why."""
+    """The one-line error message of a command that fails."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 1 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
     return lines[0]

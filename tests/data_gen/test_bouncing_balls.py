@@ -36,7 +36,7 @@ def test_energy_is_conserved_through_collisions_and_walls():
 
 def test_momentum_is_conserved_away_from_walls():
     positions, velocities, radii, masses = start(50, 6)
-    far = 1e6  # the same start in the middle of a box so large that no wall is met
+    far = 1e6  # the same start in the middle of a box so large that no ball reaches a wall
     motion = physics.simulate(positions + far / 2, velocities * 4, radii, masses, far, 20)
     momentum = (masses[..., None] * motion.velocities.astype(np.float64)).sum(2)
     assert motion.hits.any()

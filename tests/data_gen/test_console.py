@@ -1,4 +1,4 @@
-"""Options as users write them, and outputs: no command writes over what it reads, a run, or another kind of file."""
+"""Options as users write them, and outputs: no command overwrites its inputs, a run, or another kind of file."""
 
 import errno
 import importlib
@@ -178,7 +178,7 @@ def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
         f"data_gen.bouncing_balls --training 2 --validation 0 --test 0 --n_frames 2 --out {tmp_path}/data.h5",
         f"sqair.export safetensors {{0}}/run {tmp_path}/shared --overwrite",
     ]
-    (tmp_path / "l.json").touch()  # an empty file is nobody's
+    (tmp_path / "l.json").touch()  # an empty file may be replaced
     for _ in range(2):
         for line in lines:
             module, *arguments = line.format(sound).split()
@@ -195,7 +195,7 @@ def test_ones_own_kind_is_replaced(sound, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_data_set_survives_a_command_that_names_it_twice(sound):
-    """The real command, in a process of its own."""
+    """The real command, in a separate process."""
     before = (sound / "data.h5").read_bytes()
     data = sound / "data.h5"
     result = run_command("eval.predict", "--run", sound / "run", "--data", data, "--out", data)

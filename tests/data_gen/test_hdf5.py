@@ -1,4 +1,4 @@
-"""The HDF5 layout: what is written is read back, R-NEM's own files are read, everything else is refused in a line."""
+"""The HDF5 layout: what is written is read back, R-NEM's own files are read, all others end in a one-line error."""
 
 import ctypes
 import os
@@ -123,7 +123,7 @@ def test_the_scale_is_that_of_the_whole_file_wherever_it_shows(tmp_path, monkeyp
     monkeypatch.setattr(hdf5, "_BLOCK_BYTES", 3000)  # a few frames of a few sequences at once
     for highest, white in ((255, 255), (2, 255), (1, 1), (0, 1)):
         path = tmp_path / f"{highest}.h5"
-        with h5py.File(path, "w") as file:  # the split that is read does not show it, another one does
+        with h5py.File(path, "w") as file:  # the split that is read lacks such values, another one has them
             file.create_dataset("training/features", data=np.ones((3, 4, 4, 4, 1), dtype))
             file.create_dataset("validation/features", data=np.ones((3, 4, 4, 4, 1), np.float32))
             file.create_dataset("test/features", data=late_objects(dtype, highest), chunks=chunks)
@@ -500,7 +500,7 @@ def test_a_whole_file_or_none(tmp_path):
         with atomic_path(target) as temporary:
             temporary.write_text("half")
             raise KeyError
-    assert not target.parent.exists()  # a folder made in vain goes too
+    assert not target.parent.exists()  # a folder made for it is removed too
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
         assert not target.exists()

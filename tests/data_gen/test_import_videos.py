@@ -1,4 +1,4 @@
-"""Videos of one's own: every format, one or many, becomes sequences that the pipeline reads, with what is known."""
+"""The user's own videos: every format, one or many, becomes sequences that the pipeline reads, with their truth."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def discs(n_videos=S, n_frames=T, height=H, width=W, radius=4.0, seed=0):
 
 
 def write_film(path, frames, *options, fps=10):
-    """Writes frames [T, H, W(, 3)] as a film, without loss where the options do not say otherwise."""
+    """Writes frames [T, H, W(, 3)] as a film, lossless unless the options change that."""
     colour = frames.ndim == 4
     options = options or ("-c:v", "libx264", "-crf", "0", "-pix_fmt", "yuv444p")
     subprocess.run(
@@ -83,7 +83,7 @@ def write_gif(path, frames):
 
 
 def read(path, **members):
-    """All members of all splits: split -> member -> array; the members that are there, if none is asked for."""
+    """All members of all splits: split -> member -> array; those of `members`, or all if none is given."""
     result = {}
     with h5py.File(path) as file:
         names = {split: list(file[split]) for split in file}

@@ -144,7 +144,7 @@ def test_central_crop():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_mean_image_is_the_mean_over_the_first_frames_of_all_sequences(tmp_path, dtype):
-    """Intensities drift from frame to frame and from sequence to sequence, and there are more than 2,000 of those."""
+    """Intensities change from frame to frame and from sequence to sequence, and there are more than 2,000 sequences."""
     features = np.random.default_rng(0).integers(0, 60, (3, 2100, 6, 4, 1)).astype(np.float64)
     features += 60 * np.arange(3).reshape(3, 1, 1, 1, 1) + np.linspace(0, 70, 2100).reshape(1, -1, 1, 1, 1)
     features = features.astype(np.uint8)

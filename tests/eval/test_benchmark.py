@@ -1,4 +1,4 @@
-"""The benchmark's formula against the graph it speaks of, and its table. Nothing is timed here."""
+"""The benchmark's formula against the graph that it describes, and its table. Nothing is timed here."""
 
 import contextlib
 import functools
@@ -106,7 +106,7 @@ def test_the_table_has_a_row_for_each_case():
 
 @pytest.fixture
 def small_limits(monkeypatch):
-    """What the machine and the pipeline can do at most is measured at small size; cases have processes of their own."""
+    """The limits of machine and pipeline are measured at small size; cases run in separate processes."""
     monkeypatch.setattr(benchmark, "machine_gflops", functools.partial(benchmark.machine_gflops, 256))
     monkeypatch.setattr(benchmark, "pipeline_rate", functools.partial(benchmark.pipeline_rate, n_batches=3))
     balls = bouncing_balls.PRESETS["balls4mass64"]
@@ -155,7 +155,7 @@ def test_a_trained_model_is_timed_on_real_frames_in_turns_with_all_slots(small_l
 
 
 def test_a_turn_is_compared_with_the_limit_just_before_it(monkeypatch):
-    """On a machine that is half as fast in every other turn, the share of its limit is the same in all of them."""
+    """On a machine that is half as fast in every other turn, the share of its limit is the same in all turns."""
     slowness = [1 + turn % 2 for turn in range(benchmark.TURNS)]
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""eval.breakdown: replaced latents against cases by hand, the command's figures against eval.predict's functions."""
+"""eval.breakdown: replaced latents against hand-made cases, the command's figures against eval.predict's functions."""
 
 import json
 

@@ -32,13 +32,13 @@ def folder(tmp_path_factory):
 
 
 class Compared(NamedTuple):
-    """A recording with what our model makes of it."""
+    """A recording and what our model computes for it."""
 
     recording: compare_original.Recording
     measured: compare_original.Measured
 
     def rows(self, **recorded):
-        """The rows of the recording with changes, by name; nothing is left out but what was not recorded."""
+        """The rows of the changed recording, by name; only what was not recorded is left out."""
         rows, left_out = compare_original.compare(self.recording._replace(**recorded), self.measured)
         assert set(left_out.values()) <= {"not recorded"}
         return {row.name: row for row in rows}
@@ -65,19 +65,19 @@ def failed(rows):
 
 @pytest.fixture()
 def copy(folder, tmp_path):
-    """A folder to spoil."""
+    """A folder that tests may damage."""
     return Path(shutil.copytree(folder, tmp_path / "spoilt"))
 
 
 @pytest.fixture()
 def small(tmp_path):
-    """A folder of a small model to spoil."""
+    """A folder of a small model that tests may damage."""
     return redraw.make_folder("sample_nogen", tmp_path / "small")
 
 
 @pytest.fixture()
 def few_passes(monkeypatch):
-    """For faults that need no fair tolerance to be found."""
+    """For errors so large that a rough tolerance finds them."""
     monkeypatch.setattr(compare_original, "MOVED_PASSES", 4)
 
 
@@ -142,7 +142,7 @@ SCALE_OFFSET = "discovery/discovery_core/stochastic_transform_param/scale_offset
 
 
 def test_tolerances_are_as_tight_as_rounding_is_small(compared):
-    """In `cells` one gradient differs by 7e-4, since it is a sum that cancels. Nothing else may for that reason."""
+    """In `cells` one gradient differs by 7e-4, since it is a sum that cancels. No others may."""
     recording, measured = compared("cells")
     rows = compared("cells").rows()
     cancels = rows[f"gradient of {SCALE_OFFSET}, norm"]
@@ -151,7 +151,7 @@ def test_tolerances_are_as_tight_as_rounding_is_small(compared):
     assert set(failed(compared("cells").rows(outputs=wrong))) >= {x for x in wrong if recording.outputs[x].any()}
     wrong = {name: {**parts, "norm": parts["norm"] * 1.02} for name, parts in recording.gradients.items()}
     assert len(failed(compared("cells").rows(gradients=wrong))) == 105
-    # Even 7e-4 fails in half of the gradients' norms: in all that rounding leaves alone.
+    # Even 7e-4 fails for half of the gradients' norms: for all that rounding does not move.
     wrong = {
         name: {**parts, "norm": parts["norm"] * (1.0 + cancels.difference)}
         for name, parts in recording.gradients.items()

@@ -325,7 +325,7 @@ def test_a_long_video_is_drawn_in_parts(folder, data, tiny_run, loaded, command,
         with Image.open(out.with_suffix(".gif")) as gif:
             images[name] = [(gif.seek(t), np.asarray(gif.convert("RGB")).astype(int))[1] for t in range(gif.n_frames)]
     assert len(images["whole"]) == len(images["parts"]) == T
-    # But for rounding: a box may move by a pixel, a grey value to the next.
+    # Except for rounding: a box may move by a pixel, a grey value to the next.
     for one, two in zip(images["whole"], images["parts"]):
         assert (np.abs(one - two) > 4).mean() < 1e-3
     # The still has room for two frames of each sequence.
@@ -361,7 +361,7 @@ def test_a_still_shows_some_of_many_frames():
 
 
 def test_an_animation_is_written_an_image_at_a_time(tmp_path):
-    """Those that have been written are free; colours of palettes of their own are kept."""
+    """Images that have been written are freed; the colours of different palettes are kept."""
     made, colours = [], 2 * [(200, 30, 30), (30, 200, 30), (30, 30, 200), (30, 30, 200)]
 
     def images():

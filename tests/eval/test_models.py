@@ -53,7 +53,7 @@ def test_a_model_gives_what_its_card_records(folder):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A tiny run, told of as if it had been trained; figures of eval.tables; and the model made of both."""
+    """A tiny run with the files of a trained one; figures of eval.tables; and the model made of both."""
     folder = tmp_path_factory.mktemp("models")
     made = save_run(folder / "run", relation="in")
     (made / "versions.json").write_text(
@@ -104,7 +104,7 @@ def test_the_card_tells_what_is_known_of_the_run(tiny):
     told = json.loads((tiny / "model" / "card.json").read_text())
     assert (told["run"], told["step"], told["recipe"], told["seed"]) == ("run", 7, None, 0)
     assert (told["commit"], told["uncommitted_changes"], told["data_sha256"]) == (COMMIT, True, "abc123")
-    # 2 steps of a minute and 4 of two: ten for the six that were timed.
+    # 2 steps of one minute and 4 of two minutes: ten minutes for the six that were timed.
     assert told["minutes"] == pytest.approx(10 / 6 * 7) and told["processor_minutes"] == pytest.approx(13 / 6 * 7)
     assert told["validation"] == {
         "step": 5,

@@ -66,7 +66,7 @@ None.
 )
 
 
-PICTURES = ("sequences.png", "figure4.png", "sequences.gif", "curves.png")  # as they follow each other
+PICTURES = ("sequences.png", "figure4.png", "sequences.gif", "curves.png")  # in their order on the page
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_a_missing_folder_is_one_line(tmp_path):
 
 
 class Browser:
-    """A headless Chromium, spoken to by its DevTools protocol over a pipe; a context manager."""
+    """A headless Chromium, controlled by its DevTools protocol over a pipe; a context manager."""
 
     def __init__(self, profile):
         to_browser, self._write = os.pipe()
@@ -313,9 +313,9 @@ def test_a_browser_shows_it(results, tmp_path, width, scheme):
     # The pictures are there, and at their size.
     expected = [Image.open(results / name).size for name in PICTURES]
     assert [tuple(size[:2]) for size in sizes] == expected
-    assert all(0 < size[2] <= max(width, 45 * 16) for size in sizes)  # wide ones scroll by themselves
+    assert all(0 < size[2] <= max(width, 45 * 16) for size in sizes)  # wide ones scroll on their own
     assert (headline, other, opened) == (True, False, True)
-    # Nothing was asked for but the file, and nothing went wrong.
+    # Only the file was requested, and there were no errors.
     asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
     assert {address for address in asked if not address.startswith("data:")} == {url}
     trouble = [

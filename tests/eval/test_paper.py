@@ -126,7 +126,7 @@ def test_data_made_with_other_settings_are_named(tmp_path, tiny):
     bouncing_balls.write(attrs.evolve(settings, seed=1), command.result)
     with pytest.raises(UserError, match="seed 1, asked is 0"):
         command.reason()
-    with h5py.File(command.result, "r+") as file:  # R-NEM's files do not say
+    with h5py.File(command.result, "r+") as file:  # R-NEM's files do not have it
         del file.attrs["settings"]
     assert command.reason() == ""
 
@@ -186,7 +186,7 @@ def test_as_many_run_at_a_time_as_asked_and_a_chain_keeps_its_order(tmp_path):
     assert times["c1"] > min(times["a2"], times["b2"])
 
 
-# A program that runs one command by `paper.Processes`, which notes in a file that it has begun.
+# A program that runs one command by `paper.Processes`; the command writes a file when it has started.
 ONE_COMMAND = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
@@ -217,7 +217,7 @@ def test_any_signal_to_it_is_a_polite_one_to_what_it_runs(tmp_path, number):
 
 @pytest.mark.slow
 def test_a_second_signal_does_not_wait(tmp_path):
-    """Of two: the first is not heard by a command that ignores it."""
+    """A command that ignores the first signal is killed by the second."""
     with one_command("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)", tmp_path) as process:
         process.terminate()
         with pytest.raises(subprocess.TimeoutExpired):

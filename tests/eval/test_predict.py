@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_contents_in_another_process(stored, comman
 
 
 def test_the_file_holds_what_this_process_computes(stored, computed):
-    """To rounding: this process hands out operations otherwise (conftest.py)."""
+    """Up to rounding: this process schedules operations differently (conftest.py)."""
     for name, values in computed.items():
         if values.dtype.kind == "f" and name != "rollout/attention":
             np.testing.assert_allclose(stored[name][:], values, rtol=1e-5, atol=1e-3, err_msg=name)
@@ -157,7 +157,7 @@ def test_the_last_batch_is_filled_up_without_a_trace(model, data, computed):
 
 def test_parts_of_the_frames_give_what_all_at_once_do(model, data, folder, monkeypatch):
     def forget(split):
-        del split["radii"], split["n"]  # which are then read off all frames
+        del split["radii"], split["n"]  # which are then found from all frames
 
     path = altered(data, folder / "no_radii.h5", forget)
     whole = recompute(model, path)
@@ -168,7 +168,7 @@ def test_parts_of_the_frames_give_what_all_at_once_do(model, data, folder, monke
         assert parts.keys() == whole.keys()
         for name, values in whole.items():
             if name.endswith(("segmentation", "box", "centre")) and name.startswith("rollout"):
-                # By thresholds: a pixel may be on the other side for rounding.
+                # These come from thresholds: rounding may move a pixel across one.
                 assert (np.abs(parts[name] - values.astype(float)) > 0.6).mean() < 1e-3, name
             else:
                 np.testing.assert_allclose(parts[name], values, rtol=1e-4, atol=1e-4, err_msg=name)

@@ -1,4 +1,4 @@
-"""eval.truth and hdf5.OBJECTS: where objects are, by what a file says of itself."""
+"""eval.truth and hdf5.OBJECTS: where objects are, according to the file's attributes."""
 
 import attrs
 import h5py
@@ -47,7 +47,7 @@ def test_a_file_says_what_its_objects_are_and_an_older_one_is_recognised(balls, 
 
 
 def test_discs_lie_on_their_pixels_in_frames_of_any_size(balls, tmp_path):
-    """The frames without their outermost 8 pixels, as a file of its own; without the attribute nothing is known."""
+    """The frames without their outermost 8 pixels, in a separate file; without the attribute nothing is known."""
 
     def cut(file):
         for name in ("features", "groups", "collisions"):

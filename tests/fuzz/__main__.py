@@ -1,11 +1,11 @@
-"""The process that tries broken files: how every format is broken, and what its readers may say of it.
+"""The process that tries damaged files: how every format is damaged, and how its readers may respond.
 
 A case is a format and a number, which seeds how a small real file is damaged. The last case that was tried is left in
 FOLDER/case:
 
     python -m tests.fuzz FOLDER CASES FORMAT...
 
-Readers run here, in a process of their own: what they import may crash, hang or swallow memory, which `test_fuzz`
+Readers run here, in a separate process: what they import may crash, hang or use up memory, which `test_fuzz`
 watches from outside. Modules are imported where they are used: TensorFlow is not for every process.
 """
 

@@ -11,7 +11,7 @@ from tests.fuzz.damage import damage_file, damage_json
 
 
 def damage_index(rng, path):
-    """Damages a block of a checkpoint's index and puts its checksum right, so that what reads it sees the damage."""
+    """Damages a block of a checkpoint's index and corrects its checksum, so that readers see the damage."""
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     def varint(at):
@@ -111,7 +111,7 @@ def damage_checkpoint(rng, folder):
         return damage_checkpoint_files(rng, folder)
     if kind == "flags":
         return damage_json(rng, flags)
-    chosen = indices if rng.random() < 0.5 else [rng.choice(indices)]  # all: nothing sound to fall back to
+    chosen = indices if rng.random() < 0.5 else [rng.choice(indices)]  # all: no intact one to fall back to
     state, said = rng.getstate(), []
     for index in chosen:
         rng.setstate(state)

@@ -6,7 +6,7 @@ _NUMBERS = [0, 1, -1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, -(2**31), 2**
 
 
 def _span(rng, size):
-    """A stretch of `size` bytes: short ones are likelier, and so are places near the start, where headers are."""
+    """A range within `size` bytes: short ones are likelier, and so are places near the start, where headers are."""
     start = rng.randrange(min(size, rng.choice([512, 4096, size])) or 1)
     return start, min(start + rng.choice([1, 2, 4, 8, 64, 1024]), size)
 

@@ -1,4 +1,4 @@
-"""Pickles of the SQAIR release, and digits of the user's own."""
+"""Pickles of the SQAIR release, and the user's own digits."""
 
 import gzip
 import pickle

@@ -154,7 +154,7 @@ _ATTRIBUTES = [
 
 
 def damage_hdf5(rng, path):
-    """Damages the structure of an HDF5 file through h5py: it stays a sound file of another content."""
+    """Damages the structure of an HDF5 file through h5py: it stays a valid file with other content."""
     if rng.random() < 0.02:
         path.write_bytes(rng.choice([bytes(512), rng.randbytes(512), b"x" * 1024]) + path.read_bytes())
         return "behind a user block"

@@ -1,6 +1,6 @@
 """Hostile and broken files: dozens of damaged ones of each format (`tests.fuzz`), each read or refused in one line.
 
-Every case is deterministic. FUZZ_CASES=5000 in the environment tries so many of each format instead of 60. What
+Every case is deterministic. FUZZ_CASES=5000 in the environment tries 5,000 cases of each format instead of 60. What
 crashes, hangs, takes more than 2 GB or ends in another exception than `UserError` fails, with the case and how it was
 damaged.
 """
@@ -42,7 +42,7 @@ PROCESSES = (
 
 
 def memory_mb(process):
-    """Of a process that may have ended, MB."""
+    """The memory of a process, which may have ended, in MB."""
     try:
         found = re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{process.pid}/status").read_text())
     except OSError:
@@ -55,7 +55,7 @@ def watch(process, log):
     size, looks = -1, 0
     while process.poll() is None:
         time.sleep(0.1)
-        looks += 1  # not time: a machine that stops everything for a minute stops us too
+        looks += 1  # counted, not timed: a machine that stalls for a minute stalls this process too
         if log.exists() and log.stat().st_size != size:
             size, looks = log.stat().st_size, 0
         memory = memory_mb(process)

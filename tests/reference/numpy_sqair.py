@@ -1,7 +1,7 @@
-"""The specification of SQAIR once more: float64 NumPy, slot by slot and frame by frame, on the original's weights.
+"""The specification of SQAIR in float64 NumPy, slot by slot and frame by frame, with the original's weights.
 
-No weight is split, nothing is computed ahead of its slot, nothing is shared between frames. It serves as the reference
-of flags that no recorded figures cover.
+No weight is split, nothing is computed before its slot, nothing is shared between frames. It is the reference for
+flags that no recorded figures cover.
 """
 
 import numpy as np

@@ -29,7 +29,7 @@ SEEDS = {
     "sample_nogen": 23,
 }
 ADDED = ("cells", "l2")  # recordings in which what was drawn for a bias was added to its initial value
-CARRIED = ("balls", "cells", "l2", "sample_nogen", "generate_guided")  # here, canvases and glimpses but for balls not
+CARRIED = ("balls", "cells", "l2", "sample_nogen", "generate_guided")  # here; canvases only for balls
 
 
 def redraw(variable: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def redraw(variable: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def variable_shapes(recording: str) -> dict[str, list[int]]:
-    """Original name -> shape of every variable of a recorded checkpoint but optimiser slots and the global step."""
+    """Original name -> shape of every variable of a recorded checkpoint except optimiser slots and the global step."""
     recorded = json.loads((HERE / "original_variables.json").read_text())
     if recording in recorded:
         return recorded[recording]
@@ -92,7 +92,7 @@ def redraw_sqair(recording: str, flags: dict, mean_image: np.ndarray) -> dict[st
 
 
 def make_folder(recording: str, folder: Path) -> Path:
-    """A recorded folder made of the figures carried here and redrawn weights."""
+    """A recorded folder made of the figures stored here and redrawn weights."""
     shutil.copytree(HERE / recording, folder)
     flags = json.loads((folder / "flags.json").read_text())
     with np.load(folder / "inputs.npz") as inputs:

@@ -1,4 +1,4 @@
-"""The interaction network: parity with R-NEM's cell, and what an interaction network must and must not depend on."""
+"""The interaction network: parity with R-NEM's cell, and what its outputs must and must not depend on."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def original_names(network):
 
 
 def make_network(dtype=tf.float32):
-    """A network with the recorded weights, so that every branch is busy."""
+    """A network with the recorded weights, so that every branch has an effect."""
     network = InteractionNetwork(dtype=dtype)
     assign_recorded_weights(original_names(network))
     return network

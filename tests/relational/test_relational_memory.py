@@ -23,7 +23,7 @@ LAYERS = {
 
 
 def make_slot_core(dtype=tf.float32):
-    """A slot-wise core with the weights recorded for the original one, so that every branch is busy."""
+    """A slot-wise core with the weights recorded for the original one, so that every branch has an effect."""
     core = SlotRelationalMemory(11, dtype=dtype)
     assign_recorded_weights(variables_by_original(core, LAYERS))
     return core
@@ -82,7 +82,7 @@ def test_initial_memory_is_an_identity_padded_or_cut(mem_slots, kept):
 
 @pytest.mark.parametrize("gate_style, gates", [("unit", 12), ("memory", 2), (None, 0)])
 def test_gate_styles(gate_style, gates):
-    """The gate parameters, and the gates' limits: a large forget bias keeps the memory, no gate at all renews it."""
+    """The gate parameters, and the gates' limits: a large forget bias keeps the memory, no gates replace it."""
 
     def make(**options):
         return RelationalMemory(5, mem_slots=3, head_size=3, num_heads=2, gate_style=gate_style, **options)

@@ -208,14 +208,14 @@ def test_skipping_propagation_at_the_first_frame_changes_nothing(kind, relation)
         np.testing.assert_allclose(
             skipped_gradients[name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name
         )
-    # Absent slots differ: what is stored is all that is skipped.
+    # Absent slots differ: only their stored values are skipped.
     assert np.abs(whole.frame.propagated.where[0]).max() > 0 == np.abs(skipped.frame.propagated.where[0]).max()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, relation", [("rnn", "none"), ("guided", "rmc_slots")])
 def test_leaving_out_absent_slots_changes_no_number(kind, relation, request):
-    """In graphs, whose branches and their derivatives are made in another way than those of eager execution."""
+    """In graphs, where branches and their derivatives are built differently than in eager execution."""
     tf.config.run_functions_eagerly(False)
     request.addfinalizer(lambda: tf.config.run_functions_eagerly(True))
     model = busy_model(prop_prior_type=kind, relation=relation)
@@ -249,7 +249,7 @@ def test_leaving_out_absent_slots_changes_no_number(kind, relation, request):
                 ours[2][name], gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max() + 1e-6, err_msg=name
             )
         if value == -1.0:
-            # What is stored for absent slots is all that differs, and it does: they are left out.
+            # Only the values stored for absent slots differ, and they do: these slots are left out.
             absent = presence[:, :, 0] == 0
             assert np.all(ours[0].frame.discovered.where[1:, :, 1:].numpy()[absent] == 0)
             assert np.all(expected[0].frame.discovered.where[1:, :, 1:].numpy()[absent] != 0)
@@ -370,7 +370,7 @@ def test_prediction_does_not_see_the_predicted_frames(generating):
     np.testing.assert_array_equal(changed.frame.object_id, forward.frame.object_id)
     assert np.abs(changed.data_ll[2:] - forward.data_ll[2:]).min() > 1
     posterior = model(obs, noise)
-    for name in ("canvas", "log_weights_per_frame"):  # what was inferred before is as without prediction
+    for name in ("canvas", "log_weights_per_frame"):  # frames inferred before are the same as without prediction
         np.testing.assert_array_equal(getattr(forward, name)[:2], getattr(posterior, name)[:2])
     assert np.abs(forward.canvas[2:] - posterior.canvas[2:]).max() > 1e-2
 

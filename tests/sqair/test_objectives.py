@@ -1,4 +1,4 @@
-"""Bounds and objectives on numbers worked out by hand, and the expectation of their gradients."""
+"""Bounds and objectives on numbers computed by hand, and the expectation of their gradients."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Propagation: its priors by hand, the distribution of where, and objects that are not there."""
+"""Propagation: its priors by hand, the distribution of where, and absent objects."""
 
 import numpy as np
 import pytest

@@ -33,7 +33,7 @@ def test_present_first_is_a_stable_sort(m, n):
 
 
 class Steps:
-    """A busy model's timesteps, frame by frame, with what goes in and comes out of each."""
+    """A busy model's timesteps, frame by frame, with the inputs and outputs of each."""
 
     def __init__(self, **flags):
         self.model = busy_model(**flags)
@@ -69,7 +69,7 @@ def presences(record):
 
 
 def test_busy_enough(steps):
-    """The tests below see objects that stay, go, come, and more of them than there is room for."""
+    """The tests below have objects that stay, vanish and appear, and more of them than slots."""
     presence = np.stack([presences(record) for record in steps.records])
     assert (presence.sum(-1) > N).any() and (presence.sum(-1) < N).any()
     assert ((presence[1:, :, 0] == 0) & (presence[1:, :, 1] == 1)).any()  # the second one moves to the first slot
@@ -131,7 +131,7 @@ def test_conditioning_of_discovery(steps):
 
 @pytest.mark.parametrize("relation", ["rmc", "rmc_slots"])
 def test_memory_rows(relation):
-    """Rows of rmc_slots go with their objects and start anew with new ones; those of rmc stay where they are."""
+    """Rows of rmc_slots move with their objects and start anew for new ones; those of rmc do not move."""
     steps = Steps(relation=relation)
     module = steps.timestep.relation
     start = module.initial_memory(8, N).numpy()
@@ -154,7 +154,7 @@ def test_memory_rows(relation):
     "kind, relation", [("rnn", "none"), ("guided", "none"), ("rnn", "in"), ("rnn", "rmc"), ("rnn", "rmc_slots")]
 )
 def test_absent_slots_do_not_matter(kind, relation):
-    """Junk in the stored values of absent slots changes nothing of the present ones, nor any log-probability."""
+    """Random values stored for absent slots change neither present slots nor any log-probability."""
     steps = Steps(prop_prior_type=kind, relation=relation)
     timestep, t = steps.timestep, 2
     state = steps.before[t]
@@ -165,7 +165,7 @@ def test_absent_slots_do_not_matter(kind, relation):
         return x + 3.0 * absent * draw(*x.shape, seed=seed)
 
     objects = state.objects._replace(what=junk(state.objects.what, 1), where=junk(state.objects.where, 2))
-    if kind == "rnn":  # a walk's prior goes on from the logit, and all of them count as expected
+    if kind == "rnn":  # a walk's prior continues from the logit, and all of them count as expected
         objects = objects._replace(presence_logit=junk(objects.presence_logit, 3))
     spoilt = state._replace(objects=objects, temporal=junk(state.temporal, 4), prior=junk(state.prior, 5))
     if relation == "rmc_slots":

@@ -1,4 +1,4 @@
-"""./run.sh demo at a small size: two steps of training on 64 sequences, all else as a user gets it."""
+"""./run.sh demo at a small size: two steps of training on 64 sequences, otherwise as for a user."""
 
 import html
 import json

@@ -30,7 +30,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(paper.SCALES, "small", TINY)
 
 
-# What has to run, and why: a run, with predictions, made by the real commands.
+# What has to run, and why: with a run and its predictions made by the real commands.
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def copied(made, tmp_path, tiny):
-    """A copy of it: what is the same elsewhere is still up to date."""
+    """A copy of it in another folder, which is still up to date."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     steps = paper.plan(arguments(tmp_path))
     assert [c.reason() for c in (*steps.data, *steps.training, steps.prediction[1])] == [""] * 4
@@ -179,7 +179,7 @@ def checkout(tmp_path_factory):
 
 
 def start(checkout, folder, *words, **environment):
-    """Starts run.sh in a folder, in a session of its own as from another terminal."""
+    """Starts run.sh in a folder, in a new session, as from another terminal."""
     folder.mkdir(exist_ok=True)
     log = open(folder / "output.txt", "w")
     return subprocess.Popen(
@@ -197,7 +197,7 @@ PAPER = ("--seeds", "0", "1", "--jobs", "2")
 
 @pytest.fixture
 def paper_in_training(checkout, tmp_path):
-    """run.sh paper with two trainings under way; relative paths are those of the folder that we are in."""
+    """run.sh paper with two trainings under way; paths are relative to the current folder."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     shutil.copytree(checkout / "data", folder / "given")
@@ -250,7 +250,7 @@ def test_killing_it_outright_leaves_nothing_running(paper_in_training):
     "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )
 def test_run_sh_ends_with_what_it_runs(checkout, tmp_path, number, code):
-    """Of the verbs that run several programs."""
+    """For the verbs that run several programs."""
     folder = tmp_path / "here"
     process = start(checkout, folder, "data")
     try:

@@ -1,7 +1,7 @@
-"""A model in the form in which the SQAIR release publishes its own: the README's commands for it, as they stand there.
+"""A model in the form in which the SQAIR release publishes its own: the README's commands for it, unchanged.
 
-The release's model is not here; this one is small, of our own making, and trains at length 2 (the release's at 10); its
-flags.json has the same keys and types.
+The release's model is not available here; this one is small, made by the test, and trains at length 2 (the release's
+at 10); its flags.json has the same keys and types.
 """
 
 import csv
@@ -20,7 +20,7 @@ from tests.mnist_helpers import python2_pickle, release_data
 from tests.run_helpers import make_state
 
 STEP = 7
-# Numbers are floats, scale_prior is one too; `DEAD` are flags of other times, or of no use here.
+# Numbers are floats, scale_prior is one too; `DEAD` are flags of other versions, or unknown here.
 DEAD = {
     "constant_prop_prior": 0.0,
     "data_config": "configs/seq_mnist_data.py",

@@ -53,7 +53,7 @@ def distributed(data, **training):
 
 
 class Workers:
-    """Two workers; the second is given a run folder of its own, in which nothing must appear."""
+    """Two workers; the second has a separate run folder, in which nothing must appear."""
 
     def __init__(self, config_, folder):
         self.folder = folder
@@ -98,9 +98,9 @@ def saved(folder, step):
 def assert_same_but_for_rounding(folder, other):
     """Weights and optimiser of two runs have changed alike, to 2e-4 of each variable's largest change.
 
-    Sums over the batch are taken in another order: after 6 steps we saw differences of up to 2.1e-5 of it. A part of
-    the batch, of its noise or of the mean that goes wrong makes differences of the order of 1. Where a variable has
-    hardly changed the last bits of its values are all there is: rtol.
+    Sums over the batch are taken in another order: after 6 steps we saw differences of up to 2.1e-5 of it. An error
+    in a part of the batch, of its noise or of the mean makes differences of the order of 1. rtol is for variables that
+    have hardly changed, where only the last bits of their values differ.
     """
     start, first, second = saved(folder, 0), saved(folder, EARLY), saved(other, EARLY)
     assert first.keys() == second.keys()
@@ -123,7 +123,7 @@ def one(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(data, tmp_path_factory):
-    """The run on two workers that nobody disturbed."""
+    """The run on two workers without interruption."""
     folder = tmp_path_factory.mktemp("two") / "run"
     workers = Workers(distributed(data), folder)
     assert workers.finish() == [0, 0], workers.output(0)[-2000:]

@@ -1,6 +1,6 @@
-"""Training by its real command: what it leaves behind, how it goes on after a kill, what is the same twice.
+"""Training by its real command: its files, how it continues after a kill, and repeatability.
 
-And what only processes of their own show: discs that are full or vanish, and memory.
+Also what only separate processes show: discs that are full or vanish, and memory.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """A run without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     result = execute(command(config(data, shards=2), folder))
     assert result.returncode == 0, result.stderr[-2000:]
@@ -76,12 +76,12 @@ def test_signals_are_answered_while_a_step_is_compiled(data, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, errors[-2000:]
     assert output == "stopped by signal 15 at step 0; the same command goes on from here\n"
     assert "Traceback" not in errors
-    assert (folder / "run.lock").read_text() == ""  # given up in order
+    assert (folder / "run.lock").read_text() == ""  # released properly
     assert loading.find_checkpoint(folder, "newest")[1].endswith("step-0")
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path):
-    """By one signal after the other, each time at a random moment."""
+    """By one signal after another, each at a random moment."""
     folder, rng, hit = tmp_path / "killed", np.random.default_rng(0), 0
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         process = subprocess.Popen(
@@ -96,7 +96,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(finished, data, tmp_path):
         process.send_signal(how)
         process.stdout.read()
         code = process.wait(timeout=120)
-        if not (folder / "finished.json").exists():  # else it was too quick for us
+        if not (folder / "finished.json").exists():  # otherwise it finished before the signal
             assert code == (-how if how == signal.SIGKILL else 128 + how)
             hit += 1
     assert hit
@@ -137,7 +137,7 @@ def test_a_removed_run_folder_stops_the_run(data, tmp_path):
     for line in process.stdout:
         if line.startswith("step 3 "):
             break
-    folder.rename(elsewhere)  # at once, as `rm -r` is not
+    folder.rename(elsewhere)  # atomically, unlike `rm -r`
     shutil.rmtree(elsewhere)
     _, errors = process.communicate(timeout=300)
     line = error_line(subprocess.CompletedProcess([], process.returncode, stderr=errors))
@@ -146,12 +146,12 @@ def test_a_removed_run_folder_stops_the_run(data, tmp_path):
 
 
 def _without_privileges():
-    """Has root stopped by permissions like everybody else."""
+    """Makes permissions apply to root too."""
     ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
 def test_read_only_folders_are_one_line(data, tmp_path):
-    """No new run in one, no going on in one, no checkpoint in one."""
+    """No new run, no continued run and no checkpoint in one."""
 
     def start(folder):
         return subprocess.run(
@@ -180,7 +180,7 @@ def test_read_only_folders_are_one_line(data, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_data_bounds_and_predictions(finished, data, tmp_path):
-    """By the real commands; that the same weights come of it is seen above."""
+    """By the real commands; equal weights are tested above."""
     again = tmp_path / "balls.h5"
     result = run_command(
         "data_gen.bouncing_balls", "--n_frames", 4, "--training", 40, "--validation", 16, "--test", 16, "--out", again

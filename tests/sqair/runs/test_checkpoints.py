@@ -1,4 +1,4 @@
-"""Run folders as others read them: ours, the original's and safetensors; what training takes along from them."""
+"""Run folders as others read them: ours, the original's and safetensors; what training takes from them."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def test_every_checkpoint_of_an_original_run(tmp_path):
     for step, state in states.items():
         values = original.original_values(state.model, state.optimizer, step)
         original.write_original(str(tmp_path / f"model.ckpt-{step}"), values)
-    # As the released run's flags.json has them: whole numbers as fractions, and flags of another time.
+    # As the released run's flags.json has them: whole numbers as fractions, and flags of another version.
     flags = {
         "n_units": 1.0,
         "n_what": 3.0,
@@ -124,7 +124,7 @@ def test_safetensors_give_back_the_run(run_folder, tmp_path, monkeypatch, capsys
 
 
 def test_a_shared_model_is_for_others(tmp_path, monkeypatch, capsys):
-    """Readable as the umask says, without the maker's folders, and with all steps of its weights."""
+    """Readable according to the umask, without the maker's folders, and with all steps of its weights."""
     make_run(tmp_path / "secret" / "run_7", steps=(20,), train={"train_data": str(tmp_path / "secret" / "balls.h5")})
     for name, content in (
         ("started_from", {"first_step": 0, "earlier_steps": 400}),

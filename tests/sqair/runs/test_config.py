@@ -1,4 +1,4 @@
-"""Flags: there and back, the original's files, and what is refused."""
+"""Flags: writing and reading, the original's files, and errors."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_there_and_back_through_json(config):
 
 
 def test_every_field_is_read():
-    """No field is lost on the way: a change of any one of them arrives."""
+    """No field is lost: a change of any one of them is read back."""
     flags, other = to_flags(Config()), to_flags(OTHER)
     for name in flags:
         if other[name] != flags[name] and name != "relation_inputs":
@@ -45,7 +45,7 @@ def test_every_field_is_read():
 
 
 def test_flags_of_the_release(tmp_path):
-    """As the released program wrote them: numbers as floats, keys that we have no use for."""
+    """As the released program wrote them: numbers as floats, and unknown keys."""
     path = tmp_path / "flags.json"
     path.write_text(
         json.dumps(

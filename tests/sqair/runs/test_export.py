@@ -1,4 +1,4 @@
-"""Exports to the original's checkpoints: what TensorFlow 1's saver and optimisers make of them, and the way back."""
+"""Exports to the original's checkpoints: what TensorFlow 1's saver and optimisers do with them, and reading them."""
 
 import json
 import shutil
@@ -141,7 +141,7 @@ def test_flags_are_the_originals_and_of_its_types(run_folder, tmp_path, monkeypa
     }
     assert {name: type(flags[name]) for name in types} == types
     assert (flags["n_units"], flags["learning_rate"], flags["seq_len"]) == (1, 3e-4, 3)
-    # All the original has, but paths, names, devices and how often it saves; nothing of ours.
+    # All flags of the original except paths, names, devices and how often it saves; none of ours.
     assert set(flags) == set(original.ORIGINAL_FLAGS) | {"debug"}
     assert not {"relation", "crop", "seed", "mean_image", "patience", "save_itr"} & set(flags)
     assert load_flags(tmp_path / "out" / "flags.json")[0].train == TrainConfig(

@@ -1,4 +1,4 @@
-"""Sums of gradients have one order, whatever is computed beside them."""
+"""Sums of gradients have one order, independent of what is computed beside them."""
 
 import pytest
 import tensorflow as tf
@@ -13,7 +13,7 @@ from tests.train_helpers import config, make_data
 
 @pytest.fixture
 def sums_as_written():
-    """No rewriting of sums, as in training."""
+    """TensorFlow does not rewrite sums, as in training."""
     before = tf.config.optimizer.get_experimental_options()
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     yield

@@ -1,4 +1,4 @@
-"""Warnings a user can act on: when they come, and when they do not."""
+"""Warnings a user can act on: when they are printed, and when not."""
 
 import numpy as np
 import pytest

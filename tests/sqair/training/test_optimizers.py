@@ -42,7 +42,7 @@ def test_an_unknown_optimiser_is_refused():
 
 
 def test_epsilon_of_rmsprop_stands_inside_the_root():
-    """Shown by gradients so small that the mean square, once it has decayed, is below it."""
+    """Tested with gradients so small that the mean square, once it has decayed, is below epsilon."""
     x = tf.Variable([0.0, 0.0])
     optimizer = Optimizer("rmsprop", [x])
     optimizer.slots["rms"][0].assign([0.0, 0.0])

@@ -1,6 +1,6 @@
-"""The promises of docs/reliability.md within this process: power losses, damage, full discs, numbers that go wrong.
+"""The guarantees of docs/reliability.md within this process: power losses, damage, full discs, non-finite numbers.
 
-`tests/system/test_training.py` has those that are seen in real runs alone.
+`tests/system/test_training.py` has those that need real runs.
 """
 
 import csv
@@ -44,14 +44,14 @@ def data(tmp_path_factory):
 
 
 class Disc:
-    """What a loss of power would leave of a folder, at every moment at which something was waited for.
+    """What a loss of power would leave of a folder, after every fsync.
 
-    Surely on the disc are of each file the bytes at its last fsync, of each folder the names at its last fsync.
+    Certain to be on the disc are the bytes of a file at its last fsync and the names in a folder at its last fsync.
     """
 
     def __init__(self, root, monkeypatch):
         self._root, self._real = root, os.fsync
-        self._held = {}  # inode -> descriptor: it cannot be given to another file meanwhile
+        self._held = {}  # inode -> descriptor, so that the inode is not reused for another file
         self._bytes, self._names = {}, {}
         self.moments = []
         monkeypatch.setattr(os, "fsync", self._fsync)
@@ -99,11 +99,11 @@ class Disc:
             os.close(descriptor)
 
     def is_unsure(self, moment):
-        """Whether a file, but TensorBoard's, for which nobody waits, has more bytes than are surely on the disc."""
+        """Whether a file, except TensorBoard's, which are not flushed, has bytes that may not be on the disc."""
         return self.moments[moment][4]
 
     def left_at(self, moment, target, rng=None):
-        """Makes `target` what is left: what is sure; with `rng`, all names, and of what is not sure any first bytes."""
+        """Makes `target` what is left: what is certain; with `rng`, also all names, and any first bytes of the rest."""
         sure_names, sure_bytes, names, now, _ = self.moments[moment]
         shutil.rmtree(target, ignore_errors=True)
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_damaged_from_any_byte_on_is_passed_over(tmp_path, file, da
     for place in [0, 1, len(content) - 1, *np.random.default_rng(0).integers(2, len(content) - 1, 5)]:
         path.write_bytes(content[:place] + (b"\0" * (len(content) - place) if damage == "zeros" else b""))
         if path.read_bytes() == content:
-            continue  # it ends in zeros by itself
+            continue  # its content ends in zeros
         prefix, notes = saved.restore()
         assert prefix.endswith("step-1") and len(notes) == 1 and "damaged checkpoint skipped" in notes[0], place
         for variable, value in zip(state.model.trainable_variables, before):
@@ -239,7 +239,7 @@ def test_every_log_that_cannot_be_written_is_named(data, tmp_path):
         with pytest.raises(UserError, match=rf"{name}: cannot be written \(No space left on device\); the last"):
             trainer.run()
         (folder / name).unlink()
-    trainer._save()  # a run that is begun again would save its steps first
+    trainer._save()  # a run that is started again would save its steps first
     saved = sorted(path.name for path in (folder / "checkpoints").glob("*.index"))
     # TensorBoard's file grows quickest.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -288,7 +288,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tm
     trainer = Trainer(tiniest(data), str(folder))
     bad = trainer.model.decoder.output_scale
     loss = trainer.model.loss
-    # The root of 0 has no derivative.
+    # The derivative of the square root is infinite at 0.
     monkeypatch.setattr(trainer.model, "loss", lambda *args: loss(*args) + tf.sqrt(0.0 * tf.reduce_sum(bad)))
     variables = [*trainer.model.trainable_variables, *(v for slot in trainer.optimizer.slots.values() for v in slot)]
     before = [v.numpy() for v in variables]
@@ -304,7 +304,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(data, tm
 
 @pytest.mark.slow
 def test_a_run_that_goes_wrong_says_so_and_which_flags_to_look_at(data, tmp_path):
-    """Nothing discovered; all slots in use, one particle that counts; frames of validation unlike those of training."""
+    """Nothing discovered; all slots in use, an effective sample size of 1; validation frames unlike training's."""
     other = tmp_path / "other.h5"
     shutil.copy(data, other)
     with h5py.File(other, "r+") as file:
@@ -363,7 +363,7 @@ def test_what_the_warning_of_a_collapse_names_ends_it(data, tmp_path, collapsed,
     assert 0.1 < mended < 1.9
 
 
-# What is used of the machine.
+# The run's use of the machine.
 
 
 @pytest.mark.slow

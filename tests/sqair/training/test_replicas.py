@@ -1,4 +1,4 @@
-"""What is wrong with TF_CONFIG, or with the other workers, before training over replicas begins.
+"""Errors in TF_CONFIG, and missing workers, before training over replicas begins.
 
 `tests/system/test_replicas.py` has the training.
 """

@@ -1,4 +1,4 @@
-"""Training within this process: its curriculum, how it ends, goes on and starts from others, how it refuses.
+"""Training within this process: its curriculum, how it ends, continues and starts from other runs, its errors.
 
 `tests/system/test_training.py` has the real command.
 """
@@ -45,7 +45,7 @@ def run_eagerly():
 
 @pytest.fixture
 def compiled():
-    """But for who looks at that, or takes many; graphs are not rewritten, as in the command."""
+    """Not eagerly, for tests that need graphs or take many steps; graphs are not rewritten, as in the command."""
     tf.config.run_functions_eagerly(False)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     yield
@@ -87,7 +87,7 @@ def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp
 
     trainer._in_thread = note
     assert trainer.run() == 0
-    assert saved == [(0, 0), (1, 1)]  # the evaluation comes after steps that are not saved: it is waited for
+    assert saved == [(0, 0), (1, 1)]  # the evaluation follows steps that are not saved: its compilation is waited for
     log = (tmp_path / "run" / "train.log").read_text()
     assert [line for line in log.splitlines() if line.startswith("compiling")] == [
         f"compiling the {what} at length {length} ..."
@@ -275,7 +275,7 @@ def test_init_from_sets_starting_values_anew_that_are_asked_for(finished, data, 
 
 @pytest.mark.slow
 def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
-    """Of two models that differ in one flag, other variables start the same."""
+    """In two models that differ in one flag, all other variables start the same."""
 
     def start(**flags):
         tf.random.set_seed(0)
@@ -308,7 +308,7 @@ def test_flags_of_starting_values_are_those_that_change_them_and_nothing_else():
 
 @pytest.mark.slow
 def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tmp_path):
-    """The same steps in one run and in two, of which the second is given the number of steps alone."""
+    """The same steps in one run and in two, the second of which is given only the number of steps."""
     settings = dict(schedule="", keep_checkpoints=1, log_itr=STEPS, eval_on_train=False)
     Trainer(tiniest(data, **settings), str(tmp_path / "long")).run()
     Trainer(tiniest(data, **settings, train_itr=7), str(tmp_path / "short")).run()
@@ -335,7 +335,7 @@ def test_continue_from_ends_as_if_more_steps_had_been_asked_for_at_once(data, tm
         np.testing.assert_array_equal(got[name], value, err_msg=name)
     batches = [[row for row in rows(tmp_path / name) if row["data"] == "batch"] for name in ("long", "next")]
     assert batches[0] == batches[1]
-    # Again, and without the run that it has gone on with: there is nothing left to do.
+    # Again, after the continued run was removed: there is nothing left to do.
     (tmp_path / "short" / "flags.json").unlink()
     assert "finished before, 12 steps" in go_on()
 
@@ -401,7 +401,7 @@ def test_continue_from_takes_its_options_from_the_run(finished, data):
 
 
 def test_a_run_that_has_learnt_nothing_does_not_bind_its_folder(data, tmp_path):
-    """It stopped before its first checkpoint; then it has one, and does."""
+    """It stopped before its first checkpoint; once it has one, other flags are refused."""
     folder = tmp_path / "run"
     trainer = Trainer(tiniest(data, train_itr=8, max_seq_len=1, log_at_start=True), str(folder))
     trainer.model.decoder.output_scale.assign(float("inf"))
@@ -446,7 +446,7 @@ def test_one_writer_a_folder(data, tmp_path):
         line = error_line(execute_here(command(config(data), tmp_path / "run")))
         assert f"process {os.getpid()} on" in line
     with RunLock(tmp_path / "run") as note:
-        assert note is None  # given up in order
+        assert note is None  # released properly
     (tmp_path / "run" / "run.lock").write_text("process 999999 on elsewhere\n")
     with RunLock(tmp_path / "run") as note:
         assert "process 999999 on elsewhere" in note  # its holder died: taken over
@@ -663,7 +663,7 @@ def stopped(clipped, tmp_path_factory):
 
 @pytest.mark.parametrize("older", [False, True])
 def test_a_run_stopped_between_reports_goes_on_counting(clipped, stopped, tmp_path, older):
-    """And one of a program that did not count yet goes on; cells that its metrics.csv had not are empty."""
+    """So does a run of a program that did not count yet; cells of columns that its metrics.csv lacked are empty."""
     folder, settings, norms = clipped
     run = shutil.copytree(stopped[0], tmp_path / "run")
     assert len(batch_rows(run)) == 1 and len(batch_rows(folder / "on")) == 3
