@@ -135,7 +135,7 @@ def test_boxes_are_those_of_what_is_drawn_or_of_windows(folder, tmp_path):
     assert float(row(rows, "rsqair_in", "position_error")["mean"]) == pytest.approx(5**0.5, abs=0.01)
     assert float(row(rows, "rsqair_in", "mota")["mean"]) < 0.5
     assert "(--boxes window): the attention window" in (tmp_path / "window" / "table.md").read_text()
-    assert "(--boxes drawn): the pixels of what the object draws" in (folder[0] / "out" / "table.md").read_text()
+    assert "(--boxes drawn): the pixels of the object's pasted glimpse" in (folder[0] / "out" / "table.md").read_text()
 
     old = tmp_path / "old.h5"
     old.write_bytes(source.read_bytes())
