@@ -117,7 +117,7 @@ class Command(NamedTuple):
       reason: why it has to run, "" if its result is up to date. Raises UserError if it must not run.
       result: the file or folder it makes.
       run: the run folder that it trains or uses.
-      figures: what eval.tables makes of its result.
+      figures: the file of figures that eval.tables makes from its result.
     """
 
     arguments: list[str]
