@@ -32,7 +32,7 @@ import tensorflow as tf
 from eval.original_sampling import OriginalSampling, Sampled, nothing_sampled
 from sqair import spatial_transformer
 from sqair.config import TrainConfig, load_flags
-from sqair.devices import prepare_gpus
+from sqair.devices import prepare_tensorflow
 from sqair.discover import number_of_steps
 from sqair.model import SQAIR, Forward, report
 from sqair.noise import Noise, PhaseNoise
@@ -401,7 +401,7 @@ def _print_named(what: str, names: dict[str, str]) -> None:
 
 def main() -> int:
     arguments = parse(Arguments, "eval.compare_original")
-    prepare_gpus()
+    prepare_tensorflow()
     recording = load_recording(arguments.folder)
     rows, left_out = compare(recording, measure(recording))
     width = max(len(row.name) for row in rows)

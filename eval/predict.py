@@ -36,7 +36,7 @@ from eval.predictions import PREDICTIONS, About, Writer
 from eval.truth import PART, Source, Stream, Truth
 from sqair import spatial_transformer
 from sqair.config import to_flags
-from sqair.devices import prepare_gpus
+from sqair.devices import prepare_tensorflow
 from sqair.model import SQAIR, Forward, resample
 from sqair.runs.folder import versions
 from sqair.runs.loading import Run, checkpoint_fingerprint, load_run
@@ -58,7 +58,7 @@ def load(path: str, which: str, k_particles: int, n_slots: int | None = None) ->
     Raises:
       UserError: the run is missing, damaged, or cannot have that many slots.
     """
-    prepare_gpus()
+    prepare_tensorflow()
     changes = {"k_particles": k_particles, **({"n_steps_per_image": n_slots} if n_slots else {})}
     return load_run(path, which, **changes)
 

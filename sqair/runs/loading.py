@@ -137,7 +137,7 @@ def checkpoint_fingerprint(prefix: str) -> str:
 def load_run(path: str | os.PathLike, which: str = "best", **changes) -> Run:
     """Loads a trained model: of a run of ours or of the original's, or from a safetensors folder.
 
-    On GPUs call `sqair.devices.prepare_gpus` first, as commands do: without it TensorFlow rounds products to TF32.
+    Call `sqair.devices.prepare_tensorflow` first, as commands do: without it GPUs round products to TF32.
 
     Args:
       path, which: see `find_checkpoint`.

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from data_gen.console import n_cores
 from sqair.config import TrainConfig
-from sqair.devices import prepare_gpus
+from sqair.devices import prepare_tensorflow
 from sqair.training.shards import n_shards
 
 
@@ -13,17 +13,16 @@ def use_machine(train: TrainConfig) -> None:
 
     Args: train: `TrainConfig`.
     """
-    prepare_gpus(train.tf32)
+    prepare_tensorflow(train.tf32)
     shards = n_shards(train)
     if shards > 1:
         tf.config.threading.set_inter_op_parallelism_threads(shards)
         tf.config.threading.set_intra_op_parallelism_threads(max(n_cores() // shards, 1))
-    # Rewriting graphs takes longer than it saves (docs/performance.md), but bfloat16 needs it. The arithmetic optimiser
-    # is off in any case: it changes the order of sums (`sqair.training.gradient_sums`).
-    tf.config.optimizer.set_experimental_options(
-        {
-            "disable_meta_optimizer": not train.bfloat16,
-            "arithmetic_optimization": False,
-            "auto_mixed_precision_onednn_bfloat16": train.bfloat16,
-        }
-    )
+    if train.bfloat16:  # a rewriting of graphs; another one would change the order of sums (`training.gradient_sums`)
+        tf.config.optimizer.set_experimental_options(
+            {
+                "disable_meta_optimizer": False,
+                "arithmetic_optimization": False,
+                "auto_mixed_precision_onednn_bfloat16": True,
+            }
+        )

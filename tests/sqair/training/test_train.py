@@ -45,11 +45,9 @@ def run_eagerly():
 
 @pytest.fixture
 def compiled():
-    """Not eagerly, for tests that need graphs or take many steps; graphs are not rewritten, as in the command."""
+    """Not eagerly, for tests that need graphs or take many steps."""
     tf.config.run_functions_eagerly(False)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     tf.config.run_functions_eagerly(True)
 
 
