@@ -270,13 +270,13 @@ def peak_memory(*arguments):
 @pytest.fixture(scope="module")
 def many_sequences(tmp_path_factory):
     path = tmp_path_factory.mktemp("many") / "balls.h5"
-    bouncing_balls.write(bouncing_balls.BouncingBalls(n_frames=20, training=0, validation=0, test=1600), path)
+    bouncing_balls.write(bouncing_balls.BouncingBalls(n_frames=20, training=0, validation=0, test=800), path)
     return path
 
 
 @pytest.mark.parametrize("module", ["eval.likelihood", "eval.predict"])
 def test_memory_of_an_evaluation_does_not_grow_with_the_data(many_sequences, tmp_path, module):
-    data, n_frames, few, many = many_sequences, 20, 64, 1600
+    data, n_frames, few, many = many_sequences, 20, 64, 800
     samples = ("--n_samples", 1) if module == "eval.predict" else ()
     run = save_run(tmp_path / "run", k_particles=1)
     frames = many * n_frames * 50 * 50 * 4 / 1e6
