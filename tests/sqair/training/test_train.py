@@ -349,7 +349,7 @@ def test_after_early_stopping_a_run_goes_on_at_another_rate(data, tmp_path):
     assert again.run() == 0 and again.step == 10
     assert f"--continue_from {tmp_path / 'run'} goes on" in (tmp_path / "run" / "train.log").read_text()
     faster = attrs.evolve(still, train=attrs.evolve(still.train, learning_rate=1e-4, train_itr=15))
-    with pytest.raises(UserError, match="a run with learning_rate 1e-30.* in a new --run_dir with --continue_from"):
+    with pytest.raises(UserError, match="a run with learning_rate 1e-30.* in a new --run_dir, with --continue_from"):
         Trainer(faster, str(tmp_path / "run"))
     trainer = Trainer(faster, str(tmp_path / "faster"), continue_from=str(tmp_path / "run"))
     trainer.run()
