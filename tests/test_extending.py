@@ -13,6 +13,8 @@ from sqair.training import rules
 from tests.data_helpers import ROOT
 from tests.train_helpers import newest
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL | re.MULTILINE)
 
 

@@ -218,6 +218,7 @@ def contents(path):
         return {f"{split}/{name}": data[()] for split in file for name, data in file[split].items()}
 
 
+@pytest.mark.slow
 def test_same_seed_same_data_whatever_the_number_of_threads(tmp_path, monkeypatch):
     settings = small(training=510)
     bouncing_balls.write(settings, tmp_path / "a.h5")
@@ -292,6 +293,7 @@ def test_bad_settings_are_one_line(tmp_path, arguments, named):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_name, code", [("SIGTERM", 143), ("SIGINT", 130)])
 def test_interrupted_run_leaves_the_old_file_and_nothing_else(tmp_path, signal_name, code):
     out = tmp_path / "balls.h5"

@@ -781,6 +781,7 @@ def test_a_full_disc_is_one_line_and_leaves_what_was_there(tmp_path):
     assert (tmp_path / "out.h5").read_bytes() == before and sorted(os.listdir(tmp_path)) == ["in.npy", "out.h5"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_videos(tmp_path):
     """Of 108 MB each, those sequences are held that wait to be written, at most 64 MB, and once more as a block."""
     frames = discs(2, 50, 256, 384)[0]

@@ -65,6 +65,7 @@ def test_the_formula_counts_the_graph(masked, relation):
     assert benchmark.flops(config, 2, 4) == pytest.approx(counted, rel=0.02)  # selection, heads of four
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [-30.0, 1.0, 30.0])
 def test_the_formula_counts_what_discovery_computes(bias):
     """The rows of products with the discovery RNN's weights while a pass runs: one slot after the first takes one."""

@@ -13,6 +13,8 @@ from sqair import spatial_transformer
 from tests.data_helpers import run_command
 from tests.eval_helpers import save_run
 
+pytestmark = pytest.mark.slow
+
 S, T, K, BATCH = 6, 4, 3, 4
 
 

@@ -102,7 +102,7 @@ def command(folder, monkeypatch, capsys):
 
 
 # With the recordings that the quick tests look at.
-QUICK = ("cells", "sample_nogen")
+QUICK = ("cells",)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +316,7 @@ def test_another_target_is_applied(copy):
     assert compare_original.load_recording(copy).target == "vimco_textbook"
 
 
+@pytest.mark.slow
 def test_recorded_quantities_we_do_not_know_fail(compared):
     recording, _ = compared("cells")
     gradients = dict(recording.gradients)

@@ -272,6 +272,7 @@ def test_figure_3_of_a_run_as_a_user_asks_for_it(folder, data, tiny_run):
         assert b"python -m eval.figures --run" in gif.info["comment"]
 
 
+@pytest.mark.slow
 def test_an_original_run(folder, data, command):
     original = save_original(folder / "original", (3,))
     out = folder / "original.png"
@@ -279,6 +280,7 @@ def test_an_original_run(folder, data, command):
     assert "SQAIR on balls: 1 sequence of 2 frames" in description(out) and "inferred" in description(out)
 
 
+@pytest.mark.slow
 def test_a_reconstruction_and_a_rollout_begin_alike(data, loaded):
     with Source(data, "test", (SIDE, SIDE, 1), T, 4) as source:
         whole, rollout = (drawing.join(figures.scene_parts_from_run(loaded, source, first, seed=1)) for first in (T, 2))

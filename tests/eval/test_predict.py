@@ -13,6 +13,8 @@ from eval.truth import Source
 from tests.data_helpers import run_command, run_here
 from tests.eval_helpers import assemble, save_run
 
+pytestmark = pytest.mark.slow
+
 S, M, T, N, K, FIRST, BATCH = 20, 2, 4, 3, 3, 2, 16
 SEED = 5
 

@@ -37,6 +37,7 @@ def shared(run_folder, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_best_newest_and_iterations_of_our_run(run_folder):
     steps = {which: loading.load_run(run_folder, which).step for which in ("best", "newest", "20", "100")}
     assert steps == {"best": 20, "newest": 100, "20": 20, "100": 100}
@@ -45,6 +46,7 @@ def test_best_newest_and_iterations_of_our_run(run_folder):
         loading.load_run(run_folder, "7")
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_an_original_run(tmp_path):
     states = {step: make_state(step=step, seed=step) for step in (10, 9, 100)}
     for step, state in states.items():

@@ -62,6 +62,7 @@ def finished(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp_path):
     trainer = Trainer(
         config(
@@ -93,6 +94,7 @@ def test_what_has_been_learnt_is_saved_before_a_new_length_is_compiled(data, tmp
     ]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_do(finished, data):
     before = newest(finished)
     trainer = Trainer(settings_of_finished(data), str(finished))
@@ -133,6 +135,7 @@ def test_training_improves_the_bound(data, tmp_path, compiled):
     assert np.mean(bounds[-10:]) > np.mean(bounds[:10]) + 0.2 * abs(np.mean(bounds[:10]))
 
 
+@pytest.mark.slow
 def test_early_stopping(data, tmp_path):
     # A rate of nearly nothing: the bound does not improve, epochs are 5 steps.
     config_ = tiniest(
@@ -194,6 +197,7 @@ def test_validation_where_the_curriculum_grows_is_of_the_new_length(data, tmp_pa
     assert float(row["iwae"]) == pytest.approx(expected.iwae, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monkeypatch):
     config_ = tiniest(data, train_itr=2, log_at_start=True)
     save = saving.RunCheckpoints.save
@@ -215,6 +219,7 @@ def test_log_at_start_evaluates_once_before_the_first_step(data, tmp_path, monke
     ]
 
 
+@pytest.mark.slow
 def test_air_is_one_frame(data, tmp_path):
     trainer = Trainer(tiniest(data, stage_itr=0, max_seq_len=1, train_itr=2), str(tmp_path / "air"))
     assert trainer.run() == 0
@@ -235,6 +240,7 @@ def test_a_relational_run_starts_from_sqair_with_its_bound(finished, data, tmp_p
         assert "widened" in log and "w_gamma" in log and "left" in log
 
 
+@pytest.mark.slow
 def test_init_from_takes_weights_and_starts_all_else_anew(finished, data, tmp_path):
     source = loading.load_run(finished)
     trainer = Trainer(settings_of_finished(data), str(tmp_path / "run"), init_from=str(finished))
@@ -398,6 +404,7 @@ def test_continue_from_takes_its_options_from_the_run(finished, data):
         options.parse(["--run_dir", "x", "--continue_from", "nowhere"])
 
 
+@pytest.mark.slow
 def test_a_run_that_has_learnt_nothing_does_not_bind_its_folder(data, tmp_path):
     """It stopped before its first checkpoint; once it has one, other flags are refused."""
     folder = tmp_path / "run"
@@ -450,6 +457,7 @@ def test_one_writer_a_folder(data, tmp_path):
         assert "process 999999 on elsewhere" in note  # its holder died: taken over
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over(data, tmp_path):
     config_ = tiniest(data, train_itr=8, eval_on_train=False)
     Trainer(config_, str(tmp_path / "run")).run()
@@ -486,6 +494,7 @@ def test_non_finite_numbers_stop_the_run_before_the_update(data, tmp_path):
     assert trainer.step == 0
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_gradient(data, tmp_path):
     norms = []
     for clip in (0.0, 1e-3):
@@ -588,6 +597,7 @@ def test_shards_by_cores_and_batch(cores, batch_size, shards):
     assert batch_size % shards == 0 and shards <= cores
 
 
+@pytest.mark.slow
 def test_shards_change_nothing_but_rounding(data):
     """Two updates in one piece and in four: weights, loss and reports agree to float precision."""
     results = []
@@ -635,6 +645,7 @@ def batch_rows(folder):
     return [row for row in rows(folder) if row["data"] == "batch"]
 
 
+@pytest.mark.slow
 def test_the_share_of_clipped_updates_is_reported(clipped):
     folder, settings, norms = clipped
     is_clipped = norms > settings.train.clip_norm
@@ -659,6 +670,7 @@ def stopped(clipped, tmp_path_factory):
     return folder, trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [False, True])
 def test_a_run_stopped_between_reports_goes_on_counting(clipped, stopped, tmp_path, older):
     """So does a run of a program that did not count yet; cells of columns that its metrics.csv lacked are empty."""
