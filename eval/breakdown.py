@@ -34,6 +34,11 @@ from sqair.timestep import pick
 _KIND = begins("a file of eval.breakdown", '{\n "breakdown":')
 _FLOOR = 0.011  # standard deviations are softplus(x) + 0.01
 _DISTANCES = (0, 10, 15, 20, 30, np.inf)
+_TAKEN_OF_WHERE = {  # by kind: which of where's numbers (two scales, two shifts) are replaced
+    "position": [False, False, True, True],
+    "scale": [True, True, False, False],
+    "appearance": [False, False, False, False],
+}
 
 
 class Objects(NamedTuple):
@@ -68,9 +73,7 @@ def replace(predicted: Objects, inferred: Objects, kind: str) -> Objects:
     what, where = (np.where(found, same @ getattr(other, name), getattr(own, name)) for name in ("what", "where"))
     if kind == "presence":
         return own._replace(what=what, where=where)
-    taken = {"position": [False, False, True, True], "scale": [True, True, False, False], "appearance": [False] * 4}[
-        kind
-    ]
+    taken = _TAKEN_OF_WHERE[kind]
     return own._replace(what=what if kind == "appearance" else own.what, where=np.where(taken, where, own.where))
 
 

@@ -31,6 +31,14 @@ def run_command(module, *arguments, file_limit=None):
     )
 
 
+def make_test_balls(path, n_sequences, n_frames, *options):
+    """Makes bouncing balls by the command: `n_sequences` of the test split, no other; returns the path."""
+    splits = ("--training", 0, "--validation", 0, "--test", n_sequences)
+    done = run_command("data_gen.bouncing_balls", *splits, "--n_frames", n_frames, *options, "--out", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
 def run_here(module, *arguments, file_limit=None):
     """The same within this process, for short commands: TensorFlow, slow to import, is already loaded."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}

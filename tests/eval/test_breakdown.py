@@ -10,7 +10,7 @@ from eval import breakdown, metrics, predict
 from eval.breakdown import Objects
 from eval.truth import Source
 from sqair import spatial_transformer
-from tests.data_helpers import run_command
+from tests.data_helpers import make_test_balls, run_command
 from tests.eval_helpers import save_run
 
 pytestmark = pytest.mark.slow
@@ -49,30 +49,14 @@ def test_an_empty_slot_has_no_partner():
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     folder = tmp_path_factory.mktemp("breakdown")
-    done = run_command(
-        "data_gen.bouncing_balls",
-        "--n_balls",
-        7,
-        8,
-        "--training",
-        0,
-        "--validation",
-        0,
-        "--test",
-        S,
-        "--n_frames",
-        T,
-        "--out",
-        folder / "balls.h5",
-    )
-    assert done.returncode == 0, done.stderr
+    data = make_test_balls(folder / "balls.h5", S, T, "--n_balls", 7, 8)
     tiny = save_run(folder / "run", relation="in")
     done = run_command(
         "eval.breakdown",
         "--run",
         tiny,
         "--data",
-        folder / "balls.h5",
+        data,
         "--n_frames",
         T,
         "--k_particles",
@@ -83,7 +67,7 @@ def command(tmp_path_factory):
         folder / "breakdown.json",
     )
     assert done.returncode == 0, done.stderr
-    return tiny, folder / "balls.h5", json.loads((folder / "breakdown.json").read_text()), done.stdout
+    return tiny, data, json.loads((folder / "breakdown.json").read_text()), done.stdout
 
 
 def test_the_command_scores_the_canvases_of_the_passes(command):

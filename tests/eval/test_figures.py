@@ -16,7 +16,7 @@ from data_gen.errors import UserError
 from eval import drawing, figures, predict, truth
 from eval.truth import Source
 from sqair.config import Config, to_flags
-from tests.data_helpers import run_command
+from tests.data_helpers import make_test_balls, run_command
 from tests.eval_helpers import save_original, save_run
 
 T, SIDE = 4, 50
@@ -202,12 +202,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(folder):
-    path = folder / "balls.h5"
-    done = run_command(
-        "data_gen.bouncing_balls", "--training", 0, "--validation", 0, "--test", 8, "--n_frames", T, "--out", path
-    )
-    assert done.returncode == 0, done.stderr
-    return path
+    return make_test_balls(folder / "balls.h5", 8, T)
 
 
 @pytest.fixture(scope="module")

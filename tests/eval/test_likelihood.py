@@ -14,7 +14,7 @@ from eval import truth as truth_module
 from eval.predict import generator, infer, noise_seed
 from eval.truth import Source
 from sqair.model import report
-from tests.data_helpers import run_command
+from tests.data_helpers import make_test_balls, run_command
 from tests.eval_helpers import save_original, tiny_model
 
 S, T, K = 12, 3, 3
@@ -23,26 +23,7 @@ S, T, K = 12, 3, 3
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("likelihood") / "balls.h5"
-    done = run_command(
-        "data_gen.bouncing_balls",
-        "--n_balls",
-        2,
-        8,
-        "--training",
-        0,
-        "--validation",
-        0,
-        "--test",
-        S,
-        "--n_frames",
-        T,
-        "--seed",
-        1,
-        "--out",
-        path,
-    )
-    assert done.returncode == 0, done.stderr
-    return path
+    return make_test_balls(path, S, T, "--n_balls", 2, 8, "--seed", 1)
 
 
 @pytest.fixture(scope="module")

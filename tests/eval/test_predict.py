@@ -10,7 +10,7 @@ from data_gen.errors import UserError
 from eval import geometry, predict, truth
 from eval.predictions import MEMBERS, Predictions
 from eval.truth import Source
-from tests.data_helpers import run_command, run_here
+from tests.data_helpers import make_test_balls, run_command, run_here
 from tests.eval_helpers import assemble, save_run
 
 pytestmark = pytest.mark.slow
@@ -27,25 +27,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(folder):
     # Many balls, so that some collide within the few frames.
-    path = folder / "balls.h5"
-    done = run_command(
-        "data_gen.bouncing_balls",
-        "--n_balls",
-        7,
-        8,
-        "--training",
-        0,
-        "--validation",
-        0,
-        "--test",
-        40,
-        "--n_frames",
-        T,
-        "--out",
-        path,
-    )
-    assert done.returncode == 0, done.stderr
-    return path
+    return make_test_balls(folder / "balls.h5", 40, T, "--n_balls", 7, 8)
 
 
 @pytest.fixture(scope="module")
