@@ -6,9 +6,11 @@ The last of T frames is predicted in one pass and inferred in another one with t
 same objects up to the frame before. The prediction is then decoded again with one kind of its latents replaced by the
 inferred ones of the same object (by its id), which shows how many nats that kind costs. Also printed: the share of
 standard deviations at their floor of 0.01, and, if the relation has attention between objects, its mean by distance.
+`--without_relation prior` takes the relation away from an input of a trained model.
 """
 
 from data_gen.console import parse, progress, run_module
+from data_gen.errors import UserError
 from data_gen.files import begins, check_output, fingerprint, output_path, to_json
 from eval.options import Breakdown as Arguments
 
@@ -16,6 +18,7 @@ if __name__ == "__main__":  # --help and wrong options are answered before the i
     run_module("eval.breakdown", lambda: parse(Arguments, "eval.breakdown"))
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -75,6 +78,32 @@ def replace(predicted: Objects, inferred: Objects, kind: str) -> Objects:
         return own._replace(what=what, where=where)
     taken = _TAKEN_OF_WHERE[kind]
     return own._replace(what=what if kind == "appearance" else own.what, where=np.where(taken, where, own.where))
+
+
+def remove_relation(model: SQAIR, inputs: Sequence[str]) -> None:
+    """Sets the weights of the relation's inputs to zero, in place.
+
+    Args:
+      model: with a relation.
+      inputs: of `--relation_inputs`: prior (of propagation), rnn (over the slots), where (the head of positions).
+
+    Raises:
+      UserError: the relation is no input of one of them.
+    """
+    propagate = model.sequence.timestep.propagate
+    layers = {
+        "prior": propagate.prior.rnn.inputs,
+        "rnn": propagate.core.rnn.inputs,
+        "where": propagate.core.where_head.mlp.layers[0],
+    }
+    for name in inputs:
+        if "gamma" not in layers[name].w:
+            given = [place for place, layer in layers.items() if "gamma" in layer.w]
+            raise UserError(
+                f"--without_relation {name}: this run's relation is no input of it; it is one of "
+                f"{', '.join(given) or 'nothing: the run has none'}"
+            )
+        layers[name].w["gamma"].assign(tf.zeros_like(layers[name].w["gamma"]))
 
 
 def _objects(forward: Forward, uniform: tf.Tensor, what: tf.Tensor, where: tf.Tensor) -> Objects:
@@ -205,9 +234,10 @@ def text(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     names = list(figures["loss"]["predicted"])
     titles = {"data_ll": "log p(x|z)", "relational_ll": "relational"}
+    removed = " and ".join(figures["without_relation"])
     lines = [
         f"Last of {figures['n_frames']} frames, {figures['n_sequences']:,} sequences of {figures['split']}; nats "
-        "per frame",
+        f"per frame{removed and f'; the relation is taken away from {removed}'}",
         "",
         "| the last frame's objects | " + " | ".join(titles[name] for name in names) + " |",
         "|---|" + "---|" * len(names),
@@ -233,6 +263,7 @@ def main() -> None:
     if arguments.out:
         check_output(arguments.out, _KIND, (arguments.data,))
     loaded = load(arguments.run, arguments.checkpoint, arguments.k_particles, arguments.n_slots)
+    remove_relation(loaded.model, arguments.without_relation)
     with (
         Source(
             arguments.data, arguments.split, loaded.model.config.image_size, arguments.n_frames, arguments.n_sequences
@@ -242,7 +273,8 @@ def main() -> None:
         for line in source.describe():
             print(line, file=sys.stderr)
         figures = evaluate(loaded.model, source, arguments.batch_size, arguments.seed, advance)
-        figures |= {"n_sequences": source.n_sequences, "n_frames": arguments.n_frames, "split": arguments.split}
+        figures |= {name: getattr(arguments, name) for name in ("n_frames", "split", "without_relation")}
+        figures["n_sequences"] = source.n_sequences
     print(text(figures))
     if arguments.out:
         content = {

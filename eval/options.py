@@ -14,7 +14,7 @@ import tyro
 
 from data_gen.console import parse, within
 from data_gen.errors import UserError
-from sqair.config import NO_RELATION, PRESETS, relation_kinds
+from sqair.config import NO_RELATION, PRESETS, RelationInput, relation_kinds
 
 Paths = tuple[pathlib.Path, ...]
 
@@ -93,6 +93,8 @@ class Breakdown(_OfRunOnData):
     """T: frames per sequence, from the first on."""
     batch_size: int = attrs.field(default=32, validator=within(1, 10_000))
     """Sequences per batch; the noise depends on it."""
+    without_relation: tuple[RelationInput, ...] = ()
+    """Which of its inputs (prior, rnn, where) a trained relation is taken away from: what does the model owe to it?"""
     out: pathlib.Path | None = None
     """JSON file to write the figures to."""
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from data_gen.errors import UserError
 from eval import breakdown, metrics, predict
 from eval.breakdown import Objects
 from eval.truth import Source
 from sqair import spatial_transformer
 from tests.data_helpers import make_test_balls, run_command
-from tests.eval_helpers import save_run
+from tests.eval_helpers import save_run, tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +103,27 @@ def test_deviations_and_attention_are_of_objects(command):
     assert all(row["median"] > 0.01 and 0 <= row["at_floor"] <= 1 for row in figures["deviations"].values())
     assert sum(row[2] for row in figures["attention"]) > 0
     assert all(row[3] is None or 0 < row[3] < 1 for row in figures["attention"])
+
+
+def test_without_its_inputs_a_relation_changes_nothing():
+    """All inputs removed: the outputs are those of another relation's weights; one removed: they are not."""
+    outputs = {}
+    for removed in ((), ("prior",), ("prior", "rnn", "where")):
+        for scale in (1.0, 2.0):
+            model = tiny_model(relation="in")
+            for variable in model.sequence.timestep.relation.trainable_variables:
+                variable.assign(scale * variable)
+            breakdown.remove_relation(model, removed)
+            noise = model.draw_noise([0, 1], T, 2)
+            forward = model(np.random.default_rng(0).random((T, 2, 50, 50), np.float32), noise)
+            outputs[len(removed), scale] = forward.log_weights.numpy()
+    assert not np.array_equal(outputs[1, 1.0], outputs[0, 1.0])
+    assert not np.array_equal(outputs[1, 2.0], outputs[1, 1.0])
+    np.testing.assert_array_equal(outputs[3, 2.0], outputs[3, 1.0])
+
+
+def test_only_a_relation_s_inputs_can_be_removed():
+    with pytest.raises(UserError, match="--without_relation rnn: .* one of prior, where"):
+        breakdown.remove_relation(tiny_model(relation="in", relation_inputs=("prior", "where")), ["rnn"])
+    with pytest.raises(UserError, match="the run has none"):
+        breakdown.remove_relation(tiny_model(), ["prior"])
