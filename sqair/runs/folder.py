@@ -192,7 +192,7 @@ def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
       step: of the weights.
 
     Returns:
-      commit, and whether it had uncommitted changes; minutes, wall-clock time of the steps without evaluations, and
+      commit, and whether it had uncommitted changes; machine; minutes, wall-clock time of the steps without evaluations, and
       processor_minutes, their CPU time on all cores; validation, the last one up to the step: step, length, bounds and
       likelihoods in nats per frame. What the files do not have is left out.
     """
@@ -203,6 +203,8 @@ def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
         told = read_json(versions, "remove it, if the run's versions do not matter")
         if isinstance(told, dict) and re.fullmatch("[0-9a-f]{40}", str(told.get("git_commit"))):
             found |= {"commit": told["git_commit"], "uncommitted_changes": bool(told.get("uncommitted_changes"))}
+        if isinstance(told, dict) and isinstance(told.get("machine"), str):
+            found["machine"] = told["machine"]
     seconds, before = {"seconds_per_step": 0.0, "cpu_seconds_per_step": 0.0}, 0
     for row in _numbers(folder / "resources.csv"):
         if row["step"] <= step and seconds.keys() <= row.keys():

@@ -126,6 +126,8 @@ def _card(config: Config, model: SQAIR, told: Mapping[str, Any]) -> str:
     how = [f"seed {told['seed']}"] + [f"recipe `{told['recipe']}`"] * bool(told["recipe"])
     if "commit" in told:
         how.append(f"commit {told['commit']}" + " and changes on top of it" * told["uncommitted_changes"])
+    if "machine" in told:
+        how.append(f"machine: {told['machine']}")
     return f"""{_CARD_HEAD}\
 tags: [video, object-centric, unsupervised, tracking]
 ---

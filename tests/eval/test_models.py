@@ -43,6 +43,7 @@ def test_a_model_gives_what_its_card_records(folder):
     for said in (
         told["commit"],
         told["data_sha256"],
+        told["machine"],
         f"seed {told['seed']}",
         f"recipe `{told['recipe']}`",
         f"{told['validation']['iwae_per_frame']:.1f}",
@@ -57,7 +58,14 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     made = save_run(folder / "run", relation="in")
     (made / "versions.json").write_text(
-        json.dumps({"git_commit": COMMIT, "uncommitted_changes": True, "train_data_fingerprint": "abc123"})
+        json.dumps(
+            {
+                "git_commit": COMMIT,
+                "uncommitted_changes": True,
+                "train_data_fingerprint": "abc123",
+                "machine": "one fast GPU",
+            }
+        )
     )
     for name, columns, rows in (
         (
@@ -123,7 +131,7 @@ def test_the_card_tells_what_is_known_of_the_run(tiny):
     card = (tiny / "model" / "README.md").read_text()
     for said in (
         "# R-SQAIR (IN)",
-        f"commit {COMMIT} and changes on top of it",
+        f"commit {COMMIT} and changes on top of it, machine: one fast GPU",
         "in 12 minutes (15 of a processor core)",
         "nats per frame: bound (IWAE) 481.2, log p(x|z) 520.5, KL 38.5, count accuracy 0.995",
         f"| balls | 4 | {row['figures']['data_ll_predicted']:.2f} |",
