@@ -6,7 +6,8 @@ The last of T frames is predicted in one pass and inferred in another one with t
 same objects up to the frame before. The prediction is then decoded again with one kind of its latents replaced by the
 inferred ones of the same object (by its id), which shows how many nats that kind costs. Also printed: the share of
 standard deviations at their floor of 0.01, and, if the relation has attention between objects, its mean by distance.
-`--without_relation prior` takes the relation away from an input of a trained model.
+`--without_relation prior` takes the relation away from an input of a trained model, and `--exchange_others` relates
+every object to those of another sequence: what does the model owe to the relation, and to the objects there are?
 """
 
 from data_gen.console import parse, progress, run_module
@@ -19,7 +20,7 @@ if __name__ == "__main__":  # --help and wrong options are answered before the i
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import attrs
 import numpy as np
@@ -28,6 +29,7 @@ import tensorflow as tf
 from eval import geometry, metrics
 from eval.predict import generator, infer, load, noise_seed
 from eval.truth import Source, Truth
+from relational.relation import Relation, Relations
 from sqair import spatial_transformer
 from sqair.model import SQAIR, Forward, resample
 from sqair.runs.folder import versions
@@ -104,6 +106,44 @@ def remove_relation(model: SQAIR, inputs: Sequence[str]) -> None:
                 f"{', '.join(given) or 'nothing: the run has none'}"
             )
         layers[name].w["gamma"].assign(tf.zeros_like(layers[name].w["gamma"]))
+
+
+class ExchangedOthers:
+    """A relation, with the other objects of another sequence in place of an object's own neighbours.
+
+    Object i of particle p is related to the objects j != i of particle p - K, which belongs to the sequence before in
+    the batch. If that changes no prediction, the model makes nothing of which other objects there are.
+    """
+
+    def __init__(self, relation: Relation, k_particles: int):
+        """Args: relation: to ask. k_particles: K.
+
+        Raises:
+          UserError: the relation has one gamma or one memory for all objects of a particle.
+        """
+        if relation.one_gamma or (relation.memory_size and not relation.memory_follows_objects):
+            raise UserError(
+                "--exchange_others: this run's relation has one gamma or memory for all objects; expected a run of "
+                "IN or rmc_slots"
+            )
+        self.relation, self.k_particles = relation, k_particles
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.relation, name)
+
+    def __call__(self, states: tf.Tensor, presence: tf.Tensor, memory: tf.Tensor) -> Relations:
+        """See `Relation`; the attention is that between the sequence's own objects."""
+        own = states, presence[..., None], memory
+        other = [tf.roll(x, self.k_particles, 0) for x in own]
+        found = []
+        for mine in tf.unstack(tf.eye(states.shape[1])[..., None]):
+            mixed = [mine * x + (1.0 - mine) * y for x, y in zip(own, other)]
+            found.append(self.relation(mixed[0], mixed[1][..., 0], mixed[2]))
+        return Relations(
+            gamma=tf.stack([x.gamma[:, i] for i, x in enumerate(found)], 1),
+            memory=tf.stack([x.memory[:, i] for i, x in enumerate(found)], 1),
+            attention=self.relation(states, presence, memory).attention,
+        )
 
 
 def _objects(forward: Forward, uniform: tf.Tensor, what: tf.Tensor, where: tf.Tensor) -> Objects:
@@ -237,7 +277,9 @@ def text(figures: dict[str, Any]) -> str:
     removed = " and ".join(figures["without_relation"])
     lines = [
         f"Last of {figures['n_frames']} frames, {figures['n_sequences']:,} sequences of {figures['split']}; nats "
-        f"per frame{removed and f'; the relation is taken away from {removed}'}",
+        f"per frame{removed and f'; the relation is taken away from {removed}'}"
+        + "; every object is related to those of another sequence"
+        * figures["exchange_others"],
         "",
         "| the last frame's objects | " + " | ".join(titles[name] for name in names) + " |",
         "|---|" + "---|" * len(names),
@@ -264,6 +306,11 @@ def main() -> None:
         check_output(arguments.out, _KIND, (arguments.data,))
     loaded = load(arguments.run, arguments.checkpoint, arguments.k_particles, arguments.n_slots)
     remove_relation(loaded.model, arguments.without_relation)
+    if arguments.exchange_others:
+        step = loaded.model.sequence.timestep
+        if step.relation is None:
+            raise UserError(f"--exchange_others: {arguments.run} has no relation")
+        step.relation = cast(Relation, ExchangedOthers(step.relation, arguments.k_particles))
     with (
         Source(
             arguments.data, arguments.split, loaded.model.config.image_size, arguments.n_frames, arguments.n_sequences
@@ -273,7 +320,9 @@ def main() -> None:
         for line in source.describe():
             print(line, file=sys.stderr)
         figures = evaluate(loaded.model, source, arguments.batch_size, arguments.seed, advance)
-        figures |= {name: getattr(arguments, name) for name in ("n_frames", "split", "without_relation")}
+        figures |= {
+            name: getattr(arguments, name) for name in ("n_frames", "split", "without_relation", "exchange_others")
+        }
         figures["n_sequences"] = source.n_sequences
     print(text(figures))
     if arguments.out:

@@ -95,6 +95,9 @@ class Breakdown(_OfRunOnData):
     """Sequences per batch; the noise depends on it."""
     without_relation: tuple[RelationInput, ...] = ()
     """Which of its inputs (prior, rnn, where) a trained relation is taken away from: what does the model owe to it?"""
+    exchange_others: bool = False
+    """Relate every object to those of another sequence: what does the model owe to the objects there are? For relations
+    with a gamma and a memory for each object (in, rmc_slots)."""
     out: pathlib.Path | None = None
     """JSON file to write the figures to."""
 

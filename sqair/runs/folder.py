@@ -192,9 +192,9 @@ def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
       step: of the weights.
 
     Returns:
-      commit, and whether it had uncommitted changes; machine; minutes, wall-clock time of the steps without evaluations, and
-      processor_minutes, their CPU time on all cores; validation, the last one up to the step: step, length, bounds and
-      likelihoods in nats per frame. What the files do not have is left out.
+      commit, and whether it had uncommitted changes; machine; minutes, wall-clock time of the steps without
+      evaluations, and processor_minutes, their CPU time on all cores; validation, the last one up to the step: step,
+      length, bounds and likelihoods in nats per frame. What the files do not have is left out.
     """
     folder = pathlib.Path(folder)
     found: dict[str, Any] = {}

@@ -127,3 +127,32 @@ def test_only_a_relation_s_inputs_can_be_removed():
         breakdown.remove_relation(tiny_model(relation="in", relation_inputs=("prior", "where")), ["rnn"])
     with pytest.raises(UserError, match="the run has none"):
         breakdown.remove_relation(tiny_model(), ["prior"])
+
+
+@pytest.mark.parametrize("kind", ["in", "rmc_slots"])
+def test_an_exchanged_object_is_related_to_another_sequence_s(kind):
+    """Object 0 of the second sequence depends on itself and on objects 1 and 2 of the first, not on its own 1 and 2."""
+    relation = tiny_model(relation=kind).sequence.timestep.relation
+    exchanged = breakdown.ExchangedOthers(relation, 1)
+    n, size = 3, tiny_model().config.n_what + 6
+    states = tf.constant(np.random.default_rng(0).normal(size=(2, n, size)), tf.float32)
+    ones, memory = tf.ones([2, n]), relation.initial_memory(2, n)
+
+    def gamma(states):
+        return exchanged(states, ones, memory).gamma[1, 0].numpy()
+
+    def changed(sequence, slot):
+        index = [[sequence, slot]]
+        return gamma(tf.tensor_scatter_nd_add(states, index, tf.ones([1, size])))
+
+    np.testing.assert_array_equal(changed(1, 1), gamma(states))
+    np.testing.assert_array_equal(changed(0, 0), gamma(states))
+    assert np.abs(changed(1, 0) - gamma(states)).max() > 1e-3
+    assert np.abs(changed(0, 1) - gamma(states)).max() > 1e-6
+    mixed = tf.concat([states[1:, :1], states[:1, 1:]], 1)
+    np.testing.assert_allclose(relation(mixed, ones[:1], memory[:1]).gamma[0, 0], gamma(states), rtol=1e-5, atol=1e-6)
+
+
+def test_objects_with_a_common_memory_cannot_be_exchanged():
+    with pytest.raises(UserError, match="--exchange_others: .* IN or rmc_slots"):
+        breakdown.ExchangedOthers(tiny_model(relation="rmc").sequence.timestep.relation, 1)
