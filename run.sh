@@ -165,7 +165,7 @@ demo() {
   [ "${SCALE:-}" != small ] || { steps=2 sequences=64; }
   local four=$results/4_balls.h5 many=$results/6_to_8_balls.h5 training=$results/training.h5
   model=$(shipped rsqair_rmc rsqair_in sqair_balls)
-  wide=$(shipped sqair_balls rsqair_in rsqair_rmc)      # an IN trained on 4 balls predicts 8 badly (docs/results.md)
+  wide=$(shipped rsqair_rmc_slots sqair_balls rsqair_in rsqair_rmc)      # IN predicts 8 badly (docs/results.md)
   [ "$wide" != "$home/models/rsqair_rmc" ] || slots=4      # its weights fix the number that it was trained with
   mkdir -p "$results"
   # No other data set has this seed: no model has seen these balls.
