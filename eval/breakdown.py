@@ -100,10 +100,10 @@ def remove_relation(model: SQAIR, inputs: Sequence[str]) -> None:
     }
     for name in inputs:
         if "gamma" not in layers[name].w:
-            given = [place for place, layer in layers.items() if "gamma" in layer.w]
+            given = ", ".join(place for place, layer in layers.items() if "gamma" in layer.w)
             raise UserError(
-                f"--without_relation {name}: this run's relation is no input of it; it is one of "
-                f"{', '.join(given) or 'nothing: the run has none'}"
+                f"--without_relation {name}: "
+                + (f"this run's relation is no input of it; it is one of {given}" if given else "the run has none")
             )
         layers[name].w["gamma"].assign(tf.zeros_like(layers[name].w["gamma"]))
 
@@ -112,7 +112,7 @@ class ExchangedOthers:
     """A relation, with the other objects of another sequence in place of an object's own neighbours.
 
     Object i of particle p is related to the objects j != i of particle p - K, which belongs to the sequence before in
-    the batch. If that changes no prediction, the model makes nothing of which other objects there are.
+    the batch, or is its last. If that changes no prediction, the model makes nothing of which other objects there are.
     """
 
     def __init__(self, relation: Relation, k_particles: int):
@@ -274,12 +274,14 @@ def text(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     names = list(figures["loss"]["predicted"])
     titles = {"data_ll": "log p(x|z)", "relational_ll": "relational"}
-    removed = " and ".join(figures["without_relation"])
+    head = [f"Last of {figures['n_frames']} frames, {figures['n_sequences']:,} sequences of {figures['split']}"]
+    head.append("nats per frame")
+    if figures["without_relation"]:
+        head.append(f"the relation is taken away from {' and '.join(figures['without_relation'])}")
+    if figures["exchange_others"]:
+        head.append("every object is related to those of another sequence")
     lines = [
-        f"Last of {figures['n_frames']} frames, {figures['n_sequences']:,} sequences of {figures['split']}; nats "
-        f"per frame{removed and f'; the relation is taken away from {removed}'}"
-        + "; every object is related to those of another sequence"
-        * figures["exchange_others"],
+        "; ".join(head),
         "",
         "| the last frame's objects | " + " | ".join(titles[name] for name in names) + " |",
         "|---|" + "---|" * len(names),
@@ -319,6 +321,12 @@ def main() -> None:
     ):
         for line in source.describe():
             print(line, file=sys.stderr)
+        in_last_batch = (source.n_sequences - 1) % arguments.batch_size + 1
+        if arguments.exchange_others and in_last_batch == 1:  # it is filled with copies: there is no other sequence
+            raise UserError(
+                f"--exchange_others: a batch of one sequence is left ({source.n_sequences:,} sequences, --batch_size "
+                f"{arguments.batch_size}); choose another --batch_size or --n_sequences"
+            )
         figures = evaluate(loaded.model, source, arguments.batch_size, arguments.seed, advance)
         figures |= {
             name: getattr(arguments, name) for name in ("n_frames", "split", "without_relation", "exchange_others")

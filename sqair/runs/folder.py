@@ -201,9 +201,10 @@ def facts(folder: str | os.PathLike, step: int) -> dict[str, Any]:
     versions = folder / "versions.json"
     if versions.exists():
         told = read_json(versions, "remove it, if the run's versions do not matter")
-        if isinstance(told, dict) and re.fullmatch("[0-9a-f]{40}", str(told.get("git_commit"))):
+        told = told if isinstance(told, dict) else {}
+        if re.fullmatch("[0-9a-f]{40}", str(told.get("git_commit"))):
             found |= {"commit": told["git_commit"], "uncommitted_changes": bool(told.get("uncommitted_changes"))}
-        if isinstance(told, dict) and isinstance(told.get("machine"), str):
+        if isinstance(told.get("machine"), str):
             found["machine"] = told["machine"]
     seconds, before = {"seconds_per_step": 0.0, "cpu_seconds_per_step": 0.0}, 0
     for row in _numbers(folder / "resources.csv"):

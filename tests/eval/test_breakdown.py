@@ -11,7 +11,7 @@ from eval import breakdown, metrics, predict
 from eval.breakdown import Objects
 from eval.truth import Source
 from sqair import spatial_transformer
-from tests.data_helpers import make_test_balls, run_command
+from tests.data_helpers import make_test_balls, run_command, run_here
 from tests.eval_helpers import save_run, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -156,3 +156,15 @@ def test_an_exchanged_object_is_related_to_another_sequence_s(kind):
 def test_objects_with_a_common_memory_cannot_be_exchanged():
     with pytest.raises(UserError, match="--exchange_others: .* IN or rmc_slots"):
         breakdown.ExchangedOthers(tiny_model(relation="rmc").sequence.timestep.relation, 1)
+
+
+def test_the_command_exchanges_objects_and_says_so(command, tmp_path):
+    (run, data, written, _), out = command, tmp_path / "exchanged.json"
+    options = ("--run", run, "--data", data, "--n_frames", T, "--k_particles", K, "--exchange_others", "--batch_size")
+    done = run_here("eval.breakdown", *options, BATCH, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "; every object is related to those of another sequence" in done.stdout.splitlines()[0]
+    exchanged = json.loads(out.read_text())["breakdown"]
+    assert exchanged["loss"]["predicted"]["data_ll"] != written["breakdown"]["loss"]["predicted"]["data_ll"]
+    done = run_here("eval.breakdown", *options, S - 1)
+    assert done.returncode == 1 and "--exchange_others: a batch of one sequence is left" in done.stderr
