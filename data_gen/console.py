@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import re
@@ -83,8 +84,13 @@ def run_module(module: str, read: Callable[[], Any]) -> None:
         # TensorFlow imports Keras, which imports scikit-learn: a third of its own import. Nothing here uses it, and
         # TensorFlow Probability imports tf_keras anyway, so TensorFlow is told to use that.
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+        # Hardly anything that imports make is garbage, but Python's collector looks through all of it, again and again:
+        # a fifth of the time of importing TensorFlow, and of tracing its graphs afterwards.
+        gc.disable()
         with without_notices():
             found = importlib.import_module(module)
+        gc.freeze()
+        gc.enable()
         return found.main()
 
     run_cli(main)

@@ -19,7 +19,7 @@ class SequentialAIR(snt.Module):
 
     The timestep is a separate compiled function, one each for a first, an inferred and a predicted frame: a graph of
     ten frames then takes no longer to trace or to compile than one of three, and a longer sequence compiles nothing
-    new. More than `UNROLLED` frames are computed by a loop in the graph, whose size does not depend on their number.
+    new. It is not inlined into the graph that calls it: its operations are prepared once, not once per frame. More than `UNROLLED` frames are computed by a loop in the graph, whose size does not depend on their number.
     """
 
     UNROLLED = Decoder.UNROLLED
@@ -32,7 +32,10 @@ class SequentialAIR(snt.Module):
         self.all_slots = all_slots or xla
         self.timestep = SQAIRTimestep(config, name="timestep")
         self._step = tf.function(
-            lambda *args, **kinds: self.timestep(*args, **kinds), jit_compile=xla or None, autograph=False
+            lambda *args, **kinds: self.timestep(*args, **kinds),
+            jit_compile=xla or None,
+            autograph=False,
+            experimental_attributes={"_noinline": True},
         )
 
     @property

@@ -6,7 +6,7 @@ both. TensorFlow computes side by side what does not depend on each other; losse
 are averaged. Only the rounding differs from a batch in one piece.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -38,13 +38,29 @@ def n_shards(train: TrainConfig) -> int:
     return 1 if one_piece else default_shards(n_cores(), train.batch_size)
 
 
-def split_batch(obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int) -> list[tuple]:
-    """A batch in equal parts: (obs, counts, noise), with axes as in `train_step`."""
-    parts = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
-    noises = [tf.nest.pack_sequence_as(noise, part) for part in parts]
-    return list(zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noises))
+def mean_of_shards(
+    function: Callable[..., Any], obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int
+) -> Any:
+    """The mean of a function's results for the parts of a batch.
 
+    The parts do not depend on each other, so TensorFlow computes them side by side. In a graph they call one function,
+    which is traced once for all of them.
 
-def average(records: Sequence[Any]) -> Any:
-    """The mean of records of tensors, field by field; a single one as it is."""
-    return tf.nest.map_structure(lambda *xs: tf.add_n(xs) / len(xs), *records) if len(records) > 1 else records[0]
+    Args:
+      function: (obs, counts, noise) -> a record of tensors, all of them means over the batch.
+      obs, counts, noise: of the whole batch, with axes as in `train_step`.
+      n_parts: equal parts.
+
+    Returns:
+      The record.
+    """
+    if n_parts == 1:
+        return function(obs, counts, noise)
+    if not tf.executing_eagerly():
+        function = tf.function(function, autograph=False)
+    noises = zip(*(tf.split(x, n_parts, 2) for x in tf.nest.flatten(noise)))
+    results = [
+        function(obs_part, counts_part, tf.nest.pack_sequence_as(noise, noise_part))
+        for obs_part, counts_part, noise_part in zip(tf.split(obs, n_parts, 1), tf.split(counts, n_parts, 1), noises)
+    ]
+    return tf.nest.map_structure(lambda *xs: tf.add_n(xs) / n_parts, *results)

@@ -11,7 +11,7 @@ from sqair.model import SQAIR, Report, report
 from sqair.noise import Noise
 from sqair.training import replicas
 from sqair.training.optimizers import Optimizer
-from sqair.training.shards import average, n_shards, split_batch
+from sqair.training.shards import mean_of_shards, n_shards
 
 
 class StepResult(NamedTuple):
@@ -34,8 +34,6 @@ def train_step(
 ) -> StepResult:
     """One update. If the loss or a gradient is not finite, nothing is updated and `finite` is false.
 
-    The shards of a batch do not depend on each other, so TensorFlow computes them side by side.
-
     Args:
       model, optimizer: what to update.
       obs: [T, B, H, W] or [T, B, H, W, C]; counts: int32 [T, B]; noise: `Noise`, [T, N, P, d]; all of them this
@@ -55,8 +53,7 @@ def train_step(
             loss = model.loss(forward, train.target, train.l2)
         return loss, tape.gradient(loss, variables, unconnected_gradients="zero"), report(forward, counts)
 
-    shards = [derive(*shard) for shard in split_batch(obs, counts, noise, n_shards(train))]
-    loss, gradients, summary = replicas.mean(average(shards))
+    loss, gradients, summary = replicas.mean(mean_of_shards(derive, obs, counts, noise, n_shards(train)))
     norm = tf.linalg.global_norm(gradients)
     finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
     if train.clip_norm:
@@ -87,8 +84,8 @@ def compile_eval_step(model: SQAIR, train: TrainConfig) -> Callable[..., Report]
     def step_function(obs, counts, seed):
         noise = replicas.share(model.draw_noise(seed, obs.shape[0], obs.shape[1]), axis=2)
         obs, counts = replicas.share((obs, counts), axis=1)
-        shards = split_batch(obs, counts, noise, n_shards(train))
-        return replicas.mean(average([report(model(o, n), c) for o, c, n in shards]))
+        reported = mean_of_shards(lambda o, c, n: report(model(o, n), c), obs, counts, noise, n_shards(train))
+        return replicas.mean(reported)
 
     return replicas.compiled(step_function)
 
