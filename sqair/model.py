@@ -78,19 +78,28 @@ class Forward(NamedTuple):
 class SQAIR(snt.Module):
     """The model: SQAIR without a relation, R-SQAIR with one."""
 
-    def __init__(self, config: ModelConfig, xla: bool = False, all_slots: bool = False, name: str = "sqair"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        xla: bool = False,
+        all_slots: bool = False,
+        in_shards: bool = False,
+        name: str = "sqair",
+    ):
         """Creates all variables; set TensorFlow's seed before it.
 
         Args:
           config: of the model.
           xla: compile the frames by XLA: quicker steps after a slower start.
           all_slots: compute absent slots too, which only takes longer.
+          in_shards: start sooner, but leave the threads of one call less to do side by side: for a model that is called
+            for several parts of a batch, each on a thread of its own.
           name: module name.
         """
         super().__init__(name=name)
         self.config = config
         height, width, channels = config.image_size
-        self.sequence = SequentialAIR(config, xla, all_slots, name="sequence")
+        self.sequence = SequentialAIR(config, xla, all_slots, in_shards, name="sequence")
         self.decoder = Decoder(
             (height, width, channels),
             (config.glimpse_size, config.glimpse_size, channels),

@@ -19,13 +19,23 @@ class SequentialAIR(snt.Module):
 
     The timestep is a separate compiled function, one each for a first, an inferred and a predicted frame: a graph of
     ten frames then takes no longer to trace or to compile than one of three, and a longer sequence compiles nothing
-    new. It is not inlined into the graph that calls it: its operations are prepared once, not once per frame. More than `UNROLLED` frames are computed by a loop in the graph, whose size does not depend on their number.
+    new. In shards it is not inlined where it is called either, so that its operations are prepared once, not once per
+    frame and shard. More than `UNROLLED` frames are computed by a loop in the graph, whose size does not depend on
+    their number.
     """
 
     UNROLLED = Decoder.UNROLLED
 
-    def __init__(self, config: ModelConfig, xla: bool = False, all_slots: bool = False, name: str | None = None):
-        """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots too, as with xla."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        xla: bool = False,
+        all_slots: bool = False,
+        in_shards: bool = False,
+        name: str | None = None,
+    ):
+        """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots too, as with xla.
+        in_shards: see `SQAIR`. name: module name."""
         super().__init__(name=name)
         self.channels = config.image_size[2]
         self.n_particles = config.k_particles
@@ -35,7 +45,7 @@ class SequentialAIR(snt.Module):
             lambda *args, **kinds: self.timestep(*args, **kinds),
             jit_compile=xla or None,
             autograph=False,
-            experimental_attributes={"_noinline": True},
+            experimental_attributes={"_noinline": True} if in_shards else None,
         )
 
     @property

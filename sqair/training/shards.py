@@ -38,9 +38,7 @@ def n_shards(train: TrainConfig) -> int:
     return 1 if one_piece else default_shards(n_cores(), train.batch_size)
 
 
-def mean_of_shards(
-    function: Callable[..., Any], obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int
-) -> Any:
+def mean_of_shards(function: Callable[..., Any], obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int) -> Any:
     """The mean of a function's results for the parts of a batch.
 
     The parts do not depend on each other, so TensorFlow computes them side by side. In a graph they call one function,

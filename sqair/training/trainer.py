@@ -83,7 +83,7 @@ class Trainer:
         self._check_data()
         tf.random.set_seed(train.seed)
         with self.replicas.scope():
-            self.model = SQAIR(config.model, train.xla)
+            self.model = SQAIR(config.model, train.xla, in_shards=n_shards(train) > 1)
             self.optimizer = Optimizer(train.opt, self.model.trainable_variables)
             self.train_step = compile_train_step(self.model, self.optimizer, train)
             self.eval_step = compile_eval_step(self.model, train)
