@@ -303,8 +303,8 @@ def test_memory_of_an_evaluation_does_not_grow_with_the_data(many_sequences, tmp
 
 
 def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
-    """The real command on a video of 1,400 frames, whose canvases alone would take 84 MB."""
-    rng, side, n_frames = np.random.default_rng(0), 50, 1400
+    """The real command on a video of 700 frames, whose canvases alone would take 84 MB."""
+    rng, side, n_frames = np.random.default_rng(0), 50, 700
     with h5py.File(tmp_path / "long.h5", "w") as file:
         file.create_dataset(
             "test/features",
@@ -315,7 +315,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
         file.attrs["white"] = 255
     run = save_run(tmp_path / "for_long")
     peaks = []
-    for frames in (200, n_frames):
+    for frames in (100, n_frames):
         out = tmp_path / f"long_{frames}.h5"
         process = subprocess.Popen(
             [
@@ -331,7 +331,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
                 "--n_samples",
                 "1",
                 "--k_particles",
-                "6",
+                "12",
                 "--out",
                 out,
                 "--batch_size",
@@ -345,7 +345,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = status
         assert status == 0, errors
-        assert "compiling the model for 1 x 6 particles, 3 slots ..." in errors
+        assert "compiling the model for 1 x 12 particles, 3 slots ..." in errors
         peaks.append(usage.ru_maxrss / 1024)  # MB
         with Predictions(out) as predictions:
             assert predictions.sizes["T"] == frames
