@@ -85,7 +85,7 @@ def run_module(module: str, read: Callable[[], Any]) -> None:
         # TensorFlow Probability imports tf_keras anyway, so TensorFlow is told to use that.
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
         # Hardly anything that imports make is garbage, but Python's collector looks through all of it, again and again:
-        # a fifth of the time of importing TensorFlow, and of tracing its graphs afterwards.
+        # a tenth of the time of importing TensorFlow, and of tracing its graphs afterwards.
         gc.disable()
         with without_notices():
             found = importlib.import_module(module)

@@ -238,12 +238,11 @@ def mean_image(
     with hdf5.open_split(path, split) as data:
         n_frames = n_frames or data.n_frames
         rows, columns = crop_slices(*data.image_shape[:2], crop)
-        total = np.zeros(())
+        total = np.zeros((), np.float64)
         with progress(data.n_sequences, "mean image") as advance:
             for first in range(0, data.n_sequences, data.block):
                 block = slice(first, min(first + data.block, data.n_sequences))
                 features = data.read(block, n_frames, ["features"])["features"]
-                exact = np.float64 if features.dtype.kind == "f" else np.int64  # quicker for whole numbers
-                total = total + features[:, :, rows, columns].sum((0, 1), exact)
+                total = total + features[:, :, rows, columns].sum((0, 1), np.float64)
                 advance(block.stop - first)
         return data.intensities(total / (data.n_sequences * n_frames))
