@@ -44,7 +44,7 @@ from sqair.runs.loading import fill, load_run
 from sqair.timestep import configured_relation
 from sqair.training.machine import use_machine
 from sqair.training.optimizers import Optimizer
-from sqair.training.shards import n_shards
+from sqair.training.shards import inline_frames
 from sqair.training.step import compile_eval_step, compile_train_step
 
 KIND = begins("a file of eval.benchmark", '{\n "cases":')
@@ -186,7 +186,7 @@ def serve(
     batches = frames_of(config, n_frames, made_up=not trained)
     tf.random.set_seed(0)
     started = time.perf_counter()
-    model = SQAIR(config.model, config.train.xla, all_slots, n_shards(config.train) > 1)
+    model = SQAIR(config.model, config.train.xla, all_slots, inline_frames(config.train))
     if run_:
         fill(model, run_.model)
     optimizer = Optimizer(config.train.opt, model.trainable_variables)

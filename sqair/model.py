@@ -83,7 +83,7 @@ class SQAIR(snt.Module):
         config: ModelConfig,
         xla: bool = False,
         all_slots: bool = False,
-        in_shards: bool = False,
+        inline: bool = True,
         name: str = "sqair",
     ):
         """Creates all variables; set TensorFlow's seed before it.
@@ -92,14 +92,14 @@ class SQAIR(snt.Module):
           config: of the model.
           xla: compile the frames by XLA: quicker steps after a slower start.
           all_slots: compute absent slots too, which only takes longer.
-          in_shards: start sooner, but leave the threads of one call less to do side by side: for a model that is called
-            for several parts of a batch, each on a thread of its own.
+          inline: make the frames' operations part of the graph that calls the model; without, it starts sooner, but
+            leaves several threads less to do side by side (see `training.shards.inline_frames`).
           name: module name.
         """
         super().__init__(name=name)
         self.config = config
         height, width, channels = config.image_size
-        self.sequence = SequentialAIR(config, xla, all_slots, in_shards, name="sequence")
+        self.sequence = SequentialAIR(config, xla, all_slots, inline, name="sequence")
         self.decoder = Decoder(
             (height, width, channels),
             (config.glimpse_size, config.glimpse_size, channels),

@@ -19,9 +19,8 @@ class SequentialAIR(snt.Module):
 
     The timestep is a separate compiled function, one each for a first, an inferred and a predicted frame: a graph of
     ten frames then takes no longer to trace or to compile than one of three, and a longer sequence compiles nothing
-    new. In shards it is not inlined where it is called either, so that its operations are prepared once, not once per
-    frame and shard. More than `UNROLLED` frames are computed by a loop in the graph, whose size does not depend on
-    their number.
+    new. If it is not inlined, TensorFlow prepares its operations once, not once per frame and shard. More than
+    `UNROLLED` frames are computed by a loop in the graph, whose size does not depend on their number.
     """
 
     UNROLLED = Decoder.UNROLLED
@@ -31,11 +30,11 @@ class SequentialAIR(snt.Module):
         config: ModelConfig,
         xla: bool = False,
         all_slots: bool = False,
-        in_shards: bool = False,
+        inline: bool = True,
         name: str | None = None,
     ):
         """Args: config: `ModelConfig`. xla: compile frames by XLA. all_slots: compute absent slots too, as with xla.
-        in_shards: see `SQAIR`. name: module name."""
+        inline: see `SQAIR`. name: module name."""
         super().__init__(name=name)
         self.channels = config.image_size[2]
         self.n_particles = config.k_particles
@@ -45,7 +44,7 @@ class SequentialAIR(snt.Module):
             lambda *args, **kinds: self.timestep(*args, **kinds),
             jit_compile=xla or None,
             autograph=False,
-            experimental_attributes={"_noinline": True} if in_shards else None,
+            experimental_attributes=None if inline else {"_noinline": True},
         )
 
     @property

@@ -38,6 +38,15 @@ def n_shards(train: TrainConfig) -> int:
     return 1 if one_piece else default_shards(n_cores(), train.batch_size)
 
 
+def inline_frames(train: TrainConfig) -> bool:
+    """Whether the frames' functions are inlined into the graph of a step, see `SQAIR`.
+
+    In shards they are not, which starts sooner and costs nothing, as each shard has one thread. In one piece several
+    threads have more to do side by side if they are. The rewriting to --bfloat16 reaches only what is inlined.
+    """
+    return n_shards(train) == 1 or train.bfloat16
+
+
 def mean_of_shards(function: Callable[..., Any], obs: tf.Tensor, counts: tf.Tensor, noise: Noise, n_parts: int) -> Any:
     """The mean of a function's results for the parts of a batch.
 

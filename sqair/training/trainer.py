@@ -40,7 +40,7 @@ from sqair.runs.folder import (
 from sqair.training import health
 from sqair.training import replicas as training_replicas
 from sqair.training.optimizers import Optimizer, Schedule
-from sqair.training.shards import n_shards
+from sqair.training.shards import inline_frames, n_shards
 from sqair.training.step import StepResult, compile_eval_step, compile_train_step, evaluate
 
 ANSWER_SECONDS = 0.2  # between two checks for a signal while a function is compiled
@@ -83,7 +83,7 @@ class Trainer:
         self._check_data()
         tf.random.set_seed(train.seed)
         with self.replicas.scope():
-            self.model = SQAIR(config.model, train.xla, in_shards=n_shards(train) > 1)
+            self.model = SQAIR(config.model, train.xla, inline=inline_frames(train))
             self.optimizer = Optimizer(train.opt, self.model.trainable_variables)
             self.train_step = compile_train_step(self.model, self.optimizer, train)
             self.eval_step = compile_eval_step(self.model, train)

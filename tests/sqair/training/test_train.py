@@ -597,6 +597,14 @@ def test_shards_by_cores_and_batch(cores, batch_size, shards):
     assert batch_size % shards == 0 and shards <= cores
 
 
+@pytest.mark.parametrize(
+    ("flags", "inline"),
+    [(dict(shards=1), True), (dict(shards=2), False), (dict(shards=2, bfloat16=True), True)],
+)
+def test_frames_are_inlined_in_one_piece_and_where_graphs_are_rewritten(flags, inline):
+    assert training_shards.inline_frames(TrainConfig(**flags)) == inline
+
+
 @pytest.mark.slow
 def test_shards_change_nothing_but_rounding(data):
     """Two updates in one piece and in four: weights, loss and reports agree to float precision."""
@@ -604,7 +612,7 @@ def test_shards_change_nothing_but_rounding(data):
     for shards in (1, 4):
         settings = config(data, shards=shards, clip_norm=100.0, l2=1e-3).train
         tf.random.set_seed(0)
-        model = SQAIR(config(data).model)
+        model = SQAIR(config(data).model, inline=training_shards.inline_frames(settings))
         optimizer = Optimizer("rmsprop", model.trainable_variables)
         step = training_step.compile_train_step(model, optimizer, settings)
         evaluate = training_step.compile_eval_step(model, settings)
